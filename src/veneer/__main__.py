@@ -1,0 +1,5 @@
+"""`python -m veneer` is the command `veneer`."""
+
+from veneer.cli.main import run
+
+run()

@@ -1,0 +1,17 @@
+"""What every verb prints with: results to stdout, progress and remarks to stderr, one JSON object last if asked."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+stdout = Console(highlight=False)
+stderr = Console(stderr=True, highlight=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+
+
+def emit_json(result: dict[str, Any]) -> None:
+    """One line of JSON on stdout; it is the last thing a verb prints."""
+    print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -1,0 +1,179 @@
+"""What a method is: a delta on one frozen layer, its settings, and the registry of all of them.
+
+A delta owns its whole life: birth (`__init__`), forward, end (`fold`), and its names on disk (`tensors`, `load_`,
+`to_peft`, `from_peft`). So commands know no methods, and a new method is one new file.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from veneer.errors import AdapterMismatch, ConfigError, NotFoldable, did_you_mean
+from veneer.registry import Registry
+
+V = TypeVar("V")
+
+Role = Literal["in", "out", "square", "scale", "bias", "full"]
+"""What a parameter is to its delta; learning rates, restarts and rank policies read this, never names."""
+
+Kind = Literal["linear", "conv", "embedding"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks over its input; every tuple has one entry per spatial dimension."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+
+
+@dataclass(frozen=True)
+class FrozenLayer:
+    """What a delta may know of the layer it changes.
+
+    The weight is always seen as (O, D), (O, D / groups, *kernel) for a convolution: an embedding of V words and a
+    GPT-2 Conv1D keep their transpose, and whoever builds this turns it.
+    """
+
+    kind: Kind
+    in_features: int
+    """D: inputs; words V for an embedding; input channels for a convolution."""
+    out_features: int
+    """O: outputs; width of an embedding; output channels for a convolution."""
+    weight: Callable[[], Tensor] = field(repr=False)
+    """The frozen weight, dense, float32."""
+    has_bias: bool = False
+    geometry: Geometry | None = None
+    """Only for convolutions."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    embed_scale: float = 1.0
+    """What the embedding multiplies its rows by (Gemma)."""
+    padding_idx: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """Settings of one method; subclasses add typed fields with unit and range below each."""
+
+    method: ClassVar[str]
+
+    def at(self, path: str) -> Self:
+        """These settings as they hold for the module at `path`."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedConfig(MethodConfig):
+    """Settings of methods with a rank and a scale that may differ by layer."""
+
+    rank: int = 8
+    """R, at least 1."""
+    alpha: float = 16.0
+    """The update is multiplied by alpha / rank (no unit)."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Other ranks for modules whose path ends with, or matches, a key; the first that fits counts."""
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    """Other alphas, likewise."""
+
+    def __post_init__(self) -> None:
+        for where, rank in [("rank", self.rank), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())]:
+            if rank < 1:
+                raise ConfigError(f"{self.method}: {where} must be at least 1, got {rank}")
+
+    def at(self, path: str) -> Self:
+        rank = first_match(self.rank_pattern, path, self.rank)
+        alpha = first_match(self.alpha_pattern, path, self.alpha)
+        return replace(self, rank=rank, alpha=alpha, rank_pattern={}, alpha_pattern={})
+
+
+def first_match(pattern: Mapping[str, V], path: str, default: V) -> V:
+    """The value of the first key that matches the end of `path` at a dot, as PEFT reads its patterns."""
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return value
+    return default
+
+
+class Delta(nn.Module, ABC):
+    """A trained change of one frozen layer: `y' = delta(x, y)` where y is the layer's own output."""
+
+    Config: ClassVar[type[MethodConfig]]
+    roles: ClassVar[Mapping[str, Role]]
+    """Every parameter's role; nobody parses names."""
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"linear"})
+    """The layers it can change."""
+
+    @abstractmethod
+    def __init__(self, layer: FrozenLayer, config: Any, rng: torch.Generator) -> None:
+        """Build the delta for `layer` with random numbers from `rng` (CPU); parameters are float32."""
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x, the layer's input, and y, its output (..., O) -> the changed output, in y's dtype."""
+
+    def fold(self, w: Tensor) -> Tensor:
+        """W (O, D, *kernel) float32 -> the one weight that does the same alone.  Raises NotFoldable by name."""
+        raise NotFoldable(f"{type(self).__name__} is not a change of one weight, so it cannot be folded into it")
+
+    def restart_(self, rng: torch.Generator) -> None:
+        """Re-initialize in place after a fold, so that the delta is again no change (ReLoRA, ReMoRA)."""
+        raise NotFoldable(f"{type(self).__name__} cannot be restarted: it has no re-initialization after a fold")
+
+    @classmethod
+    @abstractmethod
+    def n_params(cls, layer: FrozenLayer, config: Any) -> int:
+        """Trainable parameters on `layer`, in closed form."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved: key suffix after the module's path, as PEFT names it -> tensor."""
+
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take saved tensors in place.  Raises AdapterMismatch listing every key or shape that differs."""
+        mine = self.tensors()
+        problems = [f"{k}: in the adapter, not in the model" for k in tensors if k not in mine]
+        for key, want in mine.items():
+            if key not in tensors:
+                problems.append(f"{key}: in the model, not in the adapter")
+            elif tensors[key].shape != want.shape:
+                problems.append(f"{key}: adapter has {tuple(tensors[key].shape)}, model needs {tuple(want.shape)}")
+        if problems:
+            raise AdapterMismatch("\n".join(problems))
+        with torch.no_grad():
+            for key, tensor in mine.items():
+                tensor.copy_(tensors[key])
+
+    @classmethod
+    @abstractmethod
+    def to_peft(cls, config: Any) -> dict[str, Any]:
+        """The method's own fields of adapter_config.json, `peft_type` among them."""
+
+    @classmethod
+    @abstractmethod
+    def from_peft(cls, fields: Mapping[str, Any]) -> MethodConfig | None:
+        """Settings from an adapter_config.json; None if that file describes another method."""
+
+
+METHODS: Registry[type[Delta]] = Registry("method")
+
+
+def config_from(method: str, settings: Mapping[str, Any]) -> MethodConfig:
+    """Typed settings of `method`; raises ConfigError for a field it does not have, with close matches."""
+    config = METHODS[method].Config
+    known = [f.name for f in fields(config)]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(
+                f"method {method} has no setting {key!r}{did_you_mean(key, known)} It has: {', '.join(known)}."
+            )
+    return config(**settings)
