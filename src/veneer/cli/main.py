@@ -1,75 +1,83 @@
 """The command `veneer`: finds the verb's file, runs it, and turns errors into one clear message and an exit status.
 
 Exit status: 0 done, 1 failed or interrupted, 2 wrong usage or input, 3 refused (would not fit, did not verify).
-Results go to stdout, everything else to stderr. A verb is a file in this folder with a function `command`; its
-heavy imports stand inside that function, so that `--help` is quick and torch starts after OpenMP was set up.
+Results go to stdout, everything else to stderr. A verb is a file in this folder with a function `command`, whose
+first docstring line is its summary; its heavy imports stand inside that function, so that `--help` is quick and torch
+starts after OpenMP was set up.
 """
 
 import sys
+from ast import get_docstring, parse
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
-from pkgutil import iter_modules
+from pathlib import Path
 from typing import Any
 
-import click
 import typer
-from typer.core import TyperGroup
 
-from veneer import cli, machine
+from veneer import machine
 from veneer.cli.console import stderr
 from veneer.errors import VeneerError, did_you_mean
 
-NOT_VERBS = {"main", "console"}
+NOT_VERBS = {"__init__", "main", "console"}
 
 
-class Verbs(TyperGroup):
-    """One verb per file of this folder, imported when it is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [m.name.removesuffix("_") for m in iter_modules(cli.__path__) if m.name not in NOT_VERBS]
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command:
-        if name not in self.list_commands(ctx):
-            known = self.list_commands(ctx)
-            hint = did_you_mean(name, known)
-            raise click.UsageError(f"there is no command {name!r}{hint} There are: {', '.join(known)}.")
-        module = import_module(f"veneer.cli.{name}")
-        verb = typer.Typer(add_completion=False, rich_markup_mode=None)
-        verb.command(name, **getattr(module, "SETTINGS", {}))(module.command)
-        return typer.main.get_command(verb)
+def verbs() -> dict[str, Path]:
+    """Every verb and its file; a trailing underscore keeps a verb off a Python keyword or builtin."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return {f.stem.removesuffix("_"): f for f in files if f.stem not in NOT_VERBS}
 
 
-app = typer.Typer(
-    cls=Verbs,
-    add_completion=False,
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Adapt pretrained models on the machine you have: train a thin layer, prove it helped, merge it.",
-)
+def usage() -> str:
+    """The help of `veneer` alone: a line per verb, read from the files without importing them."""
+    width = max(map(len, verbs()), default=0)
+    lines = [f"  {v:<{width}}  {_summary(f)}" for v, f in verbs().items()]
+    head = "Usage: veneer COMMAND [OPTIONS]\n\nAdapt pretrained models on the machine you have.\n\nCommands:\n"
+    return head + "\n".join(lines) + "\n\n`veneer COMMAND --help` shows its options and an example."
 
 
-@app.callback()
-def root() -> None:
-    """Keeps typer from running a lone verb without its name."""
+def _summary(file: Path) -> str:
+    return (get_docstring(parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
-def invoke(arguments: list[str] | None = None) -> int:
-    """Run one command line and return its exit status; nothing but the verb's own output is printed on success."""
+def invoke(arguments: list[str]) -> int:
+    """Run one command line and return its exit status."""
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(import_module("importlib.metadata").version("veneer"))
+        return 0
+    name, *rest = arguments
+    if name not in verbs():
+        complain(f"there is no command {name!r}{did_you_mean(name, verbs())} There are: {', '.join(verbs())}.")
+        return 2
+    module = import_module(f"veneer.cli.{verbs()[name].stem}")
+    verb = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    verb.command(name, **getattr(module, "SETTINGS", {}))(_reporting(module.command))
     try:
-        result: Any = typer.main.get_command(app)(arguments, prog_name="veneer", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.ClickException as error:
-        where = f" See `{error.ctx.command_path} --help`." if isinstance(error, click.UsageError) and error.ctx else ""
-        complain(f"{error.format_message()}{where}")
-        return 2
-    except VeneerError as error:
-        complain(str(error))
-        return error.exit_status
-    except (KeyboardInterrupt, click.Abort):
-        complain("interrupted. Files written so far are whole.")
-        return 1
+        verb(rest, prog_name=f"veneer {name}")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0
+    return 0
+
+
+def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`command`, with our errors and Ctrl-C turned into a message and an exit status."""
+
+    @wraps(command)
+    def run_and_report(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except VeneerError as error:
+            complain(str(error))
+            raise typer.Exit(error.exit_status) from None
+        except KeyboardInterrupt:
+            complain("interrupted. Files written so far are whole.")
+            raise typer.Exit(1) from None
+
+    return run_and_report
 
 
 def complain(message: str) -> None:
@@ -80,4 +88,4 @@ def complain(message: str) -> None:
 def run() -> None:
     """Entry point of the console script: set OpenMP up for this process, then run the verb."""
     machine.prepare_process()
-    sys.exit(invoke())
+    sys.exit(invoke(sys.argv[1:]))
