@@ -1,4 +1,4 @@
-"""What every room's tests share: a tiny made model with a real tokenizer, and the real SmolLM2 for tests marked `model`.
+"""What every room's tests share: a tiny made model with a real tokenizer, and the real SmolLM2 for those marked `model`.
 
 Tests reach no hub: huggingface_hub is set offline for the test process before anything imports it.
 """
