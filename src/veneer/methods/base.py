@@ -138,8 +138,8 @@ class Delta(nn.Module, ABC):
     def tensors(self) -> dict[str, Tensor]:
         """What is saved: key suffix after the module's path, as PEFT names it -> tensor."""
 
-    def load_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take saved tensors in place.  Raises AdapterMismatch listing every key or shape that differs."""
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise AdapterMismatch listing every saved key or shape that differs from this delta's own."""
         mine = self.tensors()
         problems = [f"{k}: in the adapter, not in the model" for k in tensors if k not in mine]
         for key, want in mine.items():
@@ -149,9 +149,13 @@ class Delta(nn.Module, ABC):
                 problems.append(f"{key}: adapter has {tuple(tensors[key].shape)}, model needs {tuple(want.shape)}")
         if problems:
             raise AdapterMismatch("\n".join(problems))
-        with torch.no_grad():
-            for key, tensor in mine.items():
-                tensor.copy_(tensors[key])
+
+    @torch.no_grad()
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take saved tensors in place; raises as `check` does, before anything is changed."""
+        self.check(tensors)
+        for key, tensor in self.tensors().items():
+            tensor.copy_(tensors[key])
 
     @classmethod
     @abstractmethod

@@ -1,0 +1,159 @@
+"""An adapter: all deltas of one training, hung on a model's modules by forward hooks.
+
+The model's modules, names and state dict stay as they were; `detach` leaves it bit-identical.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from veneer.adapters.frozen import frozen_layer
+from veneer.adapters.state import read_into, to_files
+from veneer.adapters.targets import Targeting, choose
+from veneer.disk.adapter_dir import read_adapter, write_adapter
+from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role
+
+
+@dataclass(frozen=True)
+class Named:
+    """One trained parameter with what it is to its delta."""
+
+    path: str
+    """The module it changes."""
+    name: str
+    role: Role
+    parameter: nn.Parameter
+
+
+class Adapter:
+    """The deltas of one training, by module path, on one model."""
+
+    def __init__(
+        self, model: nn.Module, config: MethodConfig, targeting: Targeting, deltas: Mapping[str, Delta], base: str = ""
+    ) -> None:
+        self.model, self.config, self.targeting, self.deltas, self.base = model, config, targeting, dict(deltas), base
+        self._hooks: list[RemovableHandle] = []
+        self._frozen: list[nn.Parameter] = []
+
+    @property
+    def attached(self) -> bool:
+        """Whether the model's outputs are changed by this adapter now."""
+        return bool(self._hooks)
+
+    def attach(self) -> "Adapter":
+        """Hang every delta on its module and freeze the base; does nothing if attached."""
+        if not self.attached:
+            self._frozen = [p for p in self.model.parameters() if p.requires_grad]
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
+            for path, delta in self.deltas.items():
+                self._hooks.append(self.model.get_submodule(path).register_forward_hook(_hook(delta)))
+        return self
+
+    def detach(self) -> "Adapter":
+        """Take every delta off again and restore which parameters of the base are trained."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._hooks, self._frozen = [], []
+        return self
+
+    @contextmanager
+    def detached(self) -> Iterator[nn.Module]:
+        """The base alone for a while, as it was."""
+        was = self.attached
+        self.detach()
+        try:
+            yield self.model
+        finally:
+            if was:
+                self.attach()
+
+    def named(self) -> list[Named]:
+        """Every trained parameter with path, name and role, in the model's order."""
+        return [
+            Named(path, name, delta.roles[name.partition(".")[0]], parameter)
+            for path, delta in self.deltas.items()
+            for name, parameter in delta.named_parameters()
+        ]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every trained parameter."""
+        return [n.parameter for n in self.named()]
+
+    def n_params(self) -> int:
+        """How many numbers are trained."""
+        return sum(p.numel() for p in self.parameters())
+
+    def train(self, mode: bool = True) -> "Adapter":
+        """Turn the deltas' dropout on or off."""
+        for delta in self.deltas.values():
+            delta.train(mode)
+        return self
+
+    def eval(self) -> "Adapter":
+        """Turn the deltas' dropout off."""
+        return self.train(False)
+
+    def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
+        """Write an adapter folder that PEFT loads too; returns its bytes."""
+        return write_adapter(Path(folder), to_files(self, facts or {}))
+
+
+def attach(
+    model: nn.Module,
+    config: MethodConfig,
+    targets: Targeting | str | tuple[str, ...] = "all-linear",
+    *,
+    seed: int = 0,
+    base: str = "",
+) -> Adapter:
+    """Hang new deltas of `config`'s method on `model` and freeze the rest.
+
+    targets    a Targeting, or what its field `targets` takes
+    base       the name by which others find the base model; written into the adapter's folder
+    Raises TargetError before anything is changed if the targets do not fit the model or the method.
+    """
+    targeting = targets if isinstance(targets, Targeting) else Targeting(targets=targets)
+    method = METHODS[config.method]
+    paths = choose(model, targeting, method.kinds, config.method)
+    rng = torch.Generator().manual_seed(seed)
+    deltas = {path: method(layer_at(model, path), config.at(path), rng) for path in paths}
+    return Adapter(model, config, targeting, deltas, base).attach()
+
+
+def load_adapter(
+    model: nn.Module, folder: str | Path, *, allow_other_base: bool = False, allow_no_effect: bool = False
+) -> Adapter:
+    """Read an adapter folder (ours or PEFT's) and attach it.
+
+    Raises AdapterMismatch, with the model unchanged, unless every tensor lands, every target is filled, shapes are
+    equal, the base's fingerprint is the recorded one (or `allow_other_base`), and the adapter changes an output (or
+    `allow_no_effect`).
+    """
+    files = read_adapter(Path(folder))
+    loaded = read_into(model, files, str(folder), allow_other_base=allow_other_base, allow_no_effect=allow_no_effect)
+    base = str(files.config.get("base_model_name_or_path") or "")
+    return Adapter(model, loaded.config, loaded.targeting, loaded.deltas, base).eval().attach()
+
+
+def layer_at(model: nn.Module, path: str) -> FrozenLayer:
+    """The frozen layer at `path`, which targeting has found to be one."""
+    layer = frozen_layer(model.get_submodule(path))
+    assert layer is not None, f"{path} was chosen as a target but is no layer"
+    return layer
+
+
+def _hook(delta: Delta) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+    def change(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        changed: Tensor = delta(inputs[0], output)
+        return changed
+
+    return change

@@ -1,0 +1,65 @@
+"""How a method sees a module of the model: kind, sizes, and the dense weight as (O, D, *kernel)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from veneer.methods.base import FrozenLayer, Geometry
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def frozen_layer(module: nn.Module) -> FrozenLayer | None:
+    """The layer that `module` is, or None if it is none a method can change."""
+    if isinstance(module, nn.Linear):
+        return _layer("linear", module.in_features, module.out_features, module)
+    if isinstance(module, Conv1D):
+        return _layer("linear", module.weight.shape[0], module.weight.shape[1], module)
+    if isinstance(module, nn.Embedding):
+        return _layer("embedding", module.num_embeddings, module.embedding_dim, module)
+    if isinstance(module, CONVS) and not module.transposed:
+        return _layer("conv", module.in_channels, module.out_channels, module)
+    return None
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the module stores its weight as (D, O): GPT-2's Conv1D and embeddings do."""
+    return isinstance(module, Conv1D | nn.Embedding)
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """The module's weight as float32 (O, D, *kernel), whatever its storage."""
+    dense: Callable[[torch.dtype], Tensor] | None = getattr(module, "dense", None)
+    if dense is not None:
+        return dense(torch.float32)
+    weight = module.get_parameter("weight").detach().float()
+    return weight.T if is_transposed(module) else weight
+
+
+def _layer(kind: str, d: int, o: int, module: nn.Module) -> FrozenLayer:
+    weight = module.get_parameter("weight")
+    scale = getattr(module, "embed_scale", getattr(module, "scalar_embed_scale", 1.0)) if kind == "embedding" else 1.0
+    return FrozenLayer(
+        kind=kind,  # type: ignore[arg-type]
+        in_features=d,
+        out_features=o,
+        weight=lambda: dense_weight(module),
+        has_bias=getattr(module, "bias", None) is not None,
+        geometry=_geometry(module) if isinstance(module, CONVS) else None,
+        device=weight.device,
+        embed_scale=float(scale),
+        padding_idx=module.padding_idx if isinstance(module, nn.Embedding) else None,
+    )
+
+
+def _geometry(module: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Geometry:
+    return Geometry(
+        kernel=tuple(module.kernel_size),
+        stride=tuple(module.stride),
+        padding=module.padding if isinstance(module.padding, str) else tuple(module.padding),
+        dilation=tuple(module.dilation),
+        groups=module.groups,
+        padding_mode=module.padding_mode,
+    )

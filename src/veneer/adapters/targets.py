@@ -1,0 +1,110 @@
+"""Which modules get a delta: names by suffix, a regular expression, or `all-linear`; exclusions; a range of layers.
+
+Matching follows PEFT, so that its adapter_config.json means the same here; but a name that matches nothing is an error.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from veneer.adapters.frozen import frozen_layer
+from veneer.errors import TargetError, did_you_mean
+from veneer.methods.base import FrozenLayer, Kind
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targeting:
+    """The choice of modules."""
+
+    targets: str | tuple[str, ...] = ALL_LINEAR
+    """`all-linear` (every linear layer but the output head), a regular expression for whole paths, or path endings."""
+    exclude: str | tuple[str, ...] = ()
+    """Modules to leave out: a regular expression, or path endings."""
+    layers: tuple[int, ...] = ()
+    """Only these block numbers (the first number in a path); empty for all."""
+
+
+def choose(model: nn.Module, targeting: Targeting, kinds: Iterable[Kind], method: str) -> list[str]:
+    """Paths of the chosen modules, in the model's order.
+
+    Raises TargetError when a name matches nothing, when nothing is left, or when `method` cannot change a chosen kind.
+    """
+    every = _layers(model)
+    if targeting.targets != ALL_LINEAR:
+        _refuse_unmatched(model, every, targeting.targets)
+    chosen = matching(model, targeting)
+    if not chosen:
+        raise TargetError(
+            f"targets {targeting.targets!r} with exclude {targeting.exclude!r} and layers {list(targeting.layers)} "
+            f"leave no module of {type(model).__name__}. Its layers end in: {', '.join(_endings(every)) or 'none'}."
+        )
+    allowed = frozenset(kinds)
+    unfit = [f"  {p} is a layer of kind {every[p].kind}" for p in chosen if every[p].kind not in allowed]
+    if unfit:
+        listed = "\n".join(unfit[:8])
+        raise TargetError(f"method {method} changes layers of kind {', '.join(sorted(allowed))} only, but:\n{listed}")
+    return chosen
+
+
+def matching(model: nn.Module, targeting: Targeting) -> list[str]:
+    """Paths of the layers that the targeting names, in the model's order; names that match nothing are passed over."""
+    every = _layers(model)
+    if targeting.targets == ALL_LINEAR:
+        head = output_head(model)
+        named = [p for p, layer in every.items() if layer.kind == "linear" and p != head]
+    else:
+        named = [p for p in every if _matches(p, targeting.targets)]
+    return [p for p in named if not _matches(p, targeting.exclude) and _in_layers(p, targeting.layers)]
+
+
+def _layers(model: nn.Module) -> dict[str, FrozenLayer]:
+    return {path: layer for path, m in model.named_modules() if path and (layer := frozen_layer(m)) is not None}
+
+
+def _endings(paths: Iterable[str]) -> list[str]:
+    return sorted({p.rpartition(".")[2] for p in paths})
+
+
+def output_head(model: nn.Module) -> str | None:
+    """Path of the layer that makes the model's outputs (lm_head, score, classifier), if it has one."""
+    get_head = getattr(model, "get_output_embeddings", None)
+    head = get_head() if get_head is not None else None
+    for path, module in model.named_modules():
+        if (head is not None and module is head) or (head is None and path in ("score", "classifier")):
+            return str(path)
+    return None
+
+
+def _refuse_unmatched(model: nn.Module, every: Iterable[str], targets: str | Sequence[str]) -> None:
+    paths, layers, problems = [path for path, _ in model.named_modules() if path], set(every), []
+    for name in (targets,) if isinstance(targets, str) else targets:
+        found = [p for p in paths if _matches(p, name if isinstance(targets, str) else (name,))]
+        if not found:
+            problems.append(f"  {name!r} matches no module{did_you_mean(name, [*_endings(layers), *layers])}")
+        elif not layers.intersection(found):
+            problems.append(f"  {name!r} matches {found[0]} ({type(model.get_submodule(found[0])).__name__}), no layer")
+    if problems:
+        listed = "\n".join(problems)
+        raise TargetError(
+            f"targets do not fit this model:\n{listed}\nIts layers end in: {', '.join(_endings(layers))}."
+        )
+
+
+def _matches(path: str, names: str | Sequence[str]) -> bool:
+    if isinstance(names, str):
+        try:
+            return bool(names) and re.fullmatch(names, path) is not None
+        except re.error as error:
+            raise TargetError(f"{names!r} is not a regular expression: {error}") from error
+    return any(path == n or path.endswith("." + n) for n in names)
+
+
+def _in_layers(path: str, layers: Sequence[int]) -> bool:
+    if not layers:
+        return True
+    number = re.match(r".*?\.[^.]*\.(\d+)\.", path) or re.match(r"[^.]*\.(\d+)\.", path)
+    return number is not None and int(number[1]) in layers

@@ -1,0 +1,253 @@
+"""LoRA: learn a rank-R update to a frozen weight.
+
+    y' = y + s B A x        A: (R, D)    B: (O, R)    s = alpha / R, or alpha / sqrt(R) when rank-stabilized
+
+Source: Hu et al. 2021, arXiv:2106.09685, eq. 3 and section 4.1; rank-stabilized scale: arXiv:2312.03732.
+Departs from it: A ~ U(-1/sqrt(D), 1/sqrt(D)), as the authors' code does; the paper says Gaussian.
+
+Embedding: y = E[token], so A x is a look-up in A: (R, V), which starts at 0, and B: (O, R) is drawn.
+Convolution: A is a convolution of R channels that walks as the layer does, B a 1x1 one. With groups each group has its
+own R / groups channels, which is what makes the update a change of the one grouped weight.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from veneer.errors import AdapterMismatch, ConfigError, NotFoldable
+from veneer.methods.base import METHODS, Delta, FrozenLayer, Geometry, Kind, RankedConfig, Role
+
+Init = Literal["uniform", "gaussian", "random"]
+_INIT_IN_PEFT: dict[Init, Any] = {"uniform": True, "gaussian": "gaussian", "random": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig(RankedConfig):
+    """Settings of LoRA."""
+
+    method: ClassVar[str] = "lora"
+    dropout: float = 0.0
+    """Share of the delta's inputs set to 0 in training, in [0, 1)."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank."""
+    init: Init = "uniform"
+    """How A starts: uniform or gaussian, both with B = 0; random draws B too, so the delta is not 0 at first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout must be in [0, 1), got {self.dropout}")
+        if self.init not in get_args(Init):
+            raise ConfigError(f"lora.init must be one of {', '.join(get_args(Init))}, got {self.init!r}")
+
+    @property
+    def scale(self) -> float:
+        """s, what the update is multiplied by."""
+        return self.alpha / (sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+@METHODS.add("lora")
+class LoRA(Delta):
+    """The LoRA delta of one layer: parameters a (R, D, *kernel) and b (O, R), or (O, R / groups) in a grouped layer."""
+
+    Config = LoRAConfig
+    roles: ClassVar[Mapping[str, Role]] = {"a": "in", "b": "out"}
+    kinds: ClassVar[frozenset[Kind]] = frozenset({"linear", "conv", "embedding"})
+
+    def __init__(self, layer: FrozenLayer, config: LoRAConfig, rng: torch.Generator) -> None:
+        super().__init__(layer, config, rng)
+        self.kind, self.config, self.scale = layer.kind, config, config.scale
+        self.geometry, self.padding_idx = layer.geometry, layer.padding_idx
+        self.in_features, self.embed_scale = layer.in_features, layer.embed_scale
+        a_shape, b_shape = _shapes(layer, config)
+        self.a = nn.Parameter(torch.empty(a_shape))
+        self.b = nn.Parameter(torch.empty(b_shape))
+        self.dropout = nn.Dropout(config.dropout)
+        self.restart_(rng)
+        self.to(layer.device)
+
+    @torch.no_grad()
+    def restart_(self, rng: torch.Generator) -> None:
+        init = self.config.init
+        drawn, other = (self.b, self.a) if self.kind == "embedding" else (self.a, self.b)
+        if self.kind == "embedding":
+            drawn.copy_(torch.empty(drawn.shape).normal_(generator=rng))
+        elif init == "gaussian":
+            drawn.copy_(torch.empty(drawn.shape).normal_(0.0, 1 / self.config.rank, generator=rng))
+        else:
+            drawn.copy_(_uniform(drawn.shape, prod(drawn.shape[1:]), rng))
+        other.copy_(_uniform(other.shape, self.config.rank, rng) if init == "random" else torch.zeros(other.shape))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Linear: x (..., D), y (..., O).  Convolution: x (B, D, *space).  Embedding: x (...) token ids."""
+        if self.kind == "embedding":
+            h = F.embedding(x, self.a.T, self.padding_idx).to(y.dtype)
+            return _add_product(y, h, self.b, self.scale * self.embed_scale)
+        x = self.dropout(x.to(y.dtype))
+        if self.kind == "conv":
+            return y + self._convolved(x) * self.scale
+        return _add_product(y, F.linear(x, self.a.to(x.dtype)), self.b, self.scale)
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        g = _geometry(self.geometry)
+        conv = _CONV[len(g.kernel)]
+        padding = g.padding
+        if g.padding_mode != "zeros":
+            x, padding = F.pad(x, _pad_widths(g), mode=g.padding_mode), (0,) * len(g.kernel)
+        a_groups = self.in_features // self.a.shape[1]
+        h = conv(x, self.a.to(x.dtype), None, g.stride, padding, g.dilation, a_groups)
+        b = self.b.to(x.dtype).reshape(*self.b.shape, *([1] * len(g.kernel)))
+        out: Tensor = conv(h, b, None, 1, 0, 1, g.groups)
+        return out
+
+    def fold(self, w: Tensor) -> Tensor:
+        if self.kind != "conv":
+            return w + (self.b.float() @ self.a.float()) * self.scale
+        groups = _geometry(self.geometry).groups
+        if self.a.shape[1] != self.in_features // groups:
+            raise NotFoldable(
+                "this lora delta on a grouped convolution mixes channels across groups (as PEFT trains it), "
+                "which no grouped weight can do; keep it as an adapter"
+            )
+        a = self.a.float().reshape(groups, self.a.shape[0] // groups, -1)
+        b = self.b.float().reshape(groups, self.b.shape[0] // groups, -1)
+        return w + torch.bmm(b, a).reshape(w.shape) * self.scale
+
+    @classmethod
+    def n_params(cls, layer: FrozenLayer, config: LoRAConfig) -> int:
+        """R (D + O); with a kernel of K points and g groups R (D K + O) / g."""
+        points, groups = (prod(layer.geometry.kernel), layer.geometry.groups) if layer.geometry else (1, 1)
+        return config.rank * (layer.in_features * points + layer.out_features) // groups
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.kind == "embedding":
+            return {"lora_embedding_A": self.a, "lora_embedding_B": self.b}
+        if self.kind == "linear":
+            return {"lora_A.weight": self.a, "lora_B.weight": self.b}
+        b = self.b.reshape(*self.b.shape, *([1] * (self.a.dim() - 2)))
+        return {"lora_A.weight": self._across_groups(), "lora_B.weight": b}
+
+    @torch.no_grad()
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.kind != "conv":
+            super().load_(tensors)
+            return
+        self.check(tensors)
+        a, own = tensors["lora_A.weight"], _own_group(tensors["lora_A.weight"], _geometry(self.geometry).groups)
+        kept = a if own is None else own
+        self.a = nn.Parameter(kept.to(self.a.device, torch.float32, copy=True))
+        self.b.copy_(tensors["lora_B.weight"].reshape(self.b.shape))
+
+    def _across_groups(self) -> Tensor:
+        """A as PEFT stores it: every channel of every group, zero outside a row's own group."""
+        groups = _geometry(self.geometry).groups
+        if self.a.shape[1] == self.in_features:
+            return self.a
+        rows, width = self.a.shape[0] // groups, self.a.shape[1]
+        full = self.a.new_zeros(self.a.shape[0], self.in_features, *self.a.shape[2:])
+        for g in range(groups):
+            full[g * rows : (g + 1) * rows, g * width : (g + 1) * width] = self.a[g * rows : (g + 1) * rows]
+        return full
+
+    @classmethod
+    def to_peft(cls, config: LoRAConfig) -> dict[str, Any]:
+        return {
+            "peft_type": "LORA",
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "use_rslora": config.rank_stabilized,
+            "init_lora_weights": _INIT_IN_PEFT[config.init],
+            "rank_pattern": dict(config.rank_pattern),
+            "alpha_pattern": dict(config.alpha_pattern),
+            "bias": "none",
+        }
+
+    @classmethod
+    def from_peft(cls, fields: Mapping[str, Any]) -> LoRAConfig | None:
+        if fields.get("peft_type") != "LORA" or any(fields.get(k) for k in ("use_dora", "use_mora", "use_qalora")):
+            return None
+        unsupported = [k for k in _NOT_READ if fields.get(k)] + (
+            ["bias"] if fields.get("bias", "none") != "none" else []
+        )
+        if unsupported:
+            raise AdapterMismatch(f"this LoRA adapter uses {', '.join(unsupported)}, which veneer does not read")
+        given = fields.get("init_lora_weights", True)
+        named: dict[Any, Init] = {v: k for k, v in _INIT_IN_PEFT.items()}
+        init = named.get(given, "uniform")  # how an adapter once started does not matter to its use
+        return LoRAConfig(
+            rank=fields.get("r", 8),
+            alpha=fields.get("lora_alpha", 8),
+            dropout=fields.get("lora_dropout", 0.0),
+            rank_stabilized=fields.get("use_rslora", False),
+            init=init,
+            rank_pattern=fields.get("rank_pattern") or {},
+            alpha_pattern=fields.get("alpha_pattern") or {},
+        )
+
+
+_NOT_READ = (
+    "bias",
+    "modules_to_save",
+    "lora_bias",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "alora_invocation_tokens",
+    "arrow_config",
+)
+_CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int, rng: torch.Generator) -> Tensor:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is Kaiming's with a = sqrt(5)."""
+    return torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=rng)
+
+
+def _add_product(y: Tensor, h: Tensor, b: Tensor, scale: float) -> Tensor:
+    """y (..., O) + scale h (..., R) B^T, in one matrix product."""
+    flat = torch.addmm(y.reshape(-1, y.shape[-1]), h.reshape(-1, h.shape[-1]), b.to(y.dtype).T, alpha=scale)
+    return flat.view(y.shape)
+
+
+def _shapes(layer: FrozenLayer, config: LoRAConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if layer.geometry is None:
+        return (config.rank, layer.in_features), (layer.out_features, config.rank)
+    groups = layer.geometry.groups
+    if config.rank % groups:
+        raise ConfigError(
+            f"lora.rank {config.rank} does not divide by the {groups} groups of a convolution with "
+            f"{layer.in_features} inputs; use a multiple of {groups} for it (rank_pattern), or exclude it"
+        )
+    a = (config.rank, layer.in_features // groups, *layer.geometry.kernel)
+    return a, (layer.out_features, config.rank // groups)
+
+
+def _geometry(geometry: Geometry | None) -> Geometry:
+    assert geometry is not None, "a convolution's delta always has one"
+    return geometry
+
+
+def _pad_widths(g: Geometry) -> list[int]:
+    """Left and right width per dimension, last dimension first, as F.pad wants them."""
+    widths: list[int] = []
+    for i in reversed(range(len(g.kernel))):
+        if isinstance(g.padding, str):
+            total = g.dilation[i] * (g.kernel[i] - 1) if g.padding == "same" else 0
+            widths += [total // 2, total - total // 2]
+        else:
+            widths += [g.padding[i], g.padding[i]]
+    return widths
+
+
+def _own_group(a: Tensor, groups: int) -> Tensor | None:
+    """A (R, D, *kernel) cut to each row's own group, (R, D / groups, *kernel); None if a row reaches beyond it."""
+    rows, width = a.shape[0] // groups, a.shape[1] // groups
+    parts = [a[g * rows : (g + 1) * rows, g * width : (g + 1) * width] for g in range(groups)]
+    own = torch.cat(parts)
+    return own if torch.count_nonzero(own) == torch.count_nonzero(a) else None
