@@ -172,14 +172,14 @@ class LoRA(Delta):
     def from_peft(cls, fields: Mapping[str, Any]) -> LoRAConfig | None:
         if fields.get("peft_type") != "LORA" or any(fields.get(k) for k in ("use_dora", "use_mora", "use_qalora")):
             return None
-        unsupported = [k for k in _NOT_READ if fields.get(k)] + (
-            ["bias"] if fields.get("bias", "none") != "none" else []
-        )
+        unsupported = [k for k in _NOT_READ if fields.get(k) and fields[k] != "none"]
         if unsupported:
             raise AdapterMismatch(f"this LoRA adapter uses {', '.join(unsupported)}, which veneer does not read")
         given = fields.get("init_lora_weights", True)
         named: dict[Any, Init] = {v: k for k, v in _INIT_IN_PEFT.items()}
-        init = named.get(given, "uniform")  # how an adapter once started does not matter to its use
+        init = named.get(
+            given if isinstance(given, bool | str) else True, "uniform"
+        )  # how an adapter once started does not matter to its use
         return LoRAConfig(
             rank=fields.get("r", 8),
             alpha=fields.get("lora_alpha", 8),
