@@ -1,4 +1,4 @@
-"""What every room's tests share: a tiny made model with a real tokenizer, and the real SmolLM2 for those marked `model`.
+"""What the tests of all rooms share: a tiny made model with a real tokenizer, and the real SmolLM2 for `model` tests.
 
 Tests reach no hub: huggingface_hub is set offline for the test process before anything imports it.
 """

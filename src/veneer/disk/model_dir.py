@@ -1,0 +1,97 @@
+"""What makes a folder a model: config.json, whole safetensors weights and a tokenizer; all that is wrong is listed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veneer.disk.tensors import INDEX, SINGLE, open_tensors, weight_files
+from veneer.errors import DiskError, ModelError
+
+TOKENIZERS = [
+    ("tokenizer.json",),
+    ("tokenizer.model",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+    ("spiece.model",),
+]
+"""Each row is one complete way to keep a tokenizer."""
+
+
+@dataclass(frozen=True)
+class ModelDir:
+    """A folder that was found complete."""
+
+    path: Path
+    config: dict[str, Any]
+    weights: list[Path]
+
+
+def open_model_dir(folder: Path, *, tokenizer: bool = True) -> ModelDir:
+    """Check a model folder and read its config; weights are checked by their headers and lengths, not read.
+
+    Raises ModelError that lists everything missing or broken and says what to do.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a model folder was expected")
+    config, problems = _read_config(folder)
+    weights, broken = _check_weights(folder)
+    problems += broken
+    if tokenizer and not any(all((folder / name).exists() for name in way) for way in TOKENIZERS):
+        ways = ", or ".join(" + ".join(way) for way in TOKENIZERS)
+        problems.append(f"no tokenizer: {ways} is needed")
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise ModelError(f"{folder} is no complete model folder:\n{listed}\n{_advice(folder)}")
+    return ModelDir(folder, config, weights)
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    file = folder / "config.json"
+    if not file.exists():
+        return {}, ["config.json is missing"]
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return {}, [f"config.json is not valid JSON: {error}"]
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        return {}, ["config.json has no model_type, so the architecture is unknown"]
+    return config, []
+
+
+def _check_weights(folder: Path) -> tuple[list[Path], list[str]]:
+    try:
+        files = weight_files(folder)
+    except DiskError as error:
+        return [], [str(error)]
+    if not files:
+        return [], [f"no weights: {SINGLE}, or {INDEX} and the shards it names, is needed"]
+    problems = []
+    for file in files:
+        try:
+            open_tensors(file)
+        except DiskError as error:
+            problems.append(str(error).removeprefix(f"{folder}/"))
+    return files, problems or _check_index(folder)
+
+
+def _check_index(folder: Path) -> list[str]:
+    if not (folder / INDEX).exists():
+        return []
+    named = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    try:
+        there = open_tensors(folder)
+    except DiskError as error:
+        return [str(error)]
+    lost = [f"{name} ({file})" for name, file in named.items() if name not in there or there[name].file.name != file]
+    return [f"{len(lost)} tensors of {INDEX} are not in their shards: {', '.join(lost[:5])}"] if lost else []
+
+
+def _advice(folder: Path) -> str:
+    if (folder / "adapter_config.json").exists():
+        return "It holds an adapter: give the model it was trained on, and this folder as --adapter."
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+        return "It holds pickled weights, which can run code when loaded; convert them to safetensors first."
+    if any(folder.glob("*.gguf")):
+        return f"It holds a GGUF file; give that file itself: {next(iter(sorted(folder.glob('*.gguf'))))}"
+    return "Fetch or write the files again."

@@ -1,0 +1,256 @@
+"""Safetensors files, one tensor at a time: listing reads only headers, reading and writing hold one tensor.
+
+A file is 8 bytes of header length, a JSON header (name -> dtype, shape, data_offsets), then the bytes of the tensors
+without gaps (https://github.com/huggingface/safetensors#format). Reading copies into ordinary memory, never mmap: a
+mapped file would count twice in the process's memory while weights are converted, and a file that is overwritten in
+place would change a model in use.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from veneer.disk.atomic import replacing, write_json
+from veneer.errors import DiskError
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST_HEADER = 100_000_000  # bytes; the reference implementation's own limit
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+Spec = tuple[torch.dtype, tuple[int, ...]]
+"""What a tensor will be: its dtype and shape."""
+
+
+def nbytes(spec: Spec) -> int:
+    """Bytes of a dense tensor of this dtype and shape."""
+    return spec[0].itemsize * math.prod(spec[1])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies."""
+
+    file: Path
+    start: int
+    """Bytes from the beginning of the file."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return nbytes((self.dtype, self.shape))
+
+
+class Tensors(Mapping[str, Entry]):
+    """Names to entries, of one file or of all shards, in the order in which they lie on disk."""
+
+    def __init__(self, entries: dict[str, Entry], metadata: dict[str, str]) -> None:
+        self._entries = entries
+        self.metadata = metadata
+
+    def __getitem__(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, in memory of its own.  Raises DiskError if the file ends early."""
+        entry = self._entries[name]
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        with entry.file.open("rb") as file:
+            file.seek(entry.start)
+            got = file.readinto(_bytes_of(tensor)) if entry.nbytes else 0
+        if got != entry.nbytes:
+            raise DiskError(f"{entry.file}: {name!r} has {got} of its {entry.nbytes} bytes; the file is cut short")
+        return tensor
+
+
+def open_tensors(path: Path) -> Tensors:
+    """List the tensors of a .safetensors file or of a model folder (single file, or shards named by an index).
+
+    Reads headers only.  Raises DiskError for a file that is missing, cut short or not safetensors.
+    """
+    files = weight_files(path) if path.is_dir() else [path]
+    entries: dict[str, Entry] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        found, notes = read_header(file)
+        for name in found.keys() & entries.keys():
+            raise DiskError(f"{file}: {name!r} is also in {entries[name].file.name}")
+        entries |= found
+        metadata |= notes
+    return Tensors(entries, metadata)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder, whether or not they exist; [] if it names none."""
+    if (folder / INDEX).exists():
+        try:
+            names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise DiskError(f"{folder / INDEX} is no shard index: {error!r}. Fetch it again.") from error
+        return [folder / name for name in sorted(set(names))]
+    return [folder / SINGLE] if (folder / SINGLE).exists() else []
+
+
+def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Entries and metadata of one safetensors file; the file's length is checked against them."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if size < 8 or length > min(size - 8, LONGEST_HEADER):
+                raise DiskError(f"{file} is cut short or no safetensors file: {size} bytes, header of {length}")
+            header = json.loads(opened.read(length))
+    except ValueError as error:
+        raise DiskError(f"{file} is no safetensors file: its header is not JSON ({error})") from error
+    except FileNotFoundError as error:
+        raise DiskError(f"{file} does not exist") from error
+    try:
+        notes = header.pop("__metadata__", None) or {}
+        return _entries_of(file, header, 8 + length, size), notes
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DiskError(f"{file}: its header describes no tensors ({error!r})") from error
+
+
+def _entries_of(file: Path, header: dict[str, Any], data: int, size: int) -> dict[str, Entry]:
+    entries, end = {}, 0
+    for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if about["dtype"] not in DTYPES:
+            raise DiskError(f"{file}: {name!r} has dtype {about['dtype']}; known are {', '.join(DTYPES)}")
+        start, stop = about["data_offsets"]
+        entry = Entry(file, data + start, DTYPES[about["dtype"]], tuple(about["shape"]))
+        if stop - start != entry.nbytes or start != end:
+            raise DiskError(f"{file}: {name!r} lies at {start}:{stop}, but {end}:{end + entry.nbytes} was expected")
+        entries[name], end = entry, stop
+    if size != data + end:
+        state = "cut short" if size < data + end else "too long"
+        raise DiskError(f"{file} is {state}: {size} bytes, {data + end} expected. Fetch or write it again.")
+    return entries
+
+
+class TensorWriter:
+    """A safetensors file being written: the header is known in advance, each tensor is put in its place as it comes."""
+
+    def __init__(self, file: BinaryIO, specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> None:
+        self._file = file
+        self._specs = dict(specs)
+        self._missing = set(specs)
+        self._starts: dict[str, int] = {}
+        header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+        offset = 0
+        for name in sorted(specs, key=lambda n: (-specs[n][0].itemsize, n)):  # widest first: every tensor is aligned
+            dtype, shape = specs[name]
+            end = offset + nbytes(specs[name])
+            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+            self._starts[name], offset = offset, end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+        self._data = 8 + len(text)
+        file.truncate(self._data + offset)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Put one tensor in its place.  Raises DiskError if it is not as announced, or was written before."""
+        if name not in self._missing:
+            raise DiskError(f"{name!r} was {'written already' if name in self._specs else 'not announced'}")
+        if (tensor.dtype, tuple(tensor.shape)) != self._specs[name]:
+            raise DiskError(f"{name!r} is {tensor.dtype} {tuple(tensor.shape)}, announced was {self._specs[name]}")
+        self._file.seek(self._data + self._starts[name])
+        self._file.write(_bytes_of(tensor.detach().cpu().contiguous()))
+        self._missing.remove(name)
+
+    def finish(self) -> None:
+        """Raises DiskError naming the tensors that never came."""
+        if self._missing:
+            raise DiskError(f"{len(self._missing)} tensors were announced and not written: {sorted(self._missing)[:5]}")
+
+
+@contextmanager
+def writing_tensors(
+    path: Path, specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None
+) -> Iterator[TensorWriter]:
+    """Write one safetensors file; it takes its place when the block ends well and every tensor was written."""
+    with replacing(path) as temporary, temporary.open("r+b") as file:
+        writer = TensorWriter(file, specs, metadata)
+        yield writer
+        writer.finish()
+
+
+def write_model_tensors(
+    folder: Path,
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a model's weights into `folder`: one file, or shards of at most `shard_bytes` and their index.
+
+    `tensors` may come in any order; one is held at a time.  Raises DiskError as `TensorWriter` does.
+    """
+    shards = _split(specs, shard_bytes)
+    files = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    )
+    home = {name: i for i, shard in enumerate(shards) for name in shard}
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(writing_tensors(folder / file, shard, metadata))
+            for file, shard in zip(files, shards, strict=True)
+        ]
+        for name, tensor in tensors:
+            if name not in home:
+                raise DiskError(f"{name!r} was not announced")
+            writers[home[name]].write(name, tensor)
+    if len(shards) > 1:
+        total = sum(nbytes(spec) for spec in specs.values())
+        weight_map = {name: files[i] for name, i in home.items()}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _split(specs: Mapping[str, Spec], most: int) -> list[dict[str, Spec]]:
+    shards: list[dict[str, Spec]] = [{}]
+    used = 0
+    for name, spec in specs.items():
+        if shards[-1] and used + nbytes(spec) > most:
+            shards.append({})
+            used = 0
+        shards[-1][name] = spec
+        used += nbytes(spec)
+    return shards
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)

@@ -1,0 +1,239 @@
+"""Load a pretrained causal model, one tensor at a time: peak memory is the model and one tensor.
+
+The model is built with its parameters on torch's meta device (its buffers, such as the rotary frequencies, are computed
+by its own constructors), then each weight is read, converted, handed to `place` and set. What `place` returns is kept,
+so another room can quantize a weight before the next one is read.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from veneer import machine
+from veneer.disk.model_dir import open_model_dir
+from veneer.disk.tensors import Tensors, open_tensors
+from veneer.errors import ConfigError, ModelError, did_you_mean
+from veneer.models.sources import resolve
+
+__all__ = ["DTYPES", "Loaded", "Place", "compute_dtype", "load_model", "load_tokenizer", "resolve"]
+
+Place = Callable[[str, Tensor], Tensor]
+"""Parameter name and its tensor (on the CPU, already in the compute dtype) -> what the model keeps."""
+
+OLD_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
+"""Buffers that older files hold and today's models compute."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A frozen model, ready for adapters."""
+
+    model: Any
+    """A transformers PreTrainedModel in eval mode; no parameter requires a gradient."""
+    tokenizer: Any
+    name: str
+    """As it was asked for."""
+    path: Path
+    """The local folder it was read from."""
+
+
+def load_model(
+    model: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    place: Place | None = None,
+    device: str | torch.device = "cpu",
+) -> Loaded:
+    """Load `model` (an alias, a hub id, a folder or a .gguf file) with its tokenizer.
+
+    dtype   "auto" (what this machine computes faster in), "float32", "bfloat16", "float16", or a torch dtype
+    place   what becomes of each parameter; by default it is kept as it is
+    Raises ModelError (not found, not complete, tensors missing or unexpected) and ConfigError (unknown dtype).
+    """
+    chosen = compute_dtype(dtype)
+    folder = resolve(model)
+    about = open_model_dir(folder)
+    with _quiet():
+        built = _build(folder, chosen)
+        _fill(built, open_tensors(folder), place or _keep, torch.device(device))
+        _set_generation(built, folder)
+        tokenizer = load_tokenizer(about.path)
+    built.eval().requires_grad_(False)
+    return Loaded(built, tokenizer, str(model), folder)
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """The tokenizer of `model`, as transformers loads it."""
+    from transformers import AutoTokenizer
+
+    folder = resolve(model)
+    with _quiet():
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{folder}: the tokenizer does not load: {error}") from error
+
+
+def compute_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A torch dtype for a recipe's word; "auto" asks the machine.  Raises ConfigError for any other word."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        dtype = machine.compute_dtype()
+    if dtype not in DTYPES:
+        raise ConfigError(f"there is no dtype {dtype!r}{did_you_mean(dtype, DTYPES)} Known: auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def _keep(name: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _build(folder: Path, dtype: torch.dtype) -> Any:
+    """The architecture of `folder`: parameters on the meta device, buffers real, random state untouched."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with _parameters_on_meta(), torch.random.fork_rng(devices=[]):
+            model = _auto_class(config).from_config(config, dtype=dtype)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}/config.json: transformers builds no causal model from it: {error}") from error
+    model.tie_weights()
+    return model
+
+
+def _auto_class(config: Any) -> Any:
+    """AutoModelForCausalLM, or AutoModel where config.json names a model without a head (an encoder)."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    headless: Any = AutoModel._model_mapping.get(type(config), None)
+    if not isinstance(headless, type) or config.architectures != [headless.__name__]:
+        return AutoModelForCausalLM
+    return AutoModel
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Inside, every parameter that a module registers takes no memory."""
+
+    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(to_meta)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _fill(model: Any, tensors: Tensors, place: Place, device: torch.device) -> None:
+    """Set every parameter and persistent buffer of `model` from `tensors`."""
+    slots = dict(model.named_parameters(remove_duplicate=False))
+    shared: dict[int, list[str]] = {}  # parameters that are one object: tied weights
+    for name, parameter in slots.items():
+        shared.setdefault(id(parameter), []).append(name)
+    saved = model.state_dict(keep_vars=True)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
+    home = _match(model, tensors, slots, list(shared.values()), buffers)
+    for group in shared.values():
+        for names in _really_tied(group, home, tensors):
+            dtype = torch.float32 if _stays_float32(model, names[0]) else slots[names[0]].dtype
+            kept = place(names[0], tensors.read(home[names[0]]).to(dtype)).to(device)
+            parameter = nn.Parameter(kept, requires_grad=False)
+            for name in names:
+                _owner(model, name)._parameters[name.rpartition(".")[2]] = parameter
+    for name in buffers.keys() & home.keys():
+        buffers[name].copy_(tensors.read(home[name]))
+    for name, buffer in model.named_buffers():
+        _owner(model, name)._buffers[name.rpartition(".")[2]] = buffer.to(device)
+
+
+def _really_tied(group: list[str], home: dict[str, str], tensors: Tensors) -> list[list[str]]:
+    """Split a group of tied names, one that is in the files first; names whose tensors differ there are not tied."""
+    found = [name for name in group if name in home]
+    absent = [name for name in group if name not in home]
+    if len(found) == 1 or all(torch.equal(tensors.read(home[found[0]]), tensors.read(home[n])) for n in found[1:]):
+        return [found + absent]
+    return [[found[0], *absent], *([name] for name in found[1:])]
+
+
+def _match(
+    model: Any, tensors: Tensors, slots: dict[str, Tensor], groups: list[list[str]], buffers: dict[str, Tensor]
+) -> dict[str, str]:
+    """Parameter or buffer name -> tensor name; the base model's prefix may be there or not.
+
+    Raises ModelError listing every tensor that is missing, left over or of another shape.
+    """
+    prefix = f"{model.base_model_prefix}."
+    home = {}
+    for name in [*slots, *buffers]:
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in tensors:
+                home[name] = candidate
+                break
+    wanted = slots | buffers
+    missing = [
+        f"{group[0]}: needed by the model, not in the files" for group in groups if home.keys().isdisjoint(group)
+    ]
+    ignored = re.compile("|".join([*(model._keys_to_ignore_on_load_unexpected or ()), *OLD_BUFFERS]))
+    left = [n for n in tensors if n not in set(home.values()) and not ignored.search(n)]
+    unexpected = [f"{name}: in the files, unknown to the model" for name in left]
+    misfits = [
+        f"{name}: {tensors[source].shape} in the files, {tuple(wanted[name].shape)} in the model"
+        for name, source in home.items()
+        if tensors[source].shape != tuple(wanted[name].shape)
+    ]
+    if problems := missing + unexpected + misfits:
+        listed = "\n".join(f"  {p}" for p in problems)
+        raise ModelError(
+            f"the weights do not fit {type(model).__name__} as config.json describes it; {len(problems)} differ:\n"
+            f"{listed}\nNothing was loaded. Weights and config.json must come from the same model."
+        )
+    return home
+
+
+def _stays_float32(model: Any, name: str) -> bool:
+    patterns = set(model._keep_in_fp32_modules_strict or ())
+    if model.dtype == torch.float16:
+        patterns |= set(model._keep_in_fp32_modules or ())
+    return any(re.search(rf"(^|\.){re.escape(p)}($|\.)", name) for p in patterns)
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _set_generation(model: Any, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and remarks off stderr, and put its settings back."""
+    from transformers.utils import logging as untyped
+
+    logging: Any = untyped
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
