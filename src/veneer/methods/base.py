@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError, NotFoldable, did_you_mean
@@ -21,7 +22,8 @@ V = TypeVar("V")
 Role = Literal["in", "out", "square", "scale", "bias", "full"]
 """What a parameter is to its delta; learning rates, restarts and rank policies read this, never names."""
 
-Kind = Literal["linear", "conv", "embedding"]
+Kind = Literal["linear", "conv", "embedding", "norm", "module"]
+"""A norm has a bias and no D; a module is a whole block with one input and one output of vectors."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class FrozenLayer:
     weight: Callable[[], Tensor] = field(repr=False)
     """The frozen weight, dense, float32."""
     has_bias: bool = False
+    bias: Callable[[], Tensor] | None = field(default=None, repr=False)
+    """The frozen bias (O,), float32, where the layer has one."""
     geometry: Geometry | None = None
     """Only for convolutions."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -117,6 +121,10 @@ class Delta(nn.Module, ABC):
         """Build the delta for `layer` with random numbers from `rng` (CPU); parameters are float32."""
         super().__init__()
 
+    def before(self, x: Tensor) -> Tensor:
+        """The input the layer shall see in place of x; the layer's y and `forward` are then given this one."""
+        return x
+
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x, the layer's input, and y, its output (..., O) -> the changed output, in y's dtype."""
@@ -124,6 +132,14 @@ class Delta(nn.Module, ABC):
     def fold(self, w: Tensor) -> Tensor:
         """W (O, D, *kernel) float32 -> the one weight that does the same alone.  Raises NotFoldable by name."""
         raise NotFoldable(f"{type(self).__name__} is not a change of one weight, so it cannot be folded into it")
+
+    def fold_bias(self, bias: Tensor) -> Tensor:
+        """The layer's bias (O,) float32 -> the one that belongs to the folded weight; most methods leave it alone."""
+        return bias
+
+    def now(self, config: Any) -> Any:
+        """The adapter's own settings as they hold now: a restart may have moved one on (ReMoRA's grouping)."""
+        return config
 
     def restart_(self, rng: torch.Generator) -> None:
         """Re-initialize in place after a fold, so that the delta is again no change (ReLoRA, ReMoRA)."""
@@ -180,4 +196,9 @@ def config_from(method: str, settings: Mapping[str, Any]) -> MethodConfig:
             raise ConfigError(
                 f"method {method} has no setting {key!r}{did_you_mean(key, known)} It has: {', '.join(known)}."
             )
-    return config(**settings)
+    try:
+        checked: MethodConfig = TypeAdapter(config).validate_python(dict(settings))
+    except ValidationError as error:
+        said = [f"{method}.{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("; ".join(said)) from None
+    return checked

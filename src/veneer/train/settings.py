@@ -1,0 +1,116 @@
+"""The sections of a recipe and their defaults; the line under a field is its help text, its unit and its range."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from veneer.data.settings import DataSettings
+from veneer.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A part of a recipe: immutable, and no key it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class StorageSettings(Section):
+    """How the frozen weights are kept."""
+
+    name: Literal["dense"] = "dense"
+    """dense: as they are loaded."""
+
+
+class MethodSettings(BaseModel):
+    """How layers change: the method's name, its own settings (`veneer list methods`), and where it applies."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "lora"
+    """Which method, e.g. lora."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """all-linear, a regular expression for whole module paths, or a list of path endings."""
+    exclude: str | tuple[str, ...] = ()
+    """Modules to leave out: a regular expression or a list of path endings."""
+    layers: tuple[int, ...] = ()
+    """Only these block numbers; empty for all."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings that belong to the method itself."""
+        return dict(self.model_extra or {})
+
+
+class OptimizerSettings(Section):
+    """How parameters step."""
+
+    name: Literal["adamw"] = "adamw"
+    """adamw: AdamW with float32 state."""
+    lr: Annotated[float, Field(gt=0)] = 2e-4
+    """Learning rate at the schedule's top."""
+    lr_ratio: Annotated[float, Field(gt=0)] = 1.0
+    """Learning rate of "out" factors (LoRA's B) over that of the others; above 1 it is LoRA+ (arXiv:2402.12354)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay of matrices; biases and scales are never decayed."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment, each in [0, 1)."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the second moment."""
+
+
+class TrainSettings(Section):
+    """How long, in what portions, and what is written on the way."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; give this or epochs."""
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the rows; 1 if neither this nor steps is given."""
+    tokens_per_step: Annotated[int, Field(ge=1)] = 4096
+    """Tokens whose gradients are summed for one optimizer step."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens in one forward pass; if absent 2048, or max_length where that is larger."""
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    """Most tokens in one row."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Steps over which the learning rate rises; below 1 a share of all steps."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the whole gradient; 0 for no limit."""
+    recompute: bool = False
+    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    eval_every: Annotated[int, Field(ge=0)] = 0
+    """Steps between measurements of the evaluation loss; 0 for one at the end (when data.eval is given)."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 100
+    """Steps between checkpoints; 0 for none but the one written when interrupted."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 1
+    """How many of the newest checkpoints stay."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Compute dtype of the frozen model; auto measures which is faster here."""
+    seed: int = 0
+    """Seeds the adapter's start, the order of rows, and dropout."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainSettings":
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError(f"give train.steps ({self.steps}) or train.epochs ({self.epochs}), not both")
+        return self
+
+
+class Recipe(Section):
+    """A whole training job."""
+
+    model: str
+    """The frozen base: an alias, a hub id, a folder or a .gguf file."""
+    data: DataSettings
+    """The rows to learn from."""
+    run: str
+    """The folder that the run is written to."""
+    storage: StorageSettings = StorageSettings()
+    """How the frozen weights are kept."""
+    method: MethodSettings = MethodSettings()
+    """How layers change."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """How parameters step."""
+    train: TrainSettings = TrainSettings()
+    """How long, in what portions, and what is written on the way."""
