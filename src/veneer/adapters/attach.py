@@ -53,7 +53,10 @@ class Adapter:
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
             for path, delta in self.deltas.items():
-                self._hooks.append(self.model.get_submodule(path).register_forward_hook(_hook(delta)))
+                module = self.model.get_submodule(path)
+                if type(delta).before is not Delta.before:
+                    self._hooks.append(module.register_forward_pre_hook(_before(delta)))
+                self._hooks.append(module.register_forward_hook(_hook(delta)))
         return self
 
     def detach(self) -> "Adapter":
@@ -155,5 +158,12 @@ def _hook(delta: Delta) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Ten
     def change(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         changed: Tensor = delta(inputs[0], output)
         return changed
+
+    return change
+
+
+def _before(delta: Delta) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    def change(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (delta.before(inputs[0]), *inputs[1:])
 
     return change

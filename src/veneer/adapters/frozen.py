@@ -40,13 +40,15 @@ def dense_weight(module: nn.Module) -> Tensor:
 
 def _layer(kind: str, d: int, o: int, module: nn.Module) -> FrozenLayer:
     weight = module.get_parameter("weight")
+    bias: Tensor | None = getattr(module, "bias", None)
     scale = getattr(module, "embed_scale", getattr(module, "scalar_embed_scale", 1.0)) if kind == "embedding" else 1.0
     return FrozenLayer(
         kind=kind,  # type: ignore[arg-type]
         in_features=d,
         out_features=o,
         weight=lambda: dense_weight(module),
-        has_bias=getattr(module, "bias", None) is not None,
+        has_bias=bias is not None,
+        bias=None if bias is None else lambda: module.get_parameter("bias").detach().float(),
         geometry=_geometry(module) if isinstance(module, CONVS) else None,
         device=weight.device,
         embed_scale=float(scale),

@@ -33,8 +33,9 @@ def to_files(adapter: "Adapter", facts: Mapping[str, Any]) -> AdapterFiles:
     """The folder's content: PEFT's configuration, tensors under PEFT's keys, and our own facts beside them."""
     method = METHODS[adapter.config.method]
     tensors = {f"{PREFIX}{path}.{k}": t for path, d in adapter.deltas.items() for k, t in d.tensors().items()}
+    settings = next(iter(adapter.deltas.values())).now(adapter.config) if adapter.deltas else adapter.config
     config = {
-        **method.to_peft(adapter.config),
+        **method.to_peft(settings),
         "base_model_name_or_path": adapter.base or None,
         "target_modules": _target_modules(adapter),
         "exclude_modules": None,

@@ -54,14 +54,14 @@ class FrozenLayer:
     weight: Callable[[], Tensor] = field(repr=False)
     """The frozen weight, dense, float32."""
     has_bias: bool = False
-    bias: Callable[[], Tensor] | None = field(default=None, repr=False)
-    """The frozen bias (O,), float32, where the layer has one."""
     geometry: Geometry | None = None
     """Only for convolutions."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     embed_scale: float = 1.0
     """What the embedding multiplies its rows by (Gemma)."""
     padding_idx: int | None = None
+    bias: Callable[[], Tensor] | None = field(default=None, repr=False)
+    """The frozen bias (O,), float32, where the layer has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
