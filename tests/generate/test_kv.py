@@ -78,9 +78,4 @@ def test_a_sliding_window_is_not_movable(model: Any) -> None:
     assert is_movable(new_cache(model))
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = MistralConfig(vocab_size=32, sliding_window=4, **shape)
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        sliding_window=4,
-    )
     assert not is_movable(new_cache(MistralForCausalLM(config)))
