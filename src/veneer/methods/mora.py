@@ -1,0 +1,290 @@
+"""MoRA: learn one square matrix M between a fixed compression C and a fixed decompression E.
+
+    y' = y + E M C x        M: (R', R')    C: (R', D)    E: (O, R')    R' = sqrt((D + O) R), rounded
+
+R' ("r-hat") makes M as large as LoRA's two factors of rank R together, while the update may have rank R' > R.
+C and E hold no trained numbers and are never built in the forward pass:
+
+    truncation   C x is the first R' inputs; E z is z, then zeros
+    sharing      C x sums the inputs of each of R' groups; E z gives every output its group's value (groupings below)
+    decoupling   x is cut into pieces of R', M maps each, the results stand one after the other
+    rotation     as decoupling, but piece i is first turned by the angles i * 10000^(-2t / R') (rotary positions)
+
+Source: Jiang et al. 2024, arXiv:2405.12130, eq. 4-11 and appendix A; ReMoRA (restarts with a change of grouping):
+section 4.4 there. Index maps, rounding and file layout are those of the authors' code, so that its adapters load here.
+Departs from the paper, with that code: R' is rounded to the nearest, not down (and down to even for rotation); inputs
+that do not fill the last piece are continued with the first ones again; rotation pairs t with t + R'/2. M has no alpha.
+
+Groupings of sharing (the code's `mora_type`): strided puts index j in group j mod R', adjacent puts runs of
+neighbors together, the first runs one longer where R' does not divide.
+
+    1 inputs strided, outputs strided (the paper's run)      2 inputs adjacent, outputs adjacent
+    3 inputs adjacent, outputs strided                       4 inputs strided, outputs adjacent
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import ceil, sqrt
+from typing import Any, ClassVar, Literal, Self, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from veneer.errors import AdapterMismatch, ConfigError
+from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, first_match
+
+Variant = Literal["truncation", "sharing", "decoupling", "rotation"]
+Grouping = Literal[1, 2, 3, 4]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoRAConfig(MethodConfig):
+    """Settings of MoRA."""
+
+    method: ClassVar[str] = "mora"
+    rank: int = 8
+    """R, at least 1: M gets as many numbers as LoRA of this rank would have."""
+    variant: Variant = "rotation"
+    """How inputs and outputs meet M; the authors use rotation for small ranks and sharing for large ones."""
+    grouping: Grouping = 1
+    """Which inputs and outputs share a row of M; only for sharing."""
+    groupings: Literal[1, 2, 4] = 4
+    """How many groupings restarts go through, 1 -> 2 -> ... -> 1 (1: it never changes); only for sharing."""
+    dropout: float = 0.0
+    """Share of the delta's inputs set to 0 in training, in [0, 1)."""
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    """Other ranks for modules whose path ends with, or matches, a key; the first that fits counts."""
+
+    def __post_init__(self) -> None:
+        for where, rank in [("rank", self.rank), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())]:
+            if rank < 1:
+                raise ConfigError(f"mora: {where} must be at least 1, got {rank}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"mora.dropout must be in [0, 1), got {self.dropout}")
+        for name, choices in (("variant", Variant), ("grouping", Grouping), ("groupings", Literal[1, 2, 4])):
+            if getattr(self, name) not in get_args(choices):
+                allowed = ", ".join(map(str, get_args(choices)))
+                raise ConfigError(f"mora.{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        if self.variant != "sharing" and (self.grouping, self.groupings) != (1, 4):
+            raise ConfigError(f"mora.grouping and mora.groupings belong to variant sharing, not to {self.variant}")
+        if self.groupings > 1 and self.grouping > self.groupings:
+            raise ConfigError(f"mora.grouping {self.grouping} is not among the first {self.groupings} (mora.groupings)")
+
+    def at(self, path: str) -> Self:
+        return replace(self, rank=first_match(self.rank_pattern, path, self.rank), rank_pattern={})
+
+
+@METHODS.add("mora")
+class MoRA(Delta):
+    """The MoRA delta of one linear layer: one parameter m (R', R')."""
+
+    Config = MoRAConfig
+    roles: ClassVar[Mapping[str, Role]] = {"m": "square"}
+
+    def __init__(self, layer: FrozenLayer, config: MoRAConfig, rng: torch.Generator) -> None:
+        super().__init__(layer, config, rng)
+        self.variant, self.grouping, self.groupings = config.variant, config.grouping, config.groupings
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.side = checked_side(layer, config)
+        self.m = nn.Parameter(torch.zeros(self.side, self.side))
+        self.dropout = nn.Dropout(config.dropout)
+        self.cos: Tensor
+        self.sin: Tensor
+        cos, sin = _turns(self.side, ceil(self.in_features / self.side))
+        self.register_buffer("cos", cos if self.variant == "rotation" else None, persistent=False)
+        self.register_buffer("sin", sin if self.variant == "rotation" else None, persistent=False)
+        self.to(layer.device)
+
+    @torch.no_grad()
+    def restart_(self, rng: torch.Generator) -> None:
+        """Set M to 0; sharing moves on to its next grouping, or the summed update would keep rank R'."""
+        self.m.zero_()
+        if self.variant == "sharing" and self.groupings > 1:
+            self.grouping = _next_grouping(self.grouping, self.groupings)
+
+    def now(self, config: MoRAConfig) -> MoRAConfig:
+        return replace(config, grouping=self.grouping)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., D), y (..., O); R' * R' multiply-adds a row for truncation and sharing, R' * min(D, O) otherwise."""
+        x, m = self.dropout(x.to(y.dtype)), self.m.to(y.dtype)
+        if self.variant == "truncation":
+            return torch.cat([y[..., : self.side] + F.linear(x[..., : self.side], m), y[..., self.side :]], dim=-1)
+        if self.variant == "sharing":
+            z = F.linear(sum_groups(x, self.side, self.grouping in (1, 4)), m)
+            return y + spread_groups(z, self.out_features, self.grouping in (1, 3))
+        return y + self._by_pieces(x, m)
+
+    def _by_pieces(self, x: Tensor, m: Tensor) -> Tensor:
+        """Decoupling and rotation: x (..., D) -> (..., O); only the pieces that reach an output are worked on."""
+        pieces = min(ceil(self.in_features / self.side), ceil(self.out_features / self.side))
+        x = _continued(x, self.side)[..., : pieces * self.side].reshape(*x.shape[:-1], pieces, self.side)
+        if self.variant == "rotation":
+            first, second = x.chunk(2, dim=-1)
+            cos, sin = self.cos[:pieces].to(x.dtype), self.sin[:pieces].to(x.dtype)
+            x = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        z = F.linear(x, m).flatten(-2)
+        times = ceil(self.out_features / z.shape[-1])
+        return z.repeat(*[1] * (z.dim() - 1), times)[..., : self.out_features]
+
+    def fold(self, w: Tensor) -> Tensor:
+        m = self.m.float()
+        if self.variant == "truncation":
+            return w + F.pad(m, (0, self.in_features - self.side, 0, self.out_features - self.side))
+        if self.variant == "sharing":
+            return w + self._shared(m)
+        return w + self._piecewise(m)
+
+    def _shared(self, m: Tensor) -> Tensor:
+        """The update (O, D) of sharing: entry (o, d) is M at the groups of o and of d."""
+        d, side = self.in_features, self.side
+        outs = strided_groups(self.out_features, side) if self.grouping in (1, 3) else None
+        rows = m[adjacent_groups(self.out_features, side) if outs is None else outs]
+        if self.grouping in (2, 3):
+            return rows[:, adjacent_groups(d, side)]
+        update = rows[:, strided_groups(d, side)]
+        again = -d % side  # so many first inputs are counted once more, in the last groups
+        update[:, :again] += rows[:, side - again :]
+        return update
+
+    def _piecewise(self, m: Tensor) -> Tensor:
+        """The update (O, D) of decoupling and rotation: M, turned, along the diagonal; more outputs repeat the rows."""
+        d, o, side, half = self.in_features, self.out_features, self.side, self.side // 2
+        pieces = ceil(d / side)
+        update = m.new_zeros(pieces * side, d)
+        for i in range(min(pieces, ceil(o / side))):
+            block = m
+            if self.variant == "rotation":
+                left, right, cos, sin = m[:, :half], m[:, half:], self.cos[i].float(), self.sin[i].float()
+                block = torch.cat([left * cos + right * sin, right * cos - left * sin], dim=1)
+            columns = (torch.arange(side, device=m.device) + i * side) % d
+            update[i * side : (i + 1) * side].index_add_(1, columns, block)
+        return update.repeat(ceil(o / (pieces * side)), 1)[:o]
+
+    @classmethod
+    def n_params(cls, layer: FrozenLayer, config: MoRAConfig) -> int:
+        """R'^2, about R (D + O)."""
+        return side_of(layer.in_features, layer.out_features, config) ** 2
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The authors' layout, in which both of LoRA's names hold M."""
+        return {"lora_A.weight": self.m, "lora_B.weight": self.m.detach().clone()}
+
+    def check(self, tensors: Mapping[str, Tensor]) -> None:
+        super().check(tensors)
+        if not torch.equal(tensors["lora_A.weight"], tensors["lora_B.weight"]):
+            raise AdapterMismatch("lora_A.weight: differs from lora_B.weight, but MoRA saves its one matrix as both")
+
+    @torch.no_grad()
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        self.check(tensors)
+        self.m.copy_(tensors["lora_A.weight"])
+
+    @classmethod
+    def to_peft(cls, config: MoRAConfig) -> dict[str, Any]:
+        """As the authors' fork of PEFT writes it; truncation and decoupling, which it lacks, get a name it refuses."""
+        named = {"rotation": 6, "sharing": config.grouping}
+        return {
+            "peft_type": "LORA",
+            "use_mora": True,
+            "mora_type": named.get(config.variant, config.variant),
+            "r": config.rank,
+            "lora_alpha": config.rank,
+            "lora_dropout": config.dropout,
+            "rank_pattern": dict(config.rank_pattern),
+            "init_lora_weights": True,
+            "bias": "none",
+        }
+
+    @classmethod
+    def from_peft(cls, fields: Mapping[str, Any]) -> MoRAConfig | None:
+        if fields.get("peft_type") != "LORA" or not fields.get("use_mora"):
+            return None
+        unsupported = [k for k in ("use_dora", "modules_to_save", "layer_replication") if fields.get(k)]
+        if fields.get("bias", "none") != "none":
+            unsupported.append("bias")
+        if unsupported:
+            raise AdapterMismatch(f"this MoRA adapter uses {', '.join(unsupported)}, which veneer does not read")
+        kind = fields.get("mora_type", 1)
+        settings: dict[Any, dict[str, Any]] = {n: {"variant": "sharing", "grouping": n} for n in (1, 2, 3, 4)}
+        settings |= {6: {"variant": "rotation"}} | {v: {"variant": v} for v in ("truncation", "decoupling")}
+        if kind not in settings:
+            raise AdapterMismatch(f"this MoRA adapter has mora_type {kind!r}; known: {', '.join(map(str, settings))}")
+        return MoRAConfig(
+            rank=fields.get("r", 8),
+            dropout=fields.get("lora_dropout", 0.0),
+            rank_pattern=fields.get("rank_pattern") or {},
+            **settings[kind],
+        )
+
+
+def side_of(d: int, o: int, config: MoRAConfig) -> int:
+    """R', rows and columns of M: sqrt((D + O) R) rounded half up; down to even for rotation, which turns pairs."""
+    side = int(sqrt((d + o) * config.rank) + 0.5)
+    return side - side % 2 if config.variant == "rotation" else side
+
+
+def checked_side(layer: FrozenLayer, config: MoRAConfig) -> int:
+    """R' for the layer; raises ConfigError where M would be larger than the layer's own matrix."""
+    d, o = layer.in_features, layer.out_features
+    side, narrow = side_of(d, o, config), min(d, o)
+    if side > narrow:
+        fits = max((r for r in range(1, config.rank) if side_of(d, o, replace(config, rank=r)) <= narrow), default=0)
+        advice = f"use at most rank {fits} for it (rank_pattern), or" if fits else "no rank fits it:"
+        raise ConfigError(
+            f"mora.rank {config.rank} makes a square matrix of side {side} for a layer with {d} inputs and {o} "
+            f"outputs, wider than the layer; {advice} exclude it"
+        )
+    if side < 2 and config.variant == "rotation":
+        raise ConfigError(f"mora.variant rotation needs a side of 2 or more; {d} inputs and {o} outputs give {side}")
+    return side
+
+
+def strided_groups(n: int, side: int) -> Tensor:
+    """The group of each of n indices: j mod R'."""
+    return torch.arange(n) % side
+
+
+def adjacent_groups(n: int, side: int) -> Tensor:
+    """The group of each of n indices: runs of neighbors, of n // R' indices, the first n mod R' one longer."""
+    short, longer = divmod(n, side)
+    return torch.repeat_interleave(torch.arange(side), torch.tensor([short + 1] * longer + [short] * (side - longer)))
+
+
+def sum_groups(x: Tensor, side: int, strided: bool) -> Tensor:
+    """C x: x (..., D) -> (..., R'), each the sum of one group's inputs."""
+    if strided:
+        return _continued(x, side).reshape(*x.shape[:-1], -1, side).sum(dim=-2)
+    short, longer = divmod(x.shape[-1], side)
+    head, tail = x[..., : longer * (short + 1)], x[..., longer * (short + 1) :]
+    sums = [head.reshape(*x.shape[:-1], longer, short + 1).sum(dim=-1)] if longer else []
+    return torch.cat([*sums, tail.reshape(*x.shape[:-1], side - longer, short).sum(dim=-1)], dim=-1)
+
+
+def spread_groups(z: Tensor, o: int, strided: bool) -> Tensor:
+    """E z: z (..., R') -> (..., O), each output its group's value."""
+    side = z.shape[-1]
+    if strided:
+        return z.repeat(*[1] * (z.dim() - 1), ceil(o / side))[..., :o]
+    short, longer = divmod(o, side)
+    head, tail = z[..., :longer], z[..., longer:]
+    return torch.cat([head.repeat_interleave(short + 1, dim=-1), tail.repeat_interleave(short, dim=-1)], dim=-1)
+
+
+def _continued(x: Tensor, side: int) -> Tensor:
+    """x (..., D) with its own first entries again at the end, up to a multiple of R'."""
+    again = -x.shape[-1] % side
+    return torch.cat([x, x[..., :again]], dim=-1) if again else x
+
+
+def _turns(side: int, pieces: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of i * 10000^(-2t / R'), each (pieces, R' / 2) float32."""
+    step = 10000 ** (-torch.arange(0, side - 1, 2).double() / side)
+    angles = torch.outer(torch.arange(pieces).double(), step)
+    return angles.cos().float(), angles.sin().float()
+
+
+def _next_grouping(grouping: Grouping, groupings: int) -> Grouping:
+    following: Grouping = get_args(Grouping)[grouping % groupings]
+    return following
