@@ -1,7 +1,76 @@
-"""The machine this process runs on."""
+"""The machine this process runs on: its cores, memory and instruction set, and which dtype it computes faster in.
 
+Nothing happens at import. Only `prepare_process`, which veneer's own command calls before torch starts, changes
+anything in the process.
+"""
+
+import hashlib
+import json
+import math
 import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+SPIN_COUNT = 1000
+"""Turns a waiting OpenMP thread spins before it sleeps; measured by benchmarks/openmp_spin.py."""
+CLEARLY_FASTER = 1.2
+"""bfloat16 is chosen if float32 takes at least this many times as long."""
+FLAGS = """
+sse4_2 avx avx2 fma f16c avx_vnni avx512f avx512bw avx512vl avx512_vnni avx512_bf16 avx512_fp16
+amx_tile amx_int8 amx_bf16 asimd asimdhp asimddp i8mm bf16 sve sve2 sme
+"""
+"""Of x86, then of ARM."""
+MAC = {"AdvSIMD": "asimd", "FEAT_FP16": "asimdhp", "FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16"}
+OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
+UNLIMITED = 1 << 60
+"""Bytes; cgroup v1 writes "no limit" as a number about this large."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What was found.  None stands for what this system does not tell."""
+
+    system: str
+    cpu: str
+    isa: list[str]
+    logical_cores: int
+    physical_cores: int | None
+    usable_cores: int
+    """What affinity and the cgroup's quota leave to this process."""
+    cpu_quota: float | None
+    """Cores' worth of time a cgroup allows, or None without a limit."""
+    memory_total: int | None
+    """Bytes, as are the next four; a cgroup's limit counts."""
+    memory_available: int | None
+    memory_limit: int | None
+    """The cgroup's, if it has one."""
+    swap_total: int | None
+    disk_free: int
+    disk_path: str
+    """The cache folder, or the part of its path that exists."""
+    compiler: str | None
+    python: str
+    torch: str | None
+    cuda: list[str]
+    openmp: dict[str, str]
+
+    def summary(self) -> str:
+        """One line for a benchmark's record."""
+        fast = [flag for flag in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "bf16", "asimd") if flag in self.isa]
+        memory = f"{self.memory_total / 2**30:.0f} GiB" if self.memory_total else "memory unknown"
+        return f"{self.cpu}, {self.usable_cores} cores, {' '.join(fast[:1])}, {memory}, torch {self.torch}"
 
 
 def cache_dir() -> Path:
@@ -11,9 +80,298 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "veneer"
 
 
-def compute_dtype() -> str:
-    return "bfloat16"
-
-
 def prepare_process() -> None:
-    """Set up OpenMP for a process of veneer's own, before torch starts."""
+    """Set OpenMP up for a process of veneer's own, before torch starts; what the user has set stays.
+
+    Waiting threads spin for a bounded time: without a bound two processes on the same cores slow each other many times
+    over, and without any spinning every short parallel region waits for a thread to wake. Under a cgroup's CPU quota
+    the number of threads is the quota, or the kernel would stop all of them for part of every period.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    if "OMP_NUM_THREADS" not in os.environ and usable_cores() < _affinity():
+        os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+
+
+def describe(root: Path = Path("/")) -> Machine:
+    """Look at the machine; `root` is where /proc and /sys are found."""
+    total, available, swap = _memory(root)
+    limit, used = _cgroup_memory(root)
+    if limit is not None:
+        total = min(total, limit) if total else limit
+        room = max(limit - (used or 0), 0)
+        available = min(available, room) if available is not None else room
+    place = next(folder for folder in [cache_dir(), *cache_dir().parents] if folder.exists())
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        cpu=_cpu_model(root),
+        isa=isa_flags(root),
+        logical_cores=os.cpu_count() or 1,
+        physical_cores=_physical_cores(root),
+        usable_cores=usable_cores(root),
+        cpu_quota=_cgroup_cpu(root),
+        memory_total=total,
+        memory_available=available,
+        memory_limit=limit,
+        swap_total=swap,
+        disk_free=shutil.disk_usage(place).free,
+        disk_path=str(place),
+        compiler=_compiler(),
+        python=platform.python_version(),
+        torch=_torch_version(),
+        cuda=_cuda_devices(),
+        openmp={name: os.environ[name] for name in OPENMP if name in os.environ},
+    )
+
+
+def isa_flags(root: Path = Path("/")) -> list[str]:
+    """The instruction sets that matter to matrix kernels, by their names in /proc/cpuinfo."""
+    if sys.platform == "darwin":
+        found = {name for feature, name in MAC.items() if _sysctl(f"hw.optional.arm.{feature}") == "1"}
+        found |= set((_sysctl("machdep.cpu.features") + " " + _sysctl("machdep.cpu.leaf7_features")).lower().split())
+    else:
+        lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
+        found = set(lines[0].split()) if lines else set()
+    return [flag for flag in FLAGS.split() if flag in found]
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores this process can keep busy: its affinity, and the quota of its cgroup."""
+    quota = _cgroup_cpu(root)
+    return _affinity() if quota is None else max(1, min(_affinity(), math.ceil(quota)))
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_model(root: Path) -> str:
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+    text = _text(root / "proc/cpuinfo")
+    for key in ("model name", "Hardware", "cpu model", "CPU part"):
+        if found := re.search(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE):
+            return found[1].strip() if key != "CPU part" else f"{platform.machine()} part {found[1].strip()}"
+    return platform.processor() or platform.machine()
+
+
+def _physical_cores(root: Path) -> int | None:
+    if sys.platform == "darwin":
+        return int(_sysctl("hw.physicalcpu") or 0) or None
+    text = _text(root / "proc/cpuinfo")
+    packages = re.findall(r"^physical id\s*:\s*(\d+)$", text, re.MULTILINE)
+    cores = re.findall(r"^core id\s*:\s*(\d+)$", text, re.MULTILINE)
+    return len(set(zip(packages, cores, strict=False))) or None
+
+
+def _memory(root: Path) -> tuple[int | None, int | None, int | None]:
+    """Total, available and swap, in bytes."""
+    if sys.platform == "darwin":
+        total = int(_sysctl("hw.memsize") or 0) or None
+        pages = dict(re.findall(r"^Pages (free|inactive|speculative):\s+(\d+)\.", _run("vm_stat"), re.MULTILINE))
+        size = os.sysconf("SC_PAGE_SIZE")
+        return total, (sum(map(int, pages.values())) * size or None), None
+    found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE))
+    kib = {name: int(value) * 1024 for name, value in found.items()}
+    return kib.get("MemTotal"), kib.get("MemAvailable"), kib.get("SwapTotal")
+
+
+def _cgroup_folders(root: Path, controller: str) -> list[Path]:
+    """This process's cgroup folders that may hold limits, innermost first; "" is the one hierarchy of version 2.
+
+    Inside a container the path in /proc/self/cgroup may not exist under /sys/fs/cgroup; its existing parents are used.
+    """
+    mount = root / "sys/fs/cgroup" / controller
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controller in controllers.split(","):
+            inner = mount / path.lstrip("/")
+            return [folder for folder in (inner, *inner.parents) if folder.is_relative_to(mount) and folder.is_dir()]
+    return []
+
+
+def _cgroup_memory(root: Path) -> tuple[int | None, int | None]:
+    """The tightest limit and what is used under it (file cache that can be dropped not counted), in bytes."""
+    tightest: tuple[int | None, int | None] = (None, None)
+    names = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+    for controller, (limit_name, used_name) in names.items():
+        for folder in _cgroup_folders(root, controller):
+            limit = _text(folder / limit_name).strip()
+            if (
+                not limit.isdigit()
+                or int(limit) >= UNLIMITED
+                or (tightest[0] is not None and int(limit) >= tightest[0])
+            ):
+                continue
+            used = int(_text(folder / used_name).strip() or 0)
+            cache = re.search(r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+            tightest = int(limit), max(used - int(cache[1]) if cache else used, 0)
+    return tightest
+
+
+def _cgroup_cpu(root: Path) -> float | None:
+    """The smallest quota, in cores."""
+    quotas = []
+    for folder in _cgroup_folders(root, ""):
+        quotas.append(_text(folder / "cpu.max").split())
+    for folder in _cgroup_folders(root, "cpu"):
+        quotas.append([_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")])
+    cores = [int(q[0]) / int(q[1]) for q in quotas if len(q) == 2 and q[0].isdigit() and int(q[1] or 0) > 0]
+    return min(cores, default=None)
+
+
+def _compiler() -> str | None:
+    """The first C++ compiler on the path, as "path (version line)"."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return f"{path} ({(_run(path, '--version').splitlines() or ['version unknown'])[0]})"
+    return None
+
+
+def _torch_version() -> str | None:
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return None
+
+
+def _cuda_devices() -> list[str]:
+    if _torch_version() is None:
+        return []
+    import torch
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+def rss_bytes() -> int:
+    """Memory this process holds now."""
+    if found := re.search(r"^VmRSS:\s+(\d+) kB$", _text(Path("/proc/self/status")), re.MULTILINE):
+        return int(found[1]) * 1024
+    return int(_run("ps", "-o", "rss=", "-p", str(os.getpid())).strip() or 0) * 1024
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held, since its start or since `reset_peak_rss`."""
+    if found := re.search(r"^VmHWM:\s+(\d+) kB$", _text(Path("/proc/self/status")), re.MULTILINE):
+        return int(found[1]) * 1024
+    import resource  # not on Windows, where /proc is missing too
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak_rss() -> bool:
+    """Let `peak_rss_bytes` count from now; whether the system allows it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Seconds of one frozen linear layer (512 tokens, 1024 to 1024), forward and the gradient of its input."""
+
+    float32_forward: float
+    float32_backward: float
+    bfloat16_forward: float
+    bfloat16_backward: float
+    chosen: str
+    """"bfloat16" or "float32"."""
+    reason: str
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long float32 takes."""
+        slow, fast = self.float32_forward + self.float32_backward, self.bfloat16_forward + self.bfloat16_backward
+        return slow / fast
+
+
+def compute_dtype() -> str:
+    """The dtype that veneer computes in on this machine where the user leaves it open."""
+    return probe_dtype().chosen
+
+
+def probe_dtype(*, anew: bool = False, seconds: float = 0.5) -> Probe:
+    """Measure bfloat16 against float32, or take the result kept for this CPU, torch and number of threads.
+
+    anew      measure even if there is one
+    seconds   what the measurement may take, beyond its first turn
+    """
+    import torch
+
+    facts = [_cpu_model(Path("/")), *isa_flags(), torch.__version__, str(torch.get_num_threads())]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
+    kept = cache_dir() / f"probe-{key}.json"
+    if not anew:
+        with suppress(OSError, ValueError, TypeError):  # absent, or written by another version
+            return Probe(**json.loads(kept.read_text(encoding="utf-8")))
+    probe = choose(*_timed_matmuls(seconds))
+    with suppress(OSError):  # a cache that cannot be written costs the next run half a second
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(asdict(probe)), encoding="utf-8")
+        temporary.replace(kept)
+    return probe
+
+
+def choose(f32_forward: float, f32_backward: float, bf16_forward: float, bf16_backward: float) -> Probe:
+    """The dtype that these four times (seconds) speak for, with the reason."""
+    slow, fast = f32_forward + f32_backward, bf16_forward + bf16_backward
+    chosen = "bfloat16" if slow >= CLEARLY_FASTER * fast else "float32"
+    times = f"{fast * 1e3:.2f} ms against {slow * 1e3:.2f} ms, forward and backward"
+    if chosen == "bfloat16":
+        reason = f"bfloat16 is {slow / fast:.1f} times as fast as float32 here ({times})"
+    elif slow >= fast:
+        reason = f"bfloat16 is hardly faster than float32 here ({times}), and float32 is more exact"
+    else:
+        reason = f"bfloat16 is {fast / slow:.1f} times slower than float32 here ({times})"
+    return Probe(f32_forward, f32_backward, bf16_forward, bf16_backward, chosen, reason)
+
+
+def _timed_matmuls(seconds: float) -> tuple[float, float, float, float]:
+    """Median seconds of float32 forward, float32 backward, bfloat16 forward, bfloat16 backward, taken in turns."""
+    import torch
+    from torch.nn.functional import linear
+
+    n, d, o = 512, 1024, 1024
+    rng = torch.Generator().manual_seed(0)
+    x, w, dy = (torch.randn(shape, generator=rng) for shape in ((n, d), (o, d), (n, o)))
+    turns: list[Callable[[], Any]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        turns += [partial(linear, x.to(dtype), w.to(dtype)), partial(torch.matmul, dy.to(dtype), w.to(dtype))]
+    times: list[list[float]] = [[] for _ in turns]
+    with torch.no_grad():
+        warm = sum(_seconds(turn) for turn in turns)
+        end = time.perf_counter() + seconds
+        while not times[0] or (time.perf_counter() < end and warm < seconds):
+            for turn, taken in zip(turns, times, strict=True):
+                taken.append(_seconds(turn))
+    first, second, third, fourth = (statistics.median(taken) for taken in times)
+    return first, second, third, fourth
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _sysctl(name: str) -> str:
+    return _run("sysctl", "-n", name).strip()
+
+
+def _run(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
