@@ -15,14 +15,12 @@ def format_bytes(n: float) -> str:
         if abs(size) < 1024:
             break
         size, unit = size / 1024, name
-    return f"{int(size)} B" if unit == "B" else f"{size:.3g} {unit}" if abs(size) < 1000 else f"{size:.0f} {unit}"
+    return f"{int(size)} B" if unit == "B" else f"{size:.3g} {unit}" if abs(size) < 999.5 else f"{size:.0f} {unit}"
 
 
 def parse_bytes(text: str | int) -> int:
-    """ "8 GiB", "500MB", "1024" -> bytes.  Raises ConfigError for anything else."""
-    if isinstance(text, int):
-        return text
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]i?B|B)?\s*", text)
+    """ "8 GiB", "500MB", "1024" or 1024 -> bytes.  Raises ConfigError for anything else."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]i?B|B)?\s*", str(text))
     if match is None:
         raise ConfigError(f"{text!r} is not a size; write it like 8GiB, 500MB or 1024")
     return int(float(match[1]) * _UNITS[match[2] or "B"])
@@ -30,7 +28,7 @@ def parse_bytes(text: str | int) -> int:
 
 def format_seconds(seconds: float) -> str:
     """0.42 -> "0.4 s", 75 -> "1 min 15 s", 7300 -> "2 h 02 min"."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -17,7 +17,7 @@ from veneer.adapters.frozen import frozen_layer
 from veneer.adapters.state import read_into, to_files
 from veneer.adapters.targets import Targeting, choose
 from veneer.disk.adapter_dir import read_adapter, write_adapter
-from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role
+from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, refuse_idle_patterns
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,11 @@ class Named:
 
 
 class Adapter:
-    """The deltas of one training, by module path, on one model."""
+    """The deltas of one training, by module path, on one model.
+
+    They hang on hooks and are no part of the model: `model.train()` and `.eval()` do not reach them, `train` and `eval`
+    here do.
+    """
 
     def __init__(
         self, model: nn.Module, config: MethodConfig, targeting: Targeting, deltas: Mapping[str, Delta], base: str = ""
@@ -55,8 +59,8 @@ class Adapter:
             for path, delta in self.deltas.items():
                 module = self.model.get_submodule(path)
                 if type(delta).before is not Delta.before:
-                    self._hooks.append(module.register_forward_pre_hook(_before(delta)))
-                self._hooks.append(module.register_forward_hook(_hook(delta)))
+                    self._hooks.append(module.register_forward_pre_hook(_before(delta), with_kwargs=True))
+                self._hooks.append(module.register_forward_hook(_hook(delta), with_kwargs=True))
         return self
 
     def detach(self) -> "Adapter":
@@ -122,11 +126,13 @@ def attach(
 
     targets    a Targeting, or what its field `targets` takes
     base       the name by which others find the base model; written into the adapter's folder
-    Raises TargetError before anything is changed if the targets do not fit the model or the method.
+    Raises TargetError or ConfigError before anything is changed if the targets do not fit the model or the method, or
+    if a pattern of the settings fits no target.
     """
     targeting = targets if isinstance(targets, Targeting) else Targeting(targets=targets)
     method = METHODS[config.method]
     paths = choose(model, targeting, method.kinds, config.method)
+    refuse_idle_patterns(config, paths)
     rng = torch.Generator().manual_seed(seed)
     deltas = {path: method(layer_at(model, path), config.at(path), rng) for path in paths}
     return Adapter(model, config, targeting, deltas, base).attach()
@@ -154,16 +160,22 @@ def layer_at(model: nn.Module, path: str) -> FrozenLayer:
     return layer
 
 
-def _hook(delta: Delta) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    def change(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        changed: Tensor = delta(inputs[0], output)
+def _hook(delta: Delta) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], Tensor]:
+    def change(_module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
+        changed: Tensor = delta(inputs[0] if inputs else next(iter(named.values())), output)
         return changed
 
     return change
 
 
-def _before(delta: Delta) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-    def change(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (delta.before(inputs[0]), *inputs[1:])
+Inputs = tuple[tuple[Tensor, ...], dict[str, Tensor]]
+
+
+def _before(delta: Delta) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], Inputs]:
+    def change(_module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> Inputs:
+        if inputs:
+            return (delta.before(inputs[0]), *inputs[1:]), named
+        name = next(iter(named))
+        return (), {**named, name: delta.before(named[name])}
 
     return change

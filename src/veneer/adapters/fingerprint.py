@@ -17,7 +17,7 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         flat = tensor.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLES)
+        step = max(1, -(-flat.numel() // SAMPLES))
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         digest.update(flat[::step].to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

@@ -6,20 +6,28 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from veneer.errors import NotFoldable
 from veneer.methods.base import FrozenLayer, Geometry
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+UNCALLED = nn.modules.linear.NonDynamicallyQuantizableLinear
+"""The output projection of nn.MultiheadAttention, which reads its weight and never calls it: no hook would run."""
 
 
 def frozen_layer(module: nn.Module) -> FrozenLayer | None:
-    """The layer that `module` is, or None if it is none a method can change."""
+    """The layer that `module` is, or None if it is none a method can change.
+
+    A layer whose weight is computed from other parameters (weight norm) is none: there is no one weight to fold into.
+    """
+    if isinstance(module, UNCALLED) or (module._parameters.get("weight") is None and not hasattr(module, "dense")):
+        return None
     if isinstance(module, nn.Linear):
         return _layer("linear", module.in_features, module.out_features, module)
     if isinstance(module, Conv1D):
         return _layer("linear", module.weight.shape[0], module.weight.shape[1], module)
     if isinstance(module, nn.Embedding):
         return _layer("embedding", module.num_embeddings, module.embedding_dim, module)
-    if isinstance(module, CONVS) and not module.transposed:
+    if isinstance(module, CONVS):
         return _layer("conv", module.in_channels, module.out_channels, module)
     return None
 
@@ -30,11 +38,14 @@ def is_transposed(module: nn.Module) -> bool:
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """The module's weight as float32 (O, D, *kernel), whatever its storage."""
+    """The module's weight as float32 (O, D, *kernel), whatever its storage; raises NotFoldable for an unknown one."""
     dense: Callable[[torch.dtype], Tensor] | None = getattr(module, "dense", None)
     if dense is not None:
         return dense(torch.float32)
-    weight = module.get_parameter("weight").detach().float()
+    stored = module.get_parameter("weight").detach()
+    if not stored.is_floating_point():
+        raise NotFoldable(f"a {type(module).__name__} keeps its weight as {stored.dtype}, in a layout not known here")
+    weight = stored.float()
     return weight.T if is_transposed(module) else weight
 
 

@@ -26,6 +26,8 @@ class Targeting:
     """Modules to leave out: a regular expression, or path endings."""
     layers: tuple[int, ...] = ()
     """Only these block numbers (the first number in a path); empty for all."""
+    blocks: tuple[str, ...] = ()
+    """Names of the lists that `layers` counts in, such as `layers` or `h`; empty for any."""
 
 
 def choose(model: nn.Module, targeting: Targeting, kinds: Iterable[Kind], method: str) -> list[str]:
@@ -34,8 +36,12 @@ def choose(model: nn.Module, targeting: Targeting, kinds: Iterable[Kind], method
     Raises TargetError when a name matches nothing, when nothing is left, or when `method` cannot change a chosen kind.
     """
     every = _layers(model)
-    if targeting.targets != ALL_LINEAR:
-        _refuse_unmatched(model, every, targeting.targets)
+    problems = [] if targeting.targets == ALL_LINEAR else _unmatched(model, every, targeting.targets, "target")
+    problems += _unmatched(model, every, targeting.exclude, "exclude") if targeting.exclude else []
+    problems += _absent_layers(every, targeting)
+    if problems:
+        listed = "\n".join(problems)
+        raise TargetError(f"targets do not fit this model:\n{listed}\nIts layers end in: {', '.join(_endings(every))}.")
     chosen = matching(model, targeting)
     if not chosen:
         raise TargetError(
@@ -58,7 +64,12 @@ def matching(model: nn.Module, targeting: Targeting) -> list[str]:
         named = [p for p, layer in every.items() if layer.kind == "linear" and p != head]
     else:
         named = [p for p in every if _matches(p, targeting.targets)]
-    return [p for p in named if not _matches(p, targeting.exclude) and _in_layers(p, targeting.layers)]
+    return [p for p in named if not _matches(p, targeting.exclude) and _in_layers(p, targeting)]
+
+
+def all_matching(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Paths of all modules, layers or not, that `targets` (a regular expression or path endings) name."""
+    return [path for path, _ in model.named_modules() if path and _matches(path, targets)]
 
 
 def _layers(model: nn.Module) -> dict[str, FrozenLayer]:
@@ -79,19 +90,25 @@ def output_head(model: nn.Module) -> str | None:
     return None
 
 
-def _refuse_unmatched(model: nn.Module, every: Iterable[str], targets: str | Sequence[str]) -> None:
-    paths, layers, problems = [path for path, _ in model.named_modules() if path], set(every), []
+def _unmatched(model: nn.Module, every: Iterable[str], targets: str | Sequence[str], what: str) -> list[str]:
+    """A complaint for every name that matches nothing, or only modules that are no layers."""
+    layers, problems = set(every), []
     for name in (targets,) if isinstance(targets, str) else targets:
-        found = [p for p in paths if _matches(p, name if isinstance(targets, str) else (name,))]
+        found = all_matching(model, name if isinstance(targets, str) else (name,))
         if not found:
-            problems.append(f"  {name!r} matches no module{did_you_mean(name, [*_endings(layers), *layers])}")
+            close = did_you_mean(name, [*_endings(layers), *sorted(layers)])
+            problems.append(f"  {what} {name!r} matches no module{close}")
         elif not layers.intersection(found):
-            problems.append(f"  {name!r} matches {found[0]} ({type(model.get_submodule(found[0])).__name__}), no layer")
-    if problems:
-        listed = "\n".join(problems)
-        raise TargetError(
-            f"targets do not fit this model:\n{listed}\nIts layers end in: {', '.join(_endings(layers))}."
-        )
+            kind = type(model.get_submodule(found[0])).__name__
+            problems.append(f"  {what} {name!r} matches {found[0]} ({kind}), no layer that a method can change")
+    return problems
+
+
+def _absent_layers(every: Iterable[str], targeting: Targeting) -> list[str]:
+    there = sorted({n for p in every if (n := _layer_number(p, targeting.blocks)) is not None})
+    absent = [n for n in targeting.layers if n not in there]
+    has = f"has layers {there[0]} to {there[-1]}" if there else "has no numbered layers"
+    return [f"  layers {', '.join(map(str, absent))} are not there: the model {has}"] if absent else []
 
 
 def _matches(path: str, names: str | Sequence[str]) -> bool:
@@ -103,8 +120,14 @@ def _matches(path: str, names: str | Sequence[str]) -> bool:
     return any(path == n or path.endswith("." + n) for n in names)
 
 
-def _in_layers(path: str, layers: Sequence[int]) -> bool:
-    if not layers:
-        return True
-    number = re.match(r".*?\.[^.]*\.(\d+)\.", path) or re.match(r"[^.]*\.(\d+)\.", path)
-    return number is not None and int(number[1]) in layers
+def _in_layers(path: str, targeting: Targeting) -> bool:
+    return not targeting.layers or _layer_number(path, targeting.blocks) in targeting.layers
+
+
+def _layer_number(path: str, blocks: Sequence[str]) -> int | None:
+    """The block's number: the first in the path, or the one that follows a name of `blocks`."""
+    if blocks:
+        found = next((m for b in blocks if (m := re.match(rf"(?:^|.*?\.){b}\.(\d+)\.", path))), None)
+    else:
+        found = re.match(r"(?:^|.*?\.)[^.]*\.(\d+)\.", path)
+    return int(found[1]) if found else None

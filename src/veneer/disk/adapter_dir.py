@@ -2,10 +2,14 @@
 
 adapter_config.json          the method's settings and targets, under PEFT's names
 adapter_model.safetensors    every trained tensor, under PEFT's names
-veneer.json                  base fingerprint, effective scales, training facts (only in folders written here)
+veneer.json                  base fingerprint, effective scales, training facts, and the sha256 of the tensors' file, so
+                             that no flipped bit is loaded (only in folders written here)
 """
 
+import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +23,7 @@ from veneer.disk.atomic import replacing_folder
 from veneer.errors import AdapterMismatch, did_you_mean
 
 CONFIG, TENSORS, FACTS = "adapter_config.json", "adapter_model.safetensors", "veneer.json"
+SHA256 = "tensors_sha256"
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,9 @@ class AdapterFiles:
 def write_adapter(folder: Path, files: AdapterFiles) -> int:
     """Write the folder whole or not at all; returns its size in bytes."""
     with replacing_folder(folder) as temporary:
+        _save(files.tensors, temporary / TENSORS)
         (temporary / CONFIG).write_text(_json(files.config), encoding="utf-8")
-        (temporary / FACTS).write_text(_json(files.facts), encoding="utf-8")
-        contiguous = {k: t.detach().cpu().contiguous() for k, t in sorted(files.tensors.items())}
-        save_file(contiguous, temporary / TENSORS, metadata={"format": "pt"})
+        (temporary / FACTS).write_text(_json({**files.facts, SHA256: _sha256(temporary / TENSORS)}), encoding="utf-8")
     return adapter_bytes(folder)
 
 
@@ -48,19 +52,51 @@ def adapter_bytes(folder: Path) -> int:
 def read_adapter(folder: Path) -> AdapterFiles:
     """Read the folder; raises AdapterMismatch that says which file is missing or broken."""
     _check_files(folder)
+    config = _load(folder / CONFIG)
+    facts = _load(folder / FACTS) if (folder / FACTS).exists() else {}
     try:
+        written = facts.pop(SHA256, None)
+        if written is not None and written != _sha256(folder / TENSORS):
+            raise AdapterMismatch(
+                f"{folder / TENSORS} is not the file that {FACTS} was written with: it was damaged or changed. "
+                f"Copy the folder again, or delete {FACTS} if it was changed on purpose."
+            )
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError) as error:
         raise AdapterMismatch(f"{folder / TENSORS} cannot be read ({error}); copy it again or train again") from error
-    facts = _load(folder / FACTS) if (folder / FACTS).exists() else {}
-    return AdapterFiles(_load(folder / CONFIG), tensors, facts)
+    return AdapterFiles(config, tensors, facts)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write the tensors sorted by name, each with memory of its own; a failed write is an OSError with its number."""
+    owned: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in sorted(tensors.items()):
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        owned[name] = plain.clone() if place in seen else plain
+        seen.add(place)
+    try:
+        save_file(owned, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_files(folder: Path) -> None:
+    if folder.is_file():
+        raise AdapterMismatch(f"{folder} is a file; an adapter is a folder that holds {CONFIG} and {TENSORS}")
     if not folder.is_dir():
         near = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         raise AdapterMismatch(f"there is no adapter folder {folder}{did_you_mean(folder.name, near)}")
-    missing = [name for name in (CONFIG, TENSORS) if not (folder / name).exists()]
+    missing = [name for name in (CONFIG, TENSORS) if not (folder / name).is_file()]
     if TENSORS in missing and (folder / "adapter_model.bin").exists():
         raise AdapterMismatch(
             f"{folder} holds adapter_model.bin, a pickle, which can run code when it is read; veneer reads safetensors "
@@ -75,8 +111,10 @@ def _check_files(folder: Path) -> None:
 def _load(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterMismatch(f"{path} is not valid JSON: {error}") from error
+    except OSError as error:
+        raise AdapterMismatch(f"{path} cannot be read: {error.strerror}") from error
     if not isinstance(value, dict):
         raise AdapterMismatch(f"{path} should hold one JSON object, but holds a {type(value).__name__}")
     return value

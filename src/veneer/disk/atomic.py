@@ -3,8 +3,8 @@
 import errno
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,48 +15,52 @@ from veneer.errors import DiskError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it takes `path`'s place, on any error it is removed.
+    """Yield a temporary, empty file in the same folder; on success it takes `path`'s place, on any error it is removed.
 
+    Where `path` is a link, what it points to is replaced.
     Raises DiskError (what, where, how much is free) when the disk is full or may not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        raise _explained(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = Path(os.path.realpath(path))
+    temporary = _beside(path, "tmp")
+    with _explaining(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch(exist_ok=False)
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            _remove(temporary)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes `path`'s place, and the older folder is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    old = path.parent / f".{path.name}.{os.getpid()}.old"
-    try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
-            _sync(file)
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        if old.exists() and not path.exists():
-            old.replace(path)
-        raise _explained(error, path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    """Yield a temporary folder beside `path`; on success it takes `path`'s place, and the older folder is removed.
+
+    Two renames do it. A process killed between them leaves the older folder, whole, beside `path` as `.NAME.*.old`.
+    Raises DiskError as `replacing` does, and for a `path` that is a file.
+    """
+    path = Path(os.path.realpath(path))
+    temporary, old = _beside(path, "tmp"), _beside(path, "old")
+    with _explaining(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "there is a file in the folder's place")
+            temporary.mkdir()
+            yield temporary
+            for file in [*temporary.rglob("*"), temporary]:
+                _sync(file)
+            if path.exists():
+                path.replace(old)
+            temporary.replace(path)
+            _sync(path.parent)
+        finally:
+            if old.exists() and not path.exists():  # interrupted between the two renames
+                old.replace(path)
+            _remove(temporary)
+            _remove(old)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,10 +69,19 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder if it is there; a failure to clean up does not hide an earlier error."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            return
 
 
 def _sync(path: Path) -> None:
@@ -79,13 +92,23 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _explained(error: OSError, path: Path) -> OSError:
-    if isinstance(error, DiskError):
-        return error
+@contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Turn an OSError into a DiskError about `path`."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        raise DiskError(_explanation(error, path)) from error
+
+
+def _explanation(error: OSError, path: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent).free if path.parent.exists() else 0
-        return DiskError(
+        return (
             f"the disk is full: {path} was not written ({free} bytes free). "
             "Earlier files are whole; free some space and run again."
         )
-    return DiskError(f"{path} was not written: {error.strerror or error}. Earlier files are whole.")
+    about = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+    return f"{path} was not written: {error.strerror or error}{about}. Earlier files are whole."

@@ -6,8 +6,9 @@ A delta owns its whole life: birth (`__init__`), forward, end (`fold`), and its 
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from math import isfinite
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
@@ -66,7 +67,10 @@ class FrozenLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
-    """Settings of one method; subclasses add typed fields with unit and range below each."""
+    """Settings of one method; subclasses add typed fields with unit and range below each.
+
+    A field whose name ends in `_pattern` maps module names to other values; every key has to fit a target.
+    """
 
     method: ClassVar[str]
 
@@ -92,6 +96,10 @@ class RankedConfig(MethodConfig):
         for where, rank in [("rank", self.rank), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())]:
             if rank < 1:
                 raise ConfigError(f"{self.method}: {where} must be at least 1, got {rank}")
+        alphas = [("alpha", self.alpha), *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items())]
+        for where, alpha in alphas:
+            if not isfinite(alpha) or alpha == 0:
+                raise ConfigError(f"{self.method}: {where} must be a finite number other than 0, got {alpha}")
 
     def at(self, path: str) -> Self:
         rank = first_match(self.rank_pattern, path, self.rank)
@@ -102,9 +110,26 @@ class RankedConfig(MethodConfig):
 def first_match(pattern: Mapping[str, V], path: str, default: V) -> V:
     """The value of the first key that matches the end of `path` at a dot, as PEFT reads its patterns."""
     for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", path):
-            return value
+        try:
+            if re.match(rf"(.*\.)?({key})$", path):
+                return value
+        except re.error as error:
+            raise ConfigError(f"{key!r} in a pattern is not a regular expression: {error}") from error
     return default
+
+
+def refuse_idle_patterns(config: MethodConfig, paths: Sequence[str]) -> None:
+    """Raise ConfigError listing every key of a `..._pattern` field that fits none of the target modules."""
+    endings = sorted({p.rpartition(".")[2] for p in paths})
+    idle = [
+        f"{f.name}[{key!r}] fits no target{did_you_mean(key, [*endings, *paths])}"
+        for f in fields(config)
+        if f.name.endswith("_pattern")
+        for key in getattr(config, f.name)
+        if not any(first_match({key: True}, path, False) for path in paths)
+    ]
+    if idle:
+        raise ConfigError(f"{config.method}: " + "\n".join(idle))
 
 
 class Delta(nn.Module, ABC):
@@ -155,7 +180,9 @@ class Delta(nn.Module, ABC):
         """What is saved: key suffix after the module's path, as PEFT names it -> tensor."""
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise AdapterMismatch listing every saved key or shape that differs from this delta's own."""
+        """Raise AdapterMismatch listing every saved key or shape that differs from this delta's own, and every tensor
+        that holds no finite numbers.
+        """
         mine = self.tensors()
         problems = [f"{k}: in the adapter, not in the model" for k in tensors if k not in mine]
         for key, want in mine.items():
@@ -163,6 +190,10 @@ class Delta(nn.Module, ABC):
                 problems.append(f"{key}: in the model, not in the adapter")
             elif tensors[key].shape != want.shape:
                 problems.append(f"{key}: adapter has {tuple(tensors[key].shape)}, model needs {tuple(want.shape)}")
+            elif not tensors[key].is_floating_point():
+                problems.append(f"{key}: adapter has {tensors[key].dtype}, a floating-point type is needed")
+            elif not bool(tensors[key].float().isfinite().all()):
+                problems.append(f"{key}: holds numbers that are infinite or not a number")
         if problems:
             raise AdapterMismatch("\n".join(problems))
 
@@ -191,11 +222,9 @@ def config_from(method: str, settings: Mapping[str, Any]) -> MethodConfig:
     """Typed settings of `method`; raises ConfigError for a field it does not have, with close matches."""
     config = METHODS[method].Config
     known = [f.name for f in fields(config)]
-    for key in settings:
-        if key not in known:
-            raise ConfigError(
-                f"method {method} has no setting {key!r}{did_you_mean(key, known)} It has: {', '.join(known)}."
-            )
+    unknown = [f"method {method} has no setting {k!r}{did_you_mean(k, known)}" for k in settings if k not in known]
+    if unknown:
+        raise ConfigError("\n".join([*unknown, f"It has: {', '.join(known)}."]))
     try:
         checked: MethodConfig = TypeAdapter(config).validate_python(dict(settings))
     except ValidationError as error:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError, NotFoldable
-from veneer.methods.base import METHODS, Delta, FrozenLayer, Geometry, Kind, RankedConfig, Role
+from veneer.methods.base import METHODS, Delta, FrozenLayer, Geometry, Kind, RankedConfig, Role, config_from
 
 Init = Literal["uniform", "gaussian", "random"]
 _INIT_IN_PEFT: dict[Init, Any] = {"uniform": True, "gaussian": "gaussian", "random": False}
@@ -41,9 +41,9 @@ class LoRAConfig(RankedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout must be in [0, 1), got {self.dropout}")
+            raise ConfigError(f"{self.method}.dropout must be in [0, 1), got {self.dropout}")
         if self.init not in get_args(Init):
-            raise ConfigError(f"lora.init must be one of {', '.join(get_args(Init))}, got {self.init!r}")
+            raise ConfigError(f"{self.method}.init must be one of {', '.join(get_args(Init))}, got {self.init!r}")
 
     @property
     def scale(self) -> float:
@@ -107,15 +107,15 @@ class LoRA(Delta):
 
     def fold(self, w: Tensor) -> Tensor:
         if self.kind != "conv":
-            return w + (self.b.float() @ self.a.float()) * self.scale
+            return w + (self.b.to(w.dtype) @ self.a.to(w.dtype)) * self.scale
         groups = _geometry(self.geometry).groups
         if self.a.shape[1] != self.in_features // groups:
             raise NotFoldable(
                 "this lora delta on a grouped convolution mixes channels across groups (as PEFT trains it), "
                 "which no grouped weight can do; keep it as an adapter"
             )
-        a = self.a.float().reshape(groups, self.a.shape[0] // groups, -1)
-        b = self.b.float().reshape(groups, self.b.shape[0] // groups, -1)
+        a = self.a.to(w.dtype).reshape(groups, self.a.shape[0] // groups, -1)
+        b = self.b.to(w.dtype).reshape(groups, self.b.shape[0] // groups, -1)
         return w + torch.bmm(b, a).reshape(w.shape) * self.scale
 
     @classmethod
@@ -140,7 +140,10 @@ class LoRA(Delta):
         self.check(tensors)
         a, own = tensors["lora_A.weight"], _own_group(tensors["lora_A.weight"], _geometry(self.geometry).groups)
         kept = a if own is None else own
-        self.a = nn.Parameter(kept.to(self.a.device, torch.float32, copy=True))
+        if kept.shape == self.a.shape:
+            self.a.copy_(kept)
+        else:  # PEFT's rows may reach beyond their own group; then A keeps all channels
+            self.a = nn.Parameter(kept.to(self.a.device, self.a.dtype, copy=True))
         self.b.copy_(tensors["lora_B.weight"].reshape(self.b.shape))
 
     def _across_groups(self) -> Tensor:
@@ -170,25 +173,22 @@ class LoRA(Delta):
 
     @classmethod
     def from_peft(cls, fields: Mapping[str, Any]) -> LoRAConfig | None:
-        if fields.get("peft_type") != "LORA" or any(fields.get(k) for k in ("use_dora", "use_mora", "use_qalora")):
+        if fields.get("peft_type") != "LORA" or any(fields.get(k) for k in ("use_dora", "use_mora")):
             return None
-        unsupported = [k for k in _NOT_READ if fields.get(k) and fields[k] != "none"]
-        if unsupported:
-            raise AdapterMismatch(f"this LoRA adapter uses {', '.join(unsupported)}, which veneer does not read")
-        given = fields.get("init_lora_weights", True)
+        _refuse_unread(fields)
         named: dict[Any, Init] = {v: k for k, v in _INIT_IN_PEFT.items()}
-        init = named.get(
-            given if isinstance(given, bool | str) else True, "uniform"
-        )  # how an adapter once started does not matter to its use
-        return LoRAConfig(
-            rank=fields.get("r", 8),
-            alpha=fields.get("lora_alpha", 8),
-            dropout=fields.get("lora_dropout", 0.0),
-            rank_stabilized=fields.get("use_rslora", False),
-            init=init,
-            rank_pattern=fields.get("rank_pattern") or {},
-            alpha_pattern=fields.get("alpha_pattern") or {},
-        )
+        settings = {
+            "rank": fields.get("r", 8),
+            "alpha": fields.get("lora_alpha", 8),
+            "dropout": fields.get("lora_dropout", 0.0),
+            "rank_stabilized": fields.get("use_rslora", False),
+            "init": named.get(fields.get("init_lora_weights", True), "uniform"),  # how it began does not matter now
+            "rank_pattern": fields.get("rank_pattern") or {},
+            "alpha_pattern": fields.get("alpha_pattern") or {},
+        }
+        config = config_from(cls.Config.method, settings)
+        assert isinstance(config, LoRAConfig)
+        return config
 
 
 _NOT_READ = (
@@ -200,7 +200,28 @@ _NOT_READ = (
     "target_parameters",
     "alora_invocation_tokens",
     "arrow_config",
+    "monteclora_config",
+    "kasa_config",
 )
+"""Fields of PEFT's LoRA that change what the adapter means; those named `use_...` are refused besides."""
+_SAME_BASE = {True, False, None, "gaussian", "eva", "orthogonal", "mica"}
+"""PEFT's initializations that leave the base weights alone; the others train against a changed base."""
+
+
+def _refuse_unread(fields: Mapping[str, Any]) -> None:
+    """Raise AdapterMismatch for an adapter_config.json that asks for more than LoRA as it is here."""
+    variants = [k for k, v in fields.items() if k.startswith("use_") and v and k != "use_rslora"]
+    unread = variants + [k for k in _NOT_READ if fields.get(k) and fields[k] != "none"]
+    if unread:
+        raise AdapterMismatch(f"this LoRA adapter uses {', '.join(unread)}, which veneer does not read")
+    init = fields.get("init_lora_weights", True)
+    if not isinstance(init, bool | str | None) or init not in _SAME_BASE:
+        raise AdapterMismatch(
+            f"this LoRA adapter began with init_lora_weights {init!r}, which changes the base weights too, so it does "
+            "not fit the base as it is; convert it in peft (path_initial_model_for_weight_conversion) or merge it there"
+        )
+
+
 _CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
