@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError
-from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, first_match
+from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, config_from, first_match
 
 Variant = Literal["truncation", "sharing", "decoupling", "rotation"]
 Grouping = Literal[1, 2, 3, 4]
@@ -129,7 +129,7 @@ class MoRA(Delta):
         return z.repeat(*[1] * (z.dim() - 1), times)[..., : self.out_features]
 
     def fold(self, w: Tensor) -> Tensor:
-        m = self.m.float()
+        m = self.m.to(w.dtype)
         if self.variant == "truncation":
             return w + F.pad(m, (0, self.in_features - self.side, 0, self.out_features - self.side))
         if self.variant == "sharing":
@@ -156,7 +156,7 @@ class MoRA(Delta):
         for i in range(min(pieces, ceil(o / side))):
             block = m
             if self.variant == "rotation":
-                left, right, cos, sin = m[:, :half], m[:, half:], self.cos[i].float(), self.sin[i].float()
+                left, right, cos, sin = m[:, :half], m[:, half:], self.cos[i].to(m.dtype), self.sin[i].to(m.dtype)
                 block = torch.cat([left * cos + right * sin, right * cos - left * sin], dim=1)
             columns = (torch.arange(side, device=m.device) + i * side) % d
             update[i * side : (i + 1) * side].index_add_(1, columns, block)
@@ -201,22 +201,32 @@ class MoRA(Delta):
     def from_peft(cls, fields: Mapping[str, Any]) -> MoRAConfig | None:
         if fields.get("peft_type") != "LORA" or not fields.get("use_mora"):
             return None
-        unsupported = [k for k in ("use_dora", "modules_to_save", "layer_replication") if fields.get(k)]
-        if fields.get("bias", "none") != "none":
-            unsupported.append("bias")
-        if unsupported:
-            raise AdapterMismatch(f"this MoRA adapter uses {', '.join(unsupported)}, which veneer does not read")
+        unread = [k for k, v in fields.items() if k.startswith("use_") and v and k not in ("use_mora", "use_rslora")]
+        unread += [k for k in ("bias", "modules_to_save", "layer_replication") if fields.get(k, "none") not in _UNSET]
+        if unread:
+            raise AdapterMismatch(f"this MoRA adapter uses {', '.join(unread)}, which veneer does not read")
         kind = fields.get("mora_type", 1)
-        settings: dict[Any, dict[str, Any]] = {n: {"variant": "sharing", "grouping": n} for n in (1, 2, 3, 4)}
-        settings |= {6: {"variant": "rotation"}} | {v: {"variant": v} for v in ("truncation", "decoupling")}
-        if kind not in settings:
-            raise AdapterMismatch(f"this MoRA adapter has mora_type {kind!r}; known: {', '.join(map(str, settings))}")
-        return MoRAConfig(
-            rank=fields.get("r", 8),
-            dropout=fields.get("lora_dropout", 0.0),
-            rank_pattern=fields.get("rank_pattern") or {},
-            **settings[kind],
-        )
+        if kind not in _VARIANTS:
+            raise AdapterMismatch(f"this MoRA adapter has mora_type {kind!r}; known: {', '.join(map(str, _VARIANTS))}")
+        settings = {
+            "rank": fields.get("r", 8),
+            "dropout": fields.get("lora_dropout", 0.0),
+            "rank_pattern": fields.get("rank_pattern") or {},
+            **_VARIANTS[kind],
+        }
+        config = config_from("mora", settings)
+        assert isinstance(config, MoRAConfig)
+        return config
+
+
+_UNSET: tuple[Any, ...] = ("none", None, [], {})
+_VARIANTS: dict[Any, dict[str, Any]] = {
+    **{n: {"variant": "sharing", "grouping": n} for n in get_args(Grouping)},
+    6: {"variant": "rotation"},
+    "truncation": {"variant": "truncation"},
+    "decoupling": {"variant": "decoupling"},
+}
+"""What each `mora_type` of a folder means; the last two are names of our own."""
 
 
 def side_of(d: int, o: int, config: MoRAConfig) -> int:

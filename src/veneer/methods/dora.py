@@ -1,0 +1,99 @@
+"""DoRA: learn a weight's direction by LoRA and its magnitude by one number per output.
+
+    y' = (m / n) (W + s B A) x + bias        n = ||W + s B A||, one norm (O,) per output, a constant in the gradient
+                                             m: (O,), at first n
+
+Source: Liu et al. 2024, arXiv:2402.09353, eq. 5 and section 4.3 (the norm without gradient).
+Departs from it: with dropout only the low-rank path sees the dropped input; the authors' code drops it for W too.
+
+The norm is taken at every forward pass, from W A^T instead of a dense B A: O D R multiply-adds and one dense W.
+Embedding: the norm is over the words, one per column of the table. Convolution: over channels and kernel.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from veneer.methods.base import METHODS, FrozenLayer, Role
+from veneer.methods.lora import LoRA, LoRAConfig
+
+KEY = "lora_magnitude_vector"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoRAConfig(LoRAConfig):
+    """Settings of DoRA: those of LoRA."""
+
+    method: ClassVar[str] = "dora"
+
+
+@METHODS.add("dora")
+class DoRA(LoRA):
+    """The DoRA delta of one layer: LoRA's parameters a and b, and m (O,)."""
+
+    Config = DoRAConfig
+    roles: ClassVar[Mapping[str, Role]] = {**LoRA.roles, "m": "scale"}
+
+    def __init__(self, layer: FrozenLayer, config: DoRAConfig, rng: torch.Generator) -> None:
+        self.layer: FrozenLayer | None = None
+        super().__init__(layer, config, rng)
+        self.layer = layer
+        self.m = nn.Parameter(self._norm(layer.weight()))
+
+    @torch.no_grad()
+    def restart_(self, rng: torch.Generator) -> None:
+        super().restart_(rng)
+        if self.layer is not None:
+            self.m.copy_(self._norm(self.layer.weight()))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """As LoRA's, where y is the frozen layer's output with its bias."""
+        layer = self.layer
+        assert layer is not None
+        ratio = self._per_output((self.m / self._norm(layer.weight())).to(y.dtype))
+        plain = y if layer.bias is None else y - self._per_output(layer.bias().to(y.dtype))
+        return y + (ratio - 1) * plain + ratio * super().forward(x, torch.zeros_like(y))
+
+    def _per_output(self, v: Tensor) -> Tensor:
+        """v (O,) as it multiplies an output: channels of a convolution come before its space."""
+        return v.reshape(-1, *[1] * (self.a.dim() - 2)) if self.kind == "conv" else v
+
+    @torch.no_grad()
+    def _norm(self, w: Tensor) -> Tensor:
+        """||W + s B A|| (O,) of a weight (O, D, *kernel)."""
+        w = w.to(self.a.dtype)
+        if self.kind == "conv":
+            norm: Tensor = torch.linalg.vector_norm(super().fold(w).flatten(1), dim=1)
+            return norm
+        a, b = self.a, self.b
+        squares = w.square().sum(1) + 2 * self.scale * ((w @ a.T) * b).sum(1)
+        return (squares + self.scale**2 * ((b @ (a @ a.T)) * b).sum(1)).clamp_min(torch.finfo(w.dtype).tiny).sqrt()
+
+    def fold(self, w: Tensor) -> Tensor:
+        ratio = (self.m / self._norm(w)).to(w.dtype)
+        return super().fold(w) * ratio.reshape(-1, *[1] * (w.dim() - 1))
+
+    @classmethod
+    def n_params(cls, layer: FrozenLayer, config: LoRAConfig) -> int:
+        """LoRA's and O."""
+        return super().n_params(layer, config) + layer.out_features
+
+    def tensors(self) -> dict[str, Tensor]:
+        m = self.m.reshape(1, -1, *[1] * (self.a.dim() - 2)) if self.kind == "conv" else self.m
+        return {**super().tensors(), KEY: m}
+
+    @torch.no_grad()
+    def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_(tensors)
+        self.m.copy_(tensors[KEY].reshape(-1))
+
+    @classmethod
+    def to_peft(cls, config: LoRAConfig) -> dict[str, Any]:
+        return {**super().to_peft(config), "use_dora": True}
+
+    @classmethod
+    def from_peft(cls, fields: Mapping[str, Any]) -> LoRAConfig | None:
+        return super().from_peft({**fields, "use_dora": False}) if fields.get("use_dora") else None
