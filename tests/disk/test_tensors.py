@@ -129,7 +129,7 @@ def test_a_wrong_header_is_refused(tmp_path: Path, header: bytes, message: str) 
 
 
 def test_missing_files_and_wrong_indexes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match="gone.safetensors does not exist"):
+    with pytest.raises(DiskError, match=r"gone\.safetensors does not exist"):
         open_tensors(tmp_path / "gone.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(DiskError, match="is no shard index"):

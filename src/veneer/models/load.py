@@ -64,7 +64,12 @@ def load_model(
     about = open_model_dir(folder)
     with _quiet():
         built = _build(folder, chosen)
-        _fill(built, open_tensors(folder), place or _keep, torch.device(device))
+        try:
+            _fill(built, open_tensors(folder), place or _keep, torch.device(device))
+        except ModelError:
+            if not _rearranged_by_transformers(built):
+                raise
+            built = _through_transformers(type(built), folder, chosen, place or _keep, torch.device(device))
         _set_generation(built, folder)
         tokenizer = load_tokenizer(about.path)
     built.eval().requires_grad_(False)
@@ -150,14 +155,49 @@ def _fill(model: Any, tensors: Tensors, place: Place, device: torch.device) -> N
     for group in shared.values():
         for names in _really_tied(group, home, tensors):
             dtype = torch.float32 if _stays_float32(model, names[0]) else slots[names[0]].dtype
-            kept = place(names[0], tensors.read(home[names[0]]).to(dtype)).to(device)
-            parameter = nn.Parameter(kept, requires_grad=False)
-            for name in names:
-                _owner(model, name)._parameters[name.rpartition(".")[2]] = parameter
+            _set(model, names, place(names[0], tensors.read(home[names[0]]).to(dtype)).to(device))
     for name in buffers.keys() & home.keys():
         buffers[name].copy_(tensors.read(home[name]))
     for name, buffer in model.named_buffers():
         _owner(model, name)._buffers[name.rpartition(".")[2]] = buffer.to(device)
+
+
+def _rearranged_by_transformers(model: Any) -> bool:
+    """Whether transformers keeps this architecture's weights in another arrangement than its files (merged experts)."""
+    from transformers import conversion_mapping
+
+    known: Any = conversion_mapping.get_checkpoint_conversion_mapping
+    return any(known(key) is not None for key in (type(model).__name__, model.config.model_type))
+
+
+def _through_transformers(kind: Any, folder: Path, dtype: torch.dtype, place: Place, device: torch.device) -> Any:
+    """Let transformers load and rearrange all weights, then place each; its peak is the model and its largest merge."""
+    model, found = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    words = {"missing_keys": "needed by the model, not in the files", "unexpected_keys": "unknown to the model"}
+    words |= {"mismatched_keys": "of another shape in the files"}
+    if problems := [f"{name}: {text}" for key, text in words.items() for name in sorted(found[key])]:
+        raise _misfit(model, problems)
+    shared: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        shared.setdefault(id(parameter), []).append(name)
+    for names in shared.values():
+        _set(model, names, place(names[0], model.get_parameter(names[0]).detach()).to(device))
+    return model.to(device)
+
+
+def _set(model: nn.Module, names: list[str], tensor: Tensor) -> None:
+    """Make `tensor` the one frozen parameter behind all these names."""
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    for name in names:
+        _owner(model, name)._parameters[name.rpartition(".")[2]] = parameter
+
+
+def _misfit(model: Any, problems: list[str]) -> ModelError:
+    listed = "\n".join(f"  {p}" for p in problems)
+    return ModelError(
+        f"the weights do not fit {type(model).__name__} as config.json describes it; {len(problems)} differ:\n"
+        f"{listed}\nNothing was loaded. Weights and config.json must come from the same model."
+    )
 
 
 def _really_tied(group: list[str], home: dict[str, str], tensors: Tensors) -> list[list[str]]:
@@ -196,11 +236,7 @@ def _match(
         if tensors[source].shape != tuple(wanted[name].shape)
     ]
     if problems := missing + unexpected + misfits:
-        listed = "\n".join(f"  {p}" for p in problems)
-        raise ModelError(
-            f"the weights do not fit {type(model).__name__} as config.json describes it; {len(problems)} differ:\n"
-            f"{listed}\nNothing was loaded. Weights and config.json must come from the same model."
-        )
+        raise _misfit(model, problems)
     return home
 
 
