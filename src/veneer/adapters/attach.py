@@ -17,6 +17,7 @@ from veneer.adapters.frozen import frozen_layer
 from veneer.adapters.state import read_into, to_files
 from veneer.adapters.targets import Targeting, choose
 from veneer.disk.adapter_dir import read_adapter, write_adapter
+from veneer.errors import ConfigError
 from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, refuse_idle_patterns
 
 
@@ -134,7 +135,16 @@ def attach(
     paths = choose(model, targeting, method.kinds, config.method)
     refuse_idle_patterns(config, paths)
     rng = torch.Generator().manual_seed(seed)
-    deltas = {path: method(layer_at(model, path), config.at(path), rng) for path in paths}
+    deltas: dict[str, Delta] = {}
+    problems = []
+    for path in paths:
+        try:
+            deltas[path] = method(layer_at(model, path), config.at(path), rng)
+        except ConfigError as error:
+            problems.append(f"  {path}: {error}")
+    if problems:
+        listed = "\n".join([*problems[:8], *([f"  ... and {len(problems) - 8} more"] if len(problems) > 8 else [])])
+        raise ConfigError(f"{config.method} does not fit {len(problems)} of its {len(paths)} targets:\n{listed}")
     return Adapter(model, config, targeting, deltas, base).attach()
 
 

@@ -29,6 +29,8 @@ def frozen_layer(module: nn.Module) -> FrozenLayer | None:
         return _layer("embedding", module.num_embeddings, module.embedding_dim, module)
     if isinstance(module, CONVS):
         return _layer("conv", module.in_channels, module.out_channels, module)
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return _layer("norm", module.normalized_shape[0], module.normalized_shape[0], module)
     return None
 
 
