@@ -175,10 +175,13 @@ def _other_base(model: nn.Module, files: AdapterFiles, allowed: bool) -> list[st
 
 @torch.no_grad()
 def _has_effect(delta: Delta, layer: FrozenLayer) -> bool:
-    """Whether folding the delta in would change the layer's weight."""
+    """Whether folding the delta in would change the layer's weight or bias."""
     try:
         w = layer.weight()
-        return not torch.equal(delta.fold(w), w)
+        if not torch.equal(delta.fold(w), w):
+            return True
+        bias = layer.bias() if layer.bias is not None else None
+        return bias is not None and not torch.equal(delta.fold_bias(bias), bias)
     except NotFoldable:
         return any(bool(torch.count_nonzero(p)) for p in delta.parameters())
 
