@@ -172,9 +172,9 @@ def test_a_folder_where_a_file_should_be(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_read_by_the_writer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DiskError, match=r"out was not written: No such file or directory \(.*source\)"):
-        with replacing(tmp_path / "out"):
-            (tmp_path / "source").read_text()
+    said = r"out was not written: No such file or directory \(.*source\)"
+    with pytest.raises(DiskError, match=said), replacing(tmp_path / "out"):
+        (tmp_path / "source").read_text()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

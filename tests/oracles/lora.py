@@ -1,4 +1,7 @@
-"""LoRA from its paper, slowly, in float64: arXiv:2106.09685, eq. 3; scale of arXiv:2312.03732.  Imports nothing of ours."""
+"""LoRA from its paper, slowly, in float64; imports nothing of ours.
+
+arXiv:2106.09685, eq. 3; rank-stabilized scale of arXiv:2312.03732.
+"""
 
 from itertools import product
 from math import sqrt
