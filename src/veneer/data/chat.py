@@ -80,6 +80,10 @@ def _rendered(messages: Sequence[dict[str, Any]], tokenizer: Any) -> Document:
     if not trained:
         roles = ", ".join(m["role"] for m in messages)
         raise DataError(f"no assistant message with text (and weight 1) to train on; roles: {roles}")
+    if trained[0] == 0:
+        raise DataError(
+            "the row begins with an assistant message, so nothing asks for it; remove it, or give it weight: 0"
+        )
     whole = render(tokenizer, messages[: trained[-1] + 1])
     spans = []
     for i in trained:
@@ -89,7 +93,7 @@ def _rendered(messages: Sequence[dict[str, Any]], tokenizer: Any) -> Document:
             raise DataError(
                 f"the chat template writes message {i + 1} otherwise than it asks for it, so what is trained cannot be "
                 f"told from its text: it asks with ...{before[-40:]!r} but goes on with "
-                f"{_from_difference(before, after)!r}. Begin with a user message, or use format: plain"
+                f"{_from_difference(before, after)!r}. Correct the template, or use format: plain"
             )
         if not whole.startswith(after):
             raise DataError(
