@@ -1,0 +1,32 @@
+"""The loss on examples that are not trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from veneer.data.example import Example
+from veneer.data.pack import collate, plan_batches
+from veneer.train.loss import head_of, hidden_states, summed_loss
+from veneer.train.settings import Recipe
+
+
+def mean_loss(model: Any, examples: Sequence[Example], recipe: Recipe) -> float:
+    """Mean loss a supervised token, in nats, with whatever is attached to the model now, dropout off."""
+    settings, head, total, count = recipe.train, head_of(model), 0.0, 0
+    steps = plan_batches(
+        [len(e) for e in examples],
+        max_length=settings.max_length,
+        tokens_per_step=8 * settings.max_length,
+        micro_batch_tokens=settings.micro_batch_tokens,
+        seed=0,
+        epoch=0,
+        packing=recipe.data.packing,
+    )
+    for members in (m for step in steps for m in step):
+        batch = collate([examples[i] for i in members])
+        with torch.no_grad():
+            hidden = hidden_states(model, batch, packed=recipe.data.packing)
+        total += float(summed_loss(hidden, batch.targets, head, model.config.get_text_config().vocab_size))
+        count += len(batch.targets)
+    return total / count

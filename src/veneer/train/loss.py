@@ -1,0 +1,83 @@
+"""The loss at supervised positions only, its head in chunks: logits of prompts or of whole batches never exist.
+
+The backward pass goes in two stages. Each chunk of the head is differentiated at once, which leaves the gradient of
+the hidden states; the transformer below is differentiated from there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from veneer.data.pack import Batch
+from veneer.models.documents import Documents, attending_documents
+
+CHUNK_BYTES = 2**27
+"""Most memory for one chunk's logits and their gradient."""
+
+Head = Callable[[Tensor], Tensor]
+
+
+def hidden_states(model: Any, batch: Batch, *, packed: bool) -> Tensor:
+    """The last hidden states (M, D) at the batch's M supervised positions.
+
+    packed    attention within documents; otherwise the batch is one document, attended to by the model's own means
+    """
+    if packed:
+        documents = Documents.from_starts(batch.starts)
+        with attending_documents(model):
+            out = _forward(model, batch, documents=documents)
+    else:
+        out = _forward(model, batch)
+    return out[0].index_select(0, batch.supervised)
+
+
+def _forward(model: Any, batch: Batch, **more: Any) -> Tensor:
+    output = model.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **more)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def head_of(model: Any) -> Head:
+    """Hidden states (M, D) -> logits (M, V) as the model itself makes them, with its scaling and capping."""
+    linear, config = model.get_output_embeddings(), model.config
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = linear(hidden)
+        if scale != 1:
+            logits = logits * scale
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    return head
+
+
+def summed_loss(hidden: Tensor, targets: Tensor, head: Head, words: int) -> Tensor:
+    """Negative log likelihood of targets (M,) under hidden (M, D), summed, in nats; no gradient is kept."""
+    with torch.no_grad():
+        return torch.stack([_nll(h, t, head) for h, t in _chunks(hidden, targets, words)]).sum()
+
+
+def backward(hidden: Tensor, targets: Tensor, head: Head, words: int, divisor: int) -> float:
+    """Accumulate gradients of the summed loss / divisor; returns the summed loss in nats."""
+    rows = hidden.detach().requires_grad_()
+    total = 0.0
+    for h, t in _chunks(rows, targets, words):
+        loss = _nll(h, t, head)
+        (loss / divisor).backward()  # type: ignore[no-untyped-call]
+        total += loss.item()
+    if hidden.requires_grad:
+        hidden.backward(rows.grad)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
+
+
+def _chunks(hidden: Tensor, targets: Tensor, words: int) -> list[tuple[Tensor, Tensor]]:
+    rows = max(16, CHUNK_BYTES // (10 * words))
+    return [(hidden[i : i + rows], targets[i : i + rows]) for i in range(0, len(targets), rows)]
