@@ -119,6 +119,23 @@ def test_a_missing_reference_column_is_found_before_anything_is_generated(
     assert "r.jsonl:4, r.jsonl:9" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("numeric", "reference 'y' .* has no number"),
+        ("sql", "no database: give"),
+        ("f1", "no reference has the positive"),
+    ],
+)
+def test_references_are_checked_before_anything_is_generated(
+    model: Any, tokenizer: Any, metric: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("veneer.evaluate.tasks.generate", None)
+    settings = EvalSettings(metrics=("loss", metric), options=MetricOptions(positive="spam"))
+    with pytest.raises(DataError, match=message):
+        evaluate(model, tokenizer, [Row({"q": "x", "a": "y"}, "r", 1)], renderer(tokenizer), settings)
+
+
 def test_a_missing_completion_column_is_named_with_its_place(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"r\.jsonl:7.*'a'"):
         references_of([Row({"q": "x"}, "r.jsonl", 7)], renderer(tokenizer))

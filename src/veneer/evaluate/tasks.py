@@ -95,13 +95,14 @@ def evaluate(
     """Measure `model`, with whatever adapters are attached, on `rows` as `renderer` reads them.
 
     Raises DataError for no rows, rows that cannot be rendered, a reference column that is not there, or references
-    that a metric cannot use; nothing is generated before rows and references are known to be usable.
+    that a metric cannot use, ConfigError for a library that is not installed; all before anything is generated.
     """
     if not rows:
         raise DataError("there are no rows to evaluate on")
     start = monotonic()
     references = references_of(rows, renderer, settings.reference) if settings.of_answers else []
     prompts = [renderer.prompt(row) for row in rows] if settings.of_answers else []
+    score([""] * len(references), references, rows, settings)  # raises now, not after long work
     metrics: dict[str, float] = {}
     dropped = truncated = 0
     if set(settings.metrics) & set(OF_THE_MODEL):

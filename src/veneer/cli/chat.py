@@ -1,0 +1,111 @@
+"""Talk with a model, and switch between its adapters."""
+
+import sys
+from contextlib import suppress
+from typing import Annotated, Any
+
+import typer
+
+from veneer.cli.console import stderr
+
+HELP = """\
+/adapter NAME   answer with this adapter from now on; /adapter none without any; /adapter lists them
+/system TEXT    set the system message and begin anew; /system alone removes it
+/reset          forget the conversation
+/help           this
+/quit           leave (so do Ctrl-D and, at the prompt, Ctrl-C); Ctrl-C during an answer stops the answer"""
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file.")],
+    adapter: Annotated[
+        list[str] | None, typer.Option(metavar="[NAME=]DIR", help="Adapter folder; may be repeated. The first answers.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest text; above 0 draws by chance.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+) -> None:
+    """Talk with a model; /help shows what else can be typed. Example:
+
+    veneer chat smollm2-135m-instruct --adapter sql=runs/sql/adapter --adapter math=runs/math/adapter
+    """
+    from veneer.adapters.attach import load_adapter
+    from veneer.generate.conversation import Conversation, adapter_names
+    from veneer.generate.dialog import sampler_of
+    from veneer.models.load import load_model
+
+    sampler = sampler_of(temperature, top_p, top_k, seed)
+    folders = adapter_names(adapter or [])
+    loaded = load_model(model, dtype=dtype)
+    adapters = {name: load_adapter(loaded.model, folder).detach() for name, folder in folders.items()}
+    talk = Conversation(loaded.model, loaded.tokenizer, adapters, sampler=sampler, max_new_tokens=max_tokens)
+    talk.system = system
+    if adapters:
+        talk.switch(next(iter(adapters)))
+    _say(f"{model}, adapter {talk.adapter or 'none'}. /help for commands, Ctrl-D to leave.")
+    while (line := _read()) is not None:
+        if not _command(talk, line.strip()):
+            break
+
+
+def _command(talk: Any, line: str) -> bool:
+    """Do what one line says; False to leave."""
+    from veneer.errors import InputError
+
+    word, _, rest = line.partition(" ")
+    try:
+        match word:
+            case "":
+                pass
+            case "/quit" | "/exit":
+                return False
+            case "/help":
+                _say(HELP)
+            case "/reset":
+                talk.reset()
+                _say("The conversation begins anew.")
+            case "/system":
+                talk.system = rest.strip() or None
+                talk.reset()
+                _say("The conversation begins anew.")
+            case "/adapter":
+                _say(talk.switch(rest.strip()) if rest.strip() else talk.listing())
+            case _ if word.startswith("/"):
+                _say(f"there is no command {word}\n{HELP}")
+            case _:
+                _answer(talk, line)
+    except InputError as error:
+        _say(str(error))
+    return True
+
+
+def _answer(talk: Any, line: str) -> None:
+    try:
+        talk.ask(line, lambda piece: print(piece, end="", flush=True))
+    except KeyboardInterrupt:
+        print(flush=True)
+        _say("(stopped)")
+        return
+    print(flush=True)
+
+
+def _read() -> str | None:
+    """One line; None at the end of input and at Ctrl-C."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line if line else None
+    with suppress(ImportError):
+        import readline  # noqa: F401  lines can be edited and recalled
+    try:
+        return input("> ")
+    except (EOFError, KeyboardInterrupt):
+        print(flush=True)
+        return None
+
+
+def _say(text: str) -> None:
+    stderr.print(text, markup=False, soft_wrap=True, style="dim")

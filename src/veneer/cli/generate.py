@@ -1,0 +1,73 @@
+"""Write what a model, with or without an adapter, says to a prompt."""
+
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import Annotated, Any
+
+import typer
+
+from veneer.cli.console import AsJson, emit_json, stderr
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file.")],
+    prompt: Annotated[str, typer.Option(help="What the model answers; - reads it from standard input.")],
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Adapter folder to attach.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 for the likeliest text; above 0 draws by chance.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 for all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
+    system: Annotated[str | None, typer.Option(help="System message in front of the prompt.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")] = False,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write the model's answer to a prompt, as it comes.
+
+    Example:
+
+        veneer generate smollm2-135m-instruct --adapter runs/sql/adapter --prompt "How many customers are there?"
+    """
+    from veneer.adapters.attach import load_adapter
+    from veneer.errors import DataError
+    from veneer.generate.dialog import encode, sampler_of, speak
+    from veneer.models.load import load_model
+
+    sampler = sampler_of(temperature, top_p, top_k, seed)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text.strip():
+        raise DataError("the prompt is empty" + (": standard input held nothing" if prompt == "-" else ""))
+    loaded = load_model(model, dtype=dtype)
+    if adapter is not None:
+        load_adapter(loaded.model, adapter)
+    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
+    tokens = encode(loaded.tokenizer, messages, raw=raw)
+    begin = monotonic()
+    written = speak(
+        loaded.model,
+        loaded.tokenizer,
+        tokens,
+        max_new_tokens=max_tokens,
+        sampler=sampler,
+        show=_nothing if as_json else _show,
+        stop=stop or (),
+    )
+    seconds = monotonic() - begin
+    if not as_json:
+        print(flush=True)
+    result: dict[str, Any] = {"text": written.text, "prompt_tokens": len(tokens), "tokens": written.tokens}
+    if as_json:
+        emit_json(result | {"seconds": seconds, "stopped": written.stopped})
+    elif not written.stopped and stderr.is_terminal:
+        stderr.print(f"(stopped after {max_tokens} tokens; --max-tokens allows more)", style="dim")
+
+
+def _show(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def _nothing(piece: str) -> None:
+    pass
