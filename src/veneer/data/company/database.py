@@ -1,0 +1,125 @@
+"""The demo's company: six tables in SQLite, the same bytes of data for the same seed."""
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import date, timedelta
+from pathlib import Path
+from random import Random
+
+from veneer.data.company import values
+from veneer.data.company.values import pick, shuffled
+from veneer.disk.atomic import replacing
+
+SCHEMA = """
+CREATE TABLE departments (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, budget INTEGER NOT NULL);
+CREATE TABLE employees (
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, title TEXT NOT NULL, city TEXT NOT NULL, salary INTEGER NOT NULL,
+  hire_date TEXT NOT NULL, department_id INTEGER NOT NULL REFERENCES departments (id));
+CREATE TABLE projects (
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, budget INTEGER NOT NULL, start_date TEXT NOT NULL,
+  status TEXT NOT NULL);
+CREATE TABLE assignments (
+  employee_id INTEGER NOT NULL REFERENCES employees (id), project_id INTEGER NOT NULL REFERENCES projects (id),
+  hours INTEGER NOT NULL, PRIMARY KEY (employee_id, project_id));
+CREATE TABLE customers (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, city TEXT NOT NULL, industry TEXT NOT NULL);
+CREATE TABLE orders (
+  id INTEGER PRIMARY KEY, customer_id INTEGER NOT NULL REFERENCES customers (id),
+  employee_id INTEGER NOT NULL REFERENCES employees (id), order_date TEXT NOT NULL, amount INTEGER NOT NULL,
+  status TEXT NOT NULL);
+"""
+
+EMPLOYEES, ASSIGNMENTS, ORDERS, SELLERS = 160, 320, 460, 40
+"""Rows of three tables, and how many employees handle orders."""
+
+Row = tuple[int | str, ...]
+
+
+def make_database(path: Path, seed: int = 0) -> None:
+    """Write the company as one SQLite file, atomically; an older file is replaced.
+
+    Raises DiskError when the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        connection = sqlite3.connect(temporary)
+        try:
+            _fill(connection, seed)
+        finally:
+            connection.close()
+
+
+def database_in_memory(seed: int = 0) -> sqlite3.Connection:
+    """The same company in memory; the caller closes it."""
+    connection = sqlite3.connect(":memory:")
+    _fill(connection, seed)
+    return connection
+
+
+def _fill(connection: sqlite3.Connection, seed: int) -> None:
+    rng = Random(f"company {seed}")
+    connection.executescript(SCHEMA)
+    departments = values.DEPARTMENTS + values.HELD_OUT_DEPARTMENTS
+    budgets = _distinct(rng, range(150_000, 900_000, 1_000), len(departments))
+    rows: dict[str, list[Row]] = {
+        "departments": [(i + 1, name, budgets[i]) for i, name in enumerate(departments)],
+        "employees": _employees(rng, len(departments)),
+        "projects": _projects(rng),
+        "assignments": _assignments(rng),
+        "customers": _customers(rng),
+        "orders": _orders(rng),
+    }
+    for table, lines in rows.items():
+        connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(lines[0]))})", lines)
+    connection.commit()
+
+
+def _employees(rng: Random, departments: int) -> list[Row]:
+    names = [f"{first} {last}" for first in values.FIRST_NAMES for last in values.LAST_NAMES]
+    names = shuffled(rng, names)[:EMPLOYEES]
+    salaries = _distinct(rng, range(34_000, 98_000, 100), EMPLOYEES)
+    hired = _dates(rng, 2014, 2024, EMPLOYEES)
+    cities, titles = values.CITIES + values.HELD_OUT_CITIES, values.TITLES + values.HELD_OUT_TITLES
+    sizes = [d for d in range(departments) for _ in range(5 + 2 * d)]  # departments of clearly different sizes
+    order = shuffled(rng, range(departments))
+    return [
+        (i + 1, names[i], pick(rng, titles), pick(rng, cities), salaries[i], hired[i], order[pick(rng, sizes)] + 1)
+        for i in range(EMPLOYEES)
+    ]
+
+
+def _projects(rng: Random) -> list[Row]:
+    names, statuses = values.PROJECTS, values.PROJECT_STATUSES + values.HELD_OUT_PROJECT_STATUSES
+    budgets = _distinct(rng, range(20_000, 400_000, 1_000), len(names))
+    starts = _dates(rng, 2015, 2024, len(names))
+    return [(i + 1, name, budgets[i], starts[i], pick(rng, statuses)) for i, name in enumerate(names)]
+
+
+def _assignments(rng: Random) -> list[Row]:
+    pairs = [(e + 1, p + 1) for e in range(EMPLOYEES) for p in range(len(values.PROJECTS))]
+    chosen = sorted(shuffled(rng, pairs)[:ASSIGNMENTS])
+    return [(employee, project, 8 + int(rng.random() * 120)) for employee, project in chosen]
+
+
+def _customers(rng: Random) -> list[Row]:
+    cities, industries = values.CITIES + values.HELD_OUT_CITIES, values.INDUSTRIES + values.HELD_OUT_INDUSTRIES
+    return [(i + 1, name, pick(rng, cities), pick(rng, industries)) for i, name in enumerate(values.CUSTOMERS)]
+
+
+def _orders(rng: Random) -> list[Row]:
+    sellers = shuffled(rng, range(1, EMPLOYEES + 1))[:SELLERS]
+    dates = sorted(_dates(rng, 2016, 2024, ORDERS))
+    amounts = _distinct(rng, range(120, 9_900, 10), ORDERS)
+    statuses = values.ORDER_STATUSES + values.HELD_OUT_ORDER_STATUSES
+    customers = len(values.CUSTOMERS)
+    return [
+        (i + 1, 1 + int(customers * rng.random() ** 1.5), pick(rng, sellers), dates[i], amounts[i], pick(rng, statuses))
+        for i in range(ORDERS)
+    ]
+
+
+def _distinct(rng: Random, numbers: Sequence[int], count: int) -> list[int]:
+    return shuffled(rng, numbers)[:count]
+
+
+def _dates(rng: Random, first_year: int, last_year: int, count: int) -> list[str]:
+    first, last = date(first_year, 1, 1), date(last_year, 12, 31)
+    return [(first + timedelta(d)).isoformat() for d in _distinct(rng, range((last - first).days + 1), count)]
