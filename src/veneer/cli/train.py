@@ -1,0 +1,81 @@
+"""Train an adapter from a recipe, or go on with an interrupted run."""
+
+import time
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.train.events import Event
+from veneer.train.recipe import keys, load_recipe, parse_flags
+from veneer.units import format_bytes, format_seconds
+
+SETTINGS: dict[str, Any] = {
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+    "epilog": "Every key of a recipe is a flag: "
+    + ", ".join(f"--{k}" for k in keys())
+    + ". `method` has more of its own.",
+}
+
+
+def command(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="The recipe, a YAML file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter. The same command starts a run, goes on with it after an interruption, or says it is done.
+
+    Example: veneer train recipe.yaml --train.epochs 2 --optimizer.lr 1e-3
+    """
+    from veneer.train.loop import train
+
+    settings = load_recipe(recipe, parse_flags(context.args))
+    with TrainProgress() as progress:
+        outcome, _ = train(settings, [progress], progress.say)
+    stdout.print(
+        f"{outcome.steps} steps in {format_seconds(outcome.seconds)} ({outcome.tokens_per_second:.0f} tokens/s), "
+        f"loss {outcome.loss:.4f}"
+        + (f", evaluation loss {outcome.eval_loss:.4f}" if outcome.eval_loss is not None else "")
+        + f", peak memory {format_bytes(outcome.peak_bytes)}"
+    )
+    stdout.print(f"adapter: {outcome.adapter} ({format_bytes(outcome.adapter_bytes)})")
+    if as_json:
+        emit_json(asdict(outcome))
+
+
+class TrainProgress:
+    """Listens to a run: a live bar on a terminal, a line a minute elsewhere; all on stderr."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"))
+        self._live = stderr.is_terminal
+        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=stderr)
+        self._task: Any = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> "TrainProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, message: str) -> None:
+        """What happens before the first step."""
+        stderr.print(message, style="dim", markup=False)
+
+    def __call__(self, event: Event) -> None:
+        f = event.figures
+        if event.kind == "evaluation":
+            self.say(f"step {event.step}: evaluation loss {f['loss']:.4f}, perplexity {f['perplexity']:.2f}")
+            return
+        now = f"loss {f['loss']:.3f}  {f['tokens_per_second']:.0f} tokens/s  {format_bytes(f['rss_bytes'])}"
+        if self._live:
+            if self._task is None:
+                self._bar.start()
+                self._task = self._bar.add_task("training", total=event.steps, now=now)
+            self._bar.update(self._task, completed=event.step, now=now)
+        elif event.step == event.steps or time.monotonic() - self._last_line > 60:
+            self._last_line = time.monotonic()
+            self.say(f"step {event.step}/{event.steps}: {now}")
