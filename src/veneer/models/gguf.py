@@ -5,8 +5,9 @@ with the rotary halves interleaved; that is undone (its convert_hf_to_gguf.py, `
 architecture goes through transformers' own GGUF reader, which holds the whole model in memory once.
 
 Dequantized matrices are written as bfloat16: a block of Q4_1 has 16 levels, and rounding them to 8 bits moves the loss
-of SmolLM2-135M by 0.0002 nats a token (benchmarks/gguf_rounding.py), while float32 would double the disk. Files that
-hold float32 or float16 matrices keep their dtype, and vectors (norms, biases) stay float32.
+of SmolLM2-135M by 0.0001 nats a token (3.3361 to 3.3362 on 4,095 tokens; benchmarks/gguf_rounding.py), while float32
+would double the disk. Files that hold float32 or float16 matrices keep their dtype, and vectors (norms, biases) stay
+float32.
 """
 
 import re
