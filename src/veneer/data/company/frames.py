@@ -1,8 +1,8 @@
 """The sentences around a condition: how a list, a count, an average, a group or a top row is asked for.
 
 Slots: {np} a noun with its conditions, {np1} the same in the singular, {noun} {vp} the same as subject and verb, {of}
-"of" and {np}, {label} names or ids, {who} Who or What, {k} and {n} numbers, {v} and {w} the things looked up; the others
-are filled from a plan's `words`.
+"of" and {np}, {label} names or ids, {who} Who or What, {k} and {n} numbers, {v} and {w} the things looked up; a plan's
+`words` fill the others.
 """
 
 from dataclasses import dataclass
