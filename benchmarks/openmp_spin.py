@@ -3,9 +3,9 @@
     python benchmarks/openmp_spin.py [--rounds 15] [--spins default,passive,1000,10000]
 
 One worker process per setting stays alive; the workers take turns, one step each, so that whatever else the machine
-does meets all of them alike; the lowest time of each is the one least disturbed. A step is forward and backward of 8 LLaMA layers (hidden 576, bfloat16 where the machine
-is faster in it) over 512 tokens. "busy" adds one process that computes without pause. Figures are median seconds a
-step.
+does meets all of them alike; the lowest time of each is the one least disturbed. A step is forward and backward of 8
+LLaMA layers (hidden 576, bfloat16 where the machine is faster in it) over 512 tokens. "busy" adds one process that
+computes without pause. Figures are seconds a step, medians unless they say lowest.
 """
 
 import argparse

@@ -182,6 +182,23 @@ def test_an_unknown_architecture_and_a_cut_file_are_input_errors(tmp_path: Path,
         load_model(tmp_path / "b", dtype="float32")
 
 
+def test_quantized_weights_and_models_with_own_code_are_refused(tmp_path: Path, tiny_model: Path) -> None:
+    for name, addition, message in [
+        (
+            "q",
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "holds weights quantized by gptq; give the",
+        ),
+        ("c", {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}, "transformers builds no causal model"),
+    ]:
+        shutil.copytree(tiny_model, tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text()) | addition
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        (tmp_path / name / "own.py").write_text("raise SystemExit('the code was run')")
+        with pytest.raises(ModelError, match=message):
+            load_model(tmp_path / name, dtype="float32")
+
+
 def test_a_tokenizer_that_does_not_load_is_named(tmp_path: Path, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, tmp_path / "m")
     (tmp_path / "m/tokenizer.json").write_text("{}")

@@ -83,7 +83,7 @@ def load_tokenizer(model: str | Path) -> Any:
     folder = resolve(model)
     with _quiet():
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: the tokenizer does not load: {error}") from error
 
@@ -108,9 +108,16 @@ def _build(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if (stored := getattr(config, "quantization_config", None)) is not None:
+            raise ModelError(
+                f"{folder} holds weights quantized by {dict(stored).get('quant_method', 'a method it does not name')}; "
+                "give the model they were made from, and let veneer quantize it"
+            )
         with _parameters_on_meta(), torch.random.fork_rng(devices=[]):
-            model = _auto_class(config).from_config(config, dtype=dtype)
+            model = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
+    except ModelError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}/config.json: transformers builds no causal model from it: {error}") from error
     model.tie_weights()
@@ -224,10 +231,10 @@ def _match(
                 home[name] = candidate
                 break
     wanted = slots | buffers
-    missing = [
-        f"{group[0]}: needed by the model, not in the files" for group in groups if home.keys().isdisjoint(group)
-    ]
     ignored = re.compile("|".join([*(model._keys_to_ignore_on_load_unexpected or ()), *OLD_BUFFERS]))
+    lost = [group[0] for group in groups if home.keys().isdisjoint(group)]
+    lost += [name for name in buffers if name not in home and not ignored.search(name)]
+    missing = [f"{name}: needed by the model, not in the files" for name in lost]
     left = [n for n in tensors if n not in set(home.values()) and not ignored.search(n)]
     unexpected = [f"{name}: in the files, unknown to the model" for name in left]
     misfits = [
@@ -242,7 +249,7 @@ def _match(
 
 def _stays_float32(model: Any, name: str) -> bool:
     patterns = set(model._keep_in_fp32_modules_strict or ())
-    if model.dtype == torch.float16:
+    if model.config.dtype == torch.float16:
         patterns |= set(model._keep_in_fp32_modules or ())
     return any(re.search(rf"(^|\.){re.escape(p)}($|\.)", name) for p in patterns)
 
