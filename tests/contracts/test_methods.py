@@ -26,6 +26,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "ia3": [{}, {"feedforward": ".*"}],
     "adalora": [{"rank": 4, "target_rank": 2}],
     "pissa": [{"rank": 3}],
+    "bottleneck": [{"size": 4}, {"size": 4, "variant": "parallel", "scale": 4.0}],
 }
 """Where a method's defaults do not do on layers this small, or do not show all it has."""
 NO_TRUE_GRADIENT = {"dora"}
@@ -38,6 +39,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "wide": (lambda: nn.Linear(12, 7), (2, 3, 12)),
     "tall, no bias": (lambda: nn.Linear(7, 12, bias=False), (3, 7)),
     "gpt2": (lambda: Conv1D(9, 6), (2, 3, 6)),
+    "block": (lambda: nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 6)), (3, 8)),
     "norm": (lambda: nn.LayerNorm(8), (3, 8)),
     "embedding": (lambda: nn.Embedding(11, 6), (3, 4)),
     "padded embedding": (lambda: nn.Embedding(11, 6, padding_idx=2), (3, 4)),
@@ -124,7 +126,7 @@ class Net(nn.Module):
 def folded(module: nn.Module, delta: Delta) -> nn.Module:
     """The layer alone, with the delta folded into its weight and bias."""
     layer, alone = layer_of(module), copy.deepcopy(module)
-    w = delta.fold(layer.weight()).detach()
+    w = delta.fold(torch.zeros(0) if layer.kind == "module" else layer.weight()).detach()
     alone.register_parameter("weight", nn.Parameter((w.T if is_transposed(module) else w).contiguous()))
     if layer.bias is not None:
         alone.register_parameter("bias", nn.Parameter(delta.fold_bias(layer.bias()).detach()))

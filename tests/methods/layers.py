@@ -18,7 +18,7 @@ def linear(d: int, o: int, *, bias: bool = True, seed: int = 0) -> nn.Linear:
 
 
 def layer_of(module: nn.Module) -> FrozenLayer:
-    layer = frozen_layer(module)
+    layer = frozen_layer(module, blocks=True)
     assert layer is not None
     return layer
 

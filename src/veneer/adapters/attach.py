@@ -165,7 +165,7 @@ def load_adapter(
 
 def layer_at(model: nn.Module, path: str) -> FrozenLayer:
     """The frozen layer at `path`, which targeting has found to be one."""
-    layer = frozen_layer(model.get_submodule(path))
+    layer = frozen_layer(model.get_submodule(path), blocks=True)
     assert layer is not None, f"{path} was chosen as a target but is no layer"
     return layer
 

@@ -14,11 +14,14 @@ UNCALLED = nn.modules.linear.NonDynamicallyQuantizableLinear
 """The output projection of nn.MultiheadAttention, which reads its weight and never calls it: no hook would run."""
 
 
-def frozen_layer(module: nn.Module) -> FrozenLayer | None:
+def frozen_layer(module: nn.Module, blocks: bool = False) -> FrozenLayer | None:
     """The layer that `module` is, or None if it is none a method can change.
 
+    blocks    whether a module that holds linear layers, a feed-forward block for one, counts as a layer too
     A layer whose weight is computed from other parameters (weight norm) is none: there is no one weight to fold into.
     """
+    if blocks and (block := _block(module)) is not None:
+        return block
     if isinstance(module, UNCALLED) or (module._parameters.get("weight") is None and not hasattr(module, "dense")):
         return None
     if isinstance(module, nn.Linear):
@@ -66,6 +69,24 @@ def _layer(kind: str, d: int, o: int, module: nn.Module) -> FrozenLayer:
         device=weight.device,
         embed_scale=float(scale),
         padding_idx=module.padding_idx if isinstance(module, nn.Embedding) else None,
+    )
+
+
+def _block(module: nn.Module) -> FrozenLayer | None:
+    """A module as one step from the inputs of its first linear layer to the outputs of its last."""
+    inside = [layer for m in module.children() if (layer := frozen_layer(m)) is not None and layer.kind == "linear"]
+    if not inside:
+        return None
+
+    def no_weight() -> Tensor:
+        raise NotFoldable("a block of several layers has no one weight")
+
+    return FrozenLayer(
+        kind="module",
+        in_features=inside[0].in_features,
+        out_features=inside[-1].out_features,
+        weight=no_weight,
+        device=inside[0].device,
     )
 
 

@@ -65,13 +65,13 @@ def read_into(
 ) -> LoadedDeltas:
     """Deltas for `model` from an adapter folder's content; every difference is reported at once."""
     config, targeting = _settings(files, where)
-    paths = matching(model, targeting)
+    paths = matching(model, targeting, "module" in METHODS[config.method].kinds)
     by_path, strays = _by_path(files.tensors, paths)
     problems = [*_other_base(model, files, allow_other_base), *_strays(model, strays)]
     deltas: dict[str, Delta] = {}
     layers: dict[str, FrozenLayer] = {}
     for path in paths:
-        layer = frozen_layer(model.get_submodule(path))
+        layer = frozen_layer(model.get_submodule(path), blocks=True)
         assert layer is not None, f"{path} was matched as a layer"
         try:
             delta = _delta(path, layer, config, by_path.get(path, {}))

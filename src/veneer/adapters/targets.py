@@ -35,20 +35,20 @@ def choose(model: nn.Module, targeting: Targeting, kinds: Iterable[Kind], method
 
     Raises TargetError when a name matches nothing, when nothing is left, or when `method` cannot change a chosen kind.
     """
-    every = _layers(model)
+    allowed = frozenset(kinds)
+    every = _layers(model, "module" in allowed)
     problems = [] if targeting.targets == ALL_LINEAR else _unmatched(model, every, targeting.targets, "target")
     problems += _unmatched(model, every, targeting.exclude, "exclude") if targeting.exclude else []
     problems += _absent_layers(every, targeting)
     if problems:
         listed = "\n".join(problems)
         raise TargetError(f"targets do not fit this model:\n{listed}\nIts layers end in: {', '.join(_endings(every))}.")
-    chosen = matching(model, targeting)
+    chosen = matching(model, targeting, "module" in allowed)
     if not chosen:
         raise TargetError(
             f"targets {targeting.targets!r} with exclude {targeting.exclude!r} and layers {list(targeting.layers)} "
             f"leave no module of {type(model).__name__}. Its layers end in: {', '.join(_endings(every)) or 'none'}."
         )
-    allowed = frozenset(kinds)
     unfit = [f"  {p} is a layer of kind {every[p].kind}" for p in chosen if every[p].kind not in allowed]
     if unfit:
         listed = "\n".join(unfit[:8])
@@ -56,9 +56,9 @@ def choose(model: nn.Module, targeting: Targeting, kinds: Iterable[Kind], method
     return chosen
 
 
-def matching(model: nn.Module, targeting: Targeting) -> list[str]:
+def matching(model: nn.Module, targeting: Targeting, blocks: bool = False) -> list[str]:
     """Paths of the layers that the targeting names, in the model's order; names that match nothing are passed over."""
-    every = _layers(model)
+    every = _layers(model, blocks)
     if targeting.targets == ALL_LINEAR:
         head = output_head(model)
         named = [p for p, layer in every.items() if layer.kind == "linear" and p != head]
@@ -72,8 +72,8 @@ def all_matching(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
     return [path for path, _ in model.named_modules() if path and _matches(path, targets)]
 
 
-def _layers(model: nn.Module) -> dict[str, FrozenLayer]:
-    return {path: layer for path, m in model.named_modules() if path and (layer := frozen_layer(m)) is not None}
+def _layers(model: nn.Module, blocks: bool) -> dict[str, FrozenLayer]:
+    return {path: layer for path, m in model.named_modules() if path and (layer := frozen_layer(m, blocks)) is not None}
 
 
 def _endings(paths: Iterable[str]) -> list[str]:
