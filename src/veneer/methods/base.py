@@ -228,6 +228,13 @@ def config_from(method: str, settings: Mapping[str, Any]) -> MethodConfig:
     try:
         checked: MethodConfig = TypeAdapter(config).validate_python(dict(settings))
     except ValidationError as error:
-        said = [f"{method}.{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("; ".join(said)) from None
+        raise ConfigError("; ".join(_wording(method, e) for e in error.errors())) from None
     return checked
+
+
+def _wording(method: str, problem: Mapping[str, Any]) -> str:
+    """One of pydantic's findings as a line; what the settings themselves refused is in our words already."""
+    refusal = problem.get("ctx", {}).get("error")
+    if isinstance(refusal, ConfigError):
+        return str(refusal)
+    return f"{method}.{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {problem['msg']}"
