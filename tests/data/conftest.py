@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from veneer.data.sources import Row
 
-SMOL_DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+settings.register_profile("unhurried", deadline=None)  # cores are shared; a slow example is no failure
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

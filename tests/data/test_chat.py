@@ -121,12 +121,24 @@ def test_no_template_and_a_template_that_refuses(with_template: Callable[..., An
         render(with_template("{{ raise_exception('roles must alternate') }}"), [{"role": "user", "content": "x"}])
 
 
+def test_a_template_that_ends_every_rendering_with_eos(with_template: Callable[..., Any]) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+    )
+    tokenizer = with_template(template, eos_token="<|endoftext|>")
+    doc = document(talk(("user", "1"), ("assistant", "one"), ("user", "2"), ("assistant", "two")), tokenizer, CHAT)
+    assert trained(doc) == ["one<|im_end|>", "two<|im_end|>\n<|endoftext|>"]
+
+
 def test_prompts_and_completions(tokenizer: Any) -> None:
-    assert prompt_text(Pair("q", None), tokenizer, CHAT) == f"{U}q<|im_end|>\n{A}"
-    assert prompt_text(Pair("q", None), tokenizer, PLAIN) == "q => "
+    assert prompt_text(Pair("q", None), tokenizer, CHAT) == (f"{U}q<|im_end|>\n{A}", [])
+    assert prompt_text(Pair("q", None), tokenizer, PLAIN) == ("q => ", [])
     chat = talk(("user", "1"), ("assistant", "one"), ("user", "2"), ("assistant", "two"))
-    assert prompt_text(chat, tokenizer, CHAT).endswith(f"one<|im_end|>\n{U}2<|im_end|>\n{A}")
-    assert prompt_text(talk(("user", "1")), tokenizer, CHAT) == f"{U}1<|im_end|>\n{A}"
+    text, earlier = prompt_text(chat, tokenizer, CHAT)
+    assert text == f"{U}1<|im_end|>\n{A}one<|im_end|>\n{U}2<|im_end|>\n{A}"
+    assert [text[at : at + 3] for at in earlier] == ["one"]
+    assert prompt_text(talk(("user", "1")), tokenizer, CHAT) == (f"{U}1<|im_end|>\n{A}", [])
     assert (completion_text(chat), completion_text(Pair("q", "a"))) == ("two", "a")
     with pytest.raises(DataError, match="running text has no prompt"):
         prompt_text(Text("t"), tokenizer, CHAT)

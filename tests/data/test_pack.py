@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -82,6 +82,21 @@ def test_without_packing_the_steps_are_the_same() -> None:
 def test_micro_batches_are_even() -> None:
     plan = plan_batches([10] * 90, max_length=10, tokens_per_step=900, micro_batch_tokens=400, seed=0, epoch=0)
     assert [len(micro) for micro in plan[0]] == [30, 30, 30]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9), st.integers(30, 60))
+def test_micro_batches_are_the_fewest_and_then_the_most_even(lengths: list[int], most: int) -> None:
+    plan = plan_batches(lengths, max_length=30, tokens_per_step=10**6, micro_batch_tokens=most, seed=0, epoch=0)
+    made = [sum(lengths[i] for i in micro) for micro in plan[0]]
+    falling = sorted(lengths, reverse=True)
+    ways = []  # every way to cut the documents, sorted by length, into runs
+    for cuts in product([False, True], repeat=len(falling) - 1):
+        sums = [falling[0]]
+        for cut, length in zip(cuts, falling[1:], strict=True):
+            sums = [*sums, length] if cut else [*sums[:-1], sums[-1] + length]
+        ways.append(sums)
+    allowed = [sums for sums in ways if max(sums) <= most]
+    assert (len(made), max(made)) == min((len(sums), max(sums)) for sums in allowed)
 
 
 def test_numbers_out_of_range_are_refused() -> None:

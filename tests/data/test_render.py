@@ -54,9 +54,11 @@ def chatml(turns: list[tuple[str, str]]) -> list[tuple[str, bool]]:
 def test_masks_of_chats_in_any_script(tokenizer: Any, turns: list[tuple[str, str]]) -> None:
     said = [each for user, assistant in turns for each in (("user", user), ("assistant", assistant))]
     row = Row({"messages": [{"role": role, "content": text} for role, text in said]}, "x", 1)
-    example = Renderer(tokenizer, CHAT, 10_000).example(row)
+    renderer = Renderer(tokenizer, CHAT, 10_000)
+    example, before = renderer.example(row), renderer.prompt(row)
     assert isinstance(example, Example)
     assert example.supervised.tolist() == mask_by_walking(tokenizer, example.tokens.tolist(), chatml(said))
+    assert example.tokens.tolist()[: len(before)] == before
 
 
 @given(prompt=WORDS, completion=WORDS, separator=st.sampled_from(["\n", "\n\n", " ", "", " => "]))
@@ -159,6 +161,8 @@ def test_long_text_is_split_without_loss(tokenizer: Any) -> None:
     trained = np.concatenate([e.tokens[e.supervised] for e in rendered.examples])
     assert trained.tolist() == ids[1:]
     assert (rendered.report.split, rendered.report.rows) == (1, 1)
+    dropped = Renderer(tokenizer, DataSettings(train="x", too_long="drop"), 50).example(row)
+    assert dropped == TooLong(len(ids), "r.jsonl", 1)
     assert rendered.report.examples == len(rendered.examples) > 1
 
 

@@ -47,19 +47,24 @@ def question(content: Pair) -> list[dict[str, Any]]:
     return [*system, {"role": "user", "content": content.prompt}]
 
 
-def prompt_text(content: Content, tokenizer: Any, settings: DataSettings) -> str:
-    """Everything the model reads before it writes its (last) answer, generation prompt included."""
+def prompt_text(content: Content, tokenizer: Any, settings: DataSettings) -> tuple[str, list[int]]:
+    """Everything the model reads before it writes its (last) answer, generation prompt included.
+
+    Also where in it earlier answers begin, as they do in the whole document.
+    """
     if isinstance(content, Text):
         raise DataError("running text has no prompt; give prompt and completion templates")
     if settings.format == "plain":
         if isinstance(content, Chat):
             raise DataError("a row of messages needs format: chat")
-        return content.prompt + settings.separator
+        return content.prompt + settings.separator, []
     if isinstance(content, Pair):
-        return render(tokenizer, question(content), ask=True)
+        return render(tokenizer, question(content), ask=True), []
     messages = list(content.messages)
     answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    return render(tokenizer, messages[: answers[-1]] if answers else messages, ask=True)
+    messages = messages[: answers[-1]] if answers else messages
+    earlier = [i for i, m in enumerate(messages) if i and _trained(m)]
+    return render(tokenizer, messages, ask=True), [len(render(tokenizer, messages[:i], ask=True)) for i in earlier]
 
 
 def completion_text(content: Content) -> str:
@@ -95,6 +100,8 @@ def _rendered(messages: Sequence[dict[str, Any]], tokenizer: Any) -> Document:
                 f"told from its text: it asks with ...{before[-40:]!r} but goes on with "
                 f"{_from_difference(before, after)!r}. Correct the template, or use format: plain"
             )
+        if not whole.startswith(after):  # some templates end every rendering, not every turn, with eos
+            after = after.removesuffix(tokenizer.eos_token or "")
         if not whole.startswith(after):
             raise DataError(
                 f"the chat template rewrites message {i + 1} when later ones follow (near "

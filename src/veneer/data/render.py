@@ -53,14 +53,14 @@ class Renderer:
         return made if isinstance(made, TooLong) else made.pieces[0]
 
     def prompt(self, row: Row) -> list[int]:
-        """Token ids up to and including the generation prompt, of any length; a single turn's example begins with them.
+        """Token ids up to and including the generation prompt, of any length; the example begins with them.
 
         Only the columns of the prompt need to be there.  Raises DataError with the row's place.
         """
         with _placed(row):
-            text = prompt_text(self._content(row, complete=False), self.tokenizer, self.settings)
+            text, earlier = prompt_text(self._content(row, complete=False), self.tokenizer, self.settings)
         leading = self._leading if self.settings.format == "plain" else []
-        return [*leading, *self._encoder.encode([text], [()])[0].ids.tolist()]
+        return [*leading, *self._encoder.encode([text], [earlier])[0].ids.tolist()]
 
     def completion(self, row: Row) -> str:
         """The text that should follow `prompt`.  Raises DataError with the row's place."""
