@@ -1,0 +1,144 @@
+// Eight float32 lanes of AVX2 with FMA and F16C (x86-64-v3), and every kernel built on them.
+#pragma once
+#include "common.h"
+#include "dequantize.h"  // each first without VN_ISA: its meaning; again below, for these lanes
+#include "matmul.h"
+#include "matvec.h"
+#include "quantize.h"
+#include "segments.h"
+
+#define VN_ISA avx2
+#define VN_FN __attribute__((target("avx2,fma,f16c")))
+
+namespace veneer {
+namespace avx2 {
+
+constexpr int W = 8;
+constexpr int NV = 2;  // vectors of a tile of the matrix product: 6 x 2 accumulators of 16 registers
+typedef __m256 F;
+typedef __m256i I;
+
+VN_FN VN_INLINE F load(const float *p) { return _mm256_loadu_ps(p); }
+VN_FN VN_INLINE void store(float *p, F v) { _mm256_storeu_ps(p, v); }
+VN_FN VN_INLINE F set1(float v) { return _mm256_set1_ps(v); }
+VN_FN VN_INLINE F zero() { return _mm256_setzero_ps(); }
+VN_FN VN_INLINE I zero_i() { return _mm256_setzero_si256(); }
+VN_FN VN_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+VN_FN VN_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
+VN_FN VN_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+VN_FN VN_INLINE F clamp1(F v) { return _mm256_min_ps(_mm256_max_ps(v, set1(-1.f)), set1(1.f)); }
+
+VN_FN VN_INLINE float sum(F v) {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+}
+
+VN_FN VN_INLINE F load_half(const uint16_t *p, int dtype) {
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i *>(p));
+    if (dtype == VENEER_F16) return _mm256_cvtph_ps(h);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+VN_FN VN_INLINE F load_any(const void *x, int dtype, int64_t i) {
+    return dtype == VENEER_F32 ? load(static_cast<const float *>(x) + i)
+                               : load_half(static_cast<const uint16_t *>(x) + i, dtype);
+}
+
+// float32 lanes -> the bits of bfloat16 in the upper half of each lane, the lower half cleared.
+VN_FN VN_INLINE I round_bf16(F v) {
+    const I u = _mm256_castps_si256(v), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    const I r = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
+    return _mm256_and_si256(r, _mm256_set1_epi32(int(0xffff0000u)));
+}
+
+VN_FN VN_INLINE void store_half(uint16_t *p, F v, int dtype) {
+    __m128i h;
+    if (dtype == VENEER_F16) {
+        h = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    } else {
+        const I u = _mm256_srli_epi32(round_bf16(v), 16);
+        h = _mm_packus_epi32(_mm256_castsi256_si128(u), _mm256_extracti128_si256(u, 1));
+    }
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(p), h);
+}
+
+// 16 levels times absmax, rounded to dtype: what each code stands for in this block.
+struct Table {
+    F low, high;  // codes 0-7 and 8-15
+};
+
+VN_FN VN_INLINE F rounded(F v, int dtype) {
+    if (dtype == VENEER_F32) return v;
+    if (dtype == VENEER_BF16) return _mm256_castsi256_ps(round_bf16(v));
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+VN_FN VN_INLINE Table scaled_table(const float *levels, float absmax, int dtype) {
+    const F a = set1(absmax);
+    return {rounded(mul(load(levels), a), dtype), rounded(mul(load(levels + 8), a), dtype)};
+}
+
+// The low four bits of each lane -> its value; the other bits of `code` may be anything.
+VN_FN VN_INLINE F look_up(const Table &t, I code) {
+    const F low = _mm256_permutevar8x32_ps(t.low, code), high = _mm256_permutevar8x32_ps(t.high, code);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
+}
+
+// 8 bytes -> 16 weights in order.
+VN_FN VN_INLINE void unpack(const uint8_t *codes, const Table &t, F &first, F &second) {
+    const I bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(codes)));
+    const F even = look_up(t, _mm256_srli_epi32(bytes, 4)), odd = look_up(t, bytes);
+    const F a = _mm256_unpacklo_ps(even, odd), b = _mm256_unpackhi_ps(even, odd);
+    first = _mm256_permute2f128_ps(a, b, 0x20);
+    second = _mm256_permute2f128_ps(a, b, 0x31);
+}
+
+VN_FN VN_INLINE I max_abs_bits(I top, F v) {
+    return _mm256_max_epi32(top, _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff)));
+}
+
+VN_FN VN_INLINE uint32_t max_of(I v) {
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    return uint32_t(_mm_cvtsi128_si32(m));
+}
+
+struct Intervals {
+    const float *bounds;
+    __m128i order;
+};
+
+VN_FN VN_INLINE Intervals intervals_of(const float *bounds, const uint8_t *order) {
+    return {bounds, _mm_loadu_si128(reinterpret_cast<const __m128i *>(order))};
+}
+
+// How many bounds are below each lane.
+VN_FN VN_INLINE I interval(F v, const Intervals &q) {
+    I below = zero_i();
+    for (int i = 0; i < 15; i++)
+        below = _mm256_sub_epi32(below, _mm256_castps_si256(_mm256_cmp_ps(set1(q.bounds[i]), v, _CMP_LT_OQ)));
+    return below;
+}
+
+// Two vectors of intervals -> 8 bytes of codes.
+VN_FN VN_INLINE void store_codes(uint8_t *to, I a, I b, const Intervals &q) {
+    const I words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    const __m128i codes = _mm_shuffle_epi8(q.order, bytes);
+    const __m128i pairs = _mm_maddubs_epi16(codes, _mm_set1_epi16(0x0110));  // 16 * even + odd
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_packus_epi16(pairs, pairs));
+}
+
+}  // namespace avx2
+}  // namespace veneer
+
+#include "dequantize.h"
+#include "matmul.h"
+#include "matvec.h"
+#include "quantize.h"
+#include "segments.h"
+
+#undef VN_ISA
+#undef VN_FN

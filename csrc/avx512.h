@@ -1,0 +1,126 @@
+// Sixteen float32 lanes of AVX-512 (F, BW, DQ, VL: x86-64-v4), and every kernel built on them.
+#pragma once
+#include "common.h"
+#include "dequantize.h"  // each first without VN_ISA: its meaning; again below, for these lanes
+#include "matmul.h"
+#include "matvec.h"
+#include "quantize.h"
+#include "segments.h"
+
+#define VN_ISA avx512
+#define VN_FN __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+
+namespace veneer {
+namespace avx512 {
+
+constexpr int W = 16;
+constexpr int NV = 4;  // vectors of a tile of the matrix product: 6 x 4 accumulators of 32 registers
+typedef __m512 F;
+typedef __m512i I;
+
+VN_FN VN_INLINE F load(const float *p) { return _mm512_loadu_ps(p); }
+VN_FN VN_INLINE void store(float *p, F v) { _mm512_storeu_ps(p, v); }
+VN_FN VN_INLINE F set1(float v) { return _mm512_set1_ps(v); }
+VN_FN VN_INLINE F zero() { return _mm512_setzero_ps(); }
+VN_FN VN_INLINE I zero_i() { return _mm512_setzero_si512(); }
+VN_FN VN_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+VN_FN VN_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
+VN_FN VN_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+VN_FN VN_INLINE F clamp1(F v) { return _mm512_min_ps(_mm512_max_ps(v, set1(-1.f)), set1(1.f)); }
+VN_FN VN_INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
+
+VN_FN VN_INLINE F load_half(const uint16_t *p, int dtype) {
+    const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+    if (dtype == VENEER_F16) return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+VN_FN VN_INLINE F load_any(const void *x, int dtype, int64_t i) {
+    return dtype == VENEER_F32 ? load(static_cast<const float *>(x) + i)
+                               : load_half(static_cast<const uint16_t *>(x) + i, dtype);
+}
+
+// float32 lanes -> the bits of bfloat16 in the upper half of each lane, the lower half of no meaning.
+VN_FN VN_INLINE I round_bf16(F v) {
+    const I u = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+}
+
+VN_FN VN_INLINE void store_half(uint16_t *p, F v, int dtype) {
+    const __m256i h = dtype == VENEER_F16 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+                                          : _mm512_cvtepi32_epi16(_mm512_srli_epi32(round_bf16(v), 16));
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), h);
+}
+
+// 16 levels times absmax, rounded to dtype: what each code stands for in this block.
+struct Table {
+    F values;
+};
+
+VN_FN VN_INLINE Table scaled_table(const float *levels, float absmax, int dtype) {
+    const F v = mul(load(levels), set1(absmax));
+    if (dtype == VENEER_F32) return {v};
+    if (dtype == VENEER_BF16)
+        return {_mm512_castsi512_ps(_mm512_and_si512(round_bf16(v), _mm512_set1_epi32(int(0xffff0000u))))};
+    return {_mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))};
+}
+
+// 16 bytes -> 32 weights in order.
+VN_FN VN_INLINE void unpack(const uint8_t *codes, const Table &t, F &first, F &second) {
+    const I bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
+    const F even = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), t.values);
+    const F odd = _mm512_permutexvar_ps(bytes, t.values);
+    const I low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const I high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    first = _mm512_permutex2var_ps(even, low, odd);
+    second = _mm512_permutex2var_ps(even, high, odd);
+}
+
+VN_FN VN_INLINE I max_abs_bits(I top, F v) {
+    return _mm512_max_epi32(top, _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7fffffff)));
+}
+
+VN_FN VN_INLINE uint32_t max_of(I v) { return uint32_t(_mm512_reduce_max_epi32(v)); }
+
+struct Intervals {
+    F bounds;  // the 15 bounds, then infinity
+    I order;
+};
+
+VN_FN VN_INLINE Intervals intervals_of(const float *bounds, const uint8_t *order) {
+    const F b = _mm512_mask_loadu_ps(set1(3.4028234663852886e38f), 0x7fff, bounds);
+    return {b, _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(order)))};
+}
+
+// How many bounds are below each lane: a binary search in a register.
+VN_FN VN_INLINE I interval(F v, const Intervals &q) {
+    I below = zero_i();
+    for (int step = 8; step; step /= 2) {
+        const F bound = _mm512_permutexvar_ps(_mm512_add_epi32(below, _mm512_set1_epi32(step - 1)), q.bounds);
+        below = _mm512_mask_add_epi32(below, _mm512_cmp_ps_mask(bound, v, _CMP_LT_OQ), below, _mm512_set1_epi32(step));
+    }
+    return below;
+}
+
+// 16 codes -> 8 bytes in the low bytes of 64-bit lanes.
+VN_FN VN_INLINE I pairs_of(I below, const Intervals &q) {
+    const I code = _mm512_permutexvar_epi32(below, q.order);
+    return _mm512_or_si512(_mm512_slli_epi32(code, 4), _mm512_srli_epi64(code, 32));
+}
+
+VN_FN VN_INLINE void store_codes(uint8_t *to, I a, I b, const Intervals &q) {
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm512_cvtepi64_epi8(pairs_of(a, q)));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(to + 8), _mm512_cvtepi64_epi8(pairs_of(b, q)));
+}
+
+}  // namespace avx512
+}  // namespace veneer
+
+#include "dequantize.h"
+#include "matmul.h"
+#include "matvec.h"
+#include "quantize.h"
+#include "segments.h"
+
+#undef VN_ISA
+#undef VN_FN

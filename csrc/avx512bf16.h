@@ -1,0 +1,368 @@
+// AVX-512 with bfloat16 dot products (and VBMI): the matrix products of bfloat16 rows, decoding, and 8-bit absmax.
+// The rest comes from avx512.h; the meaning of everything here stands in matmul.h and dequantize.h.
+#pragma once
+#include "avx512.h"
+#include "matmul.h"
+#include "matvec.h"
+
+#define VN_FN __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")))
+
+namespace veneer {
+namespace avx512bf16 {
+
+typedef __m512 F;
+typedef __m512i I;
+
+VN_FN VN_INLINE I loadu(const void *p) { return _mm512_loadu_si512(p); }
+VN_FN VN_INLINE F dot_pairs(F sums, I a, I b) { return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b); }
+VN_FN VN_INLINE __m256i to_bf16(F v) { return (__m256i)_mm512_cvtneps_pbh(v); }
+VN_FN VN_INLINE I to_bf16(F low, F high) { return (I)_mm512_cvtne2ps_pbh(high, low); }
+
+// ---- absmax from 8-bit codes: 64 at a time.  The 256 levels are kept as four planes of bytes, each in four registers.
+
+struct Planes {
+    I plane[4][4];
+};
+
+VN_FN inline void make_planes(const float *levels, Planes &planes) {
+    alignas(64) uint8_t bytes[4][256];
+    for (int i = 0; i < 256; i++)
+        for (int p = 0; p < 4; p++) bytes[p][i] = uint8_t(bits_of(levels[i]) >> (8 * p));
+    for (int p = 0; p < 4; p++)
+        for (int q = 0; q < 4; q++) planes.plane[p][q] = loadu(bytes[p] + 64 * q);
+}
+
+// 64 codes -> 64 levels in order.
+VN_FN VN_INLINE void look_up_levels(const Planes &planes, I codes, F out[4]) {
+    const __mmask64 upper = _mm512_movepi8_mask(codes);  // codes of 128 and more
+    I byte[4];
+    for (int p = 0; p < 4; p++) {
+        const I low = _mm512_permutex2var_epi8(planes.plane[p][0], codes, planes.plane[p][1]);
+        const I high = _mm512_permutex2var_epi8(planes.plane[p][2], codes, planes.plane[p][3]);
+        byte[p] = _mm512_mask_blend_epi8(upper, low, high);
+    }
+    const I a = _mm512_unpacklo_epi8(byte[0], byte[1]), b = _mm512_unpackhi_epi8(byte[0], byte[1]);
+    const I c = _mm512_unpacklo_epi8(byte[2], byte[3]), d = _mm512_unpackhi_epi8(byte[2], byte[3]);
+    const I q0 = _mm512_unpacklo_epi16(a, c), q1 = _mm512_unpackhi_epi16(a, c);  // quarter q of every 16 codes
+    const I q2 = _mm512_unpacklo_epi16(b, d), q3 = _mm512_unpackhi_epi16(b, d);
+    const I t0 = _mm512_shuffle_i32x4(q0, q1, 0x44), t1 = _mm512_shuffle_i32x4(q0, q1, 0xee);
+    const I t2 = _mm512_shuffle_i32x4(q2, q3, 0x44), t3 = _mm512_shuffle_i32x4(q2, q3, 0xee);
+    out[0] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t0, t2, 0x88));
+    out[1] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t0, t2, 0xdd));
+    out[2] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t1, t3, 0x88));
+    out[3] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t1, t3, 0xdd));
+}
+
+VN_FN inline void decode_absmax(const veneer_weight &w, const Planes &planes, int64_t first, int64_t last, float *out) {
+    const F offset = _mm512_set1_ps(w.nested_offset);
+    for (int64_t i = first; i < last;) {
+        const int64_t nest = i / w.nested_block, end = least(last, (nest + 1) * w.nested_block);
+        const F scale = _mm512_set1_ps(w.nested_absmax[nest]);
+        for (; i < end; i += 64) {
+            const int64_t left = end - i;
+            const __mmask64 there = left >= 64 ? ~0ull : (1ull << left) - 1;
+            F v[4];
+            look_up_levels(planes, _mm512_maskz_loadu_epi8(there, w.absmax_codes + i), v);
+            for (int q = 0; q < 4; q++)
+                _mm512_mask_storeu_ps(out + (i - first) + 16 * q, __mmask16(there >> (16 * q)),
+                                      _mm512_add_ps(_mm512_mul_ps(v[q], scale), offset));
+        }
+        i = end;
+    }
+}
+
+VN_FN inline void decode_absmax(const veneer_weight &w, int64_t first, int64_t last, float *out) {
+    Planes planes;
+    make_planes(w.nested_levels, planes);
+    decode_absmax(w, planes, first, last, out);
+}
+
+// ---- unpacking to bfloat16
+
+// 16 levels times absmax in bfloat16, twice over: indexed by five bits of which the fifth does not matter.
+VN_FN VN_INLINE I scaled_table(F levels, float absmax) {
+    return _mm512_broadcast_i64x4(to_bf16(_mm512_mul_ps(levels, _mm512_set1_ps(absmax))));
+}
+
+// 16 bytes -> 32 weights in order.
+VN_FN VN_INLINE I unpack(const uint8_t *codes, I table) {
+    const I bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
+    return _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16)), table);
+}
+
+// Weights [begin, end), both multiples of 32.
+VN_FN inline void unpack_range(const veneer_weight &w, const float *absmax, int64_t begin, int64_t end, uint16_t *out) {
+    const F levels = _mm512_loadu_ps(w.levels);
+    for (int64_t i = begin; i < end;) {
+        const int64_t b = i / w.block, stop = least(end, (b + 1) * w.block);
+        const I table = scaled_table(levels, absmax[b]);
+        for (; i < stop; i += 32, out += 32) _mm512_storeu_si512(out, unpack(w.codes + i / 2, table));
+    }
+}
+
+// ---- matrix products
+
+// C (M, 16 V) += A (M, depth) B; B's panel is (depth / 2, 64, 2).
+template <int M, int V>
+VN_FN inline void tile(const uint16_t *a, int64_t lda, const uint16_t *b, int64_t depth, float *c, int64_t ldc,
+                       bool first) {
+    F sums[M][V];
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) sums[m][v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + m * ldc + 16 * v);
+    for (int64_t k = 0; k < depth; k += 2, b += 128) {
+        I columns[V];
+        for (int v = 0; v < V; v++) columns[v] = loadu(b + 32 * v);
+        for (int m = 0; m < M; m++) {
+            int32_t pair;
+            std::memcpy(&pair, a + m * lda + k, 4);
+            const I row = _mm512_set1_epi32(pair);
+            for (int v = 0; v < V; v++) sums[m][v] = dot_pairs(sums[m][v], row, columns[v]);
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) _mm512_storeu_ps(c + m * ldc + 16 * v, sums[m][v]);
+}
+
+VN_FN VN_INLINE void transpose(I r[16]) {  // 16 x 16 of 32 bits
+    I t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        const I a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        const I c = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd), d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(a, b, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(a, b, 0xdd);
+        t[i + 4] = _mm512_shuffle_i32x4(c, d, 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(c, d, 0xdd);
+    }
+    for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+struct Product {
+    typedef uint16_t T;
+    static constexpr int64_t PAIR = 2, NB = 64;
+
+    // Rows [n0, n0 + 64) of x, columns [k0, k1) -> (k / 2, 64, 2), zeros beyond row n.  k0 and k1 are multiples of 32.
+    VN_FN static void pack_panel(const void *x, int, int64_t n0, int64_t n, int64_t depth, int64_t k0, int64_t k1,
+                                 uint16_t *to) {
+        const uint16_t *from = static_cast<const uint16_t *>(x);
+        for (int64_t j = 0; j < 64; j += 16)
+            for (int64_t k = k0; k < k1; k += 32) {
+                I r[16];
+                for (int i = 0; i < 16; i++)
+                    r[i] = n0 + j + i < n ? loadu(from + (n0 + j + i) * depth + k) : _mm512_setzero_si512();
+                transpose(r);
+                for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + ((k - k0) / 2 + i) * 128 + 2 * j, r[i]);
+            }
+    }
+
+    VN_FN static void pack_row(const void *x, int, int64_t at, int64_t count, uint16_t *to, int64_t padded) {
+        std::memcpy(to, static_cast<const uint16_t *>(x) + at, size_t(count) * 2);
+        std::memset(to + count, 0, size_t(padded - count) * 2);
+    }
+
+    VN_FN static void unpack_row(const veneer_weight &w, const float *absmax, int64_t begin, int64_t count, int,
+                                 uint16_t *to) {
+        unpack_range(w, absmax, begin, begin + count, to);
+    }
+
+    // 32 weights of each of two rows -> 32 pairs.
+    VN_FN static VN_INLINE void store_pairs(I above, I below, uint16_t *to) {
+        const I low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
+                                       36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+        const I high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+        _mm512_storeu_si512(to, _mm512_permutex2var_epi16(above, low, below));
+        _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(above, high, below));
+    }
+
+    // Rows [o0, o0 + oc) of W, columns [c0, c0 + width) -> (oc / 2, 64, 2); zeros beyond W.  width is 32 or 64.
+    VN_FN static void unpack_columns(const veneer_weight &w, const float *absmax, int64_t o0, int64_t oc, int64_t c0,
+                                     int64_t width, int, uint16_t *to) {
+        const F levels = _mm512_loadu_ps(w.levels);
+        for (int64_t o = o0; o < o0 + oc; o += 2, to += 128) {
+            prefetch(w.codes + ((o + 4 * AHEAD) * w.cols + c0) / 2, 1);  // a hint: it may point beyond W
+            prefetch(w.codes + ((o + 4 * AHEAD + 1) * w.cols + c0) / 2, 1);
+            for (int64_t j = 0; j < 64; j += 32) {
+                I rows[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+                for (int i = 0; i < 2; i++) {
+                    const int64_t at = (o + i) * w.cols + c0 + j;
+                    if (o + i < w.rows && j < width)
+                        rows[i] = unpack(w.codes + at / 2, scaled_table(levels, absmax[at / w.block]));
+                }
+                store_pairs(rows[0], rows[1], to + 2 * j);
+            }
+        }
+    }
+
+    VN_FN static void tiles(const uint16_t *a, int64_t lda, int64_t rows, const uint16_t *b, int64_t depth, float *c,
+                            int64_t ldc, int64_t width, bool first) {
+        if (width > 48)
+            for (int64_t r = 0; r < rows; r += 6) tile<6, 4>(a + r * lda, lda, b, depth, c + r * ldc, ldc, first);
+        else if (width > 32)
+            for (int64_t r = 0; r < rows; r += 8) tile<8, 3>(a + r * lda, lda, b, depth, c + r * ldc, ldc, first);
+        else if (width > 16)
+            for (int64_t r = 0; r < rows; r += 12) tile<12, 2>(a + r * lda, lda, b, depth, c + r * ldc, ldc, first);
+        else
+            for (int64_t r = 0; r < rows; r += 24) tile<24, 1>(a + r * lda, lda, b, depth, c + r * ldc, ldc, first);
+    }
+
+    VN_FN static void store_transposed(const float *c, int64_t ldc, int64_t rows, int64_t n, void *y, int64_t at,
+                                       int64_t ldy, int) {
+        uint16_t *to = static_cast<uint16_t *>(y) + at;
+        for (int64_t i0 = 0; i0 < n; i0 += 16)
+            for (int64_t r0 = 0; r0 < rows; r0 += 16) {
+                const __mmask16 there = rows - r0 >= 16 ? 0xffff : __mmask16((1u << (rows - r0)) - 1);
+                I r[16];
+                for (int i = 0; i < 16; i++)
+                    r[i] = r0 + i < rows ? loadu(c + (r0 + i) * ldc + i0) : _mm512_setzero_si512();
+                transpose(r);
+                for (int i = 0; i < 16 && i0 + i < n; i++)
+                    _mm256_mask_storeu_epi16(to + (i0 + i) * ldy + r0, there, to_bf16(_mm512_castsi512_ps(r[i])));
+            }
+    }
+
+    VN_FN static void store_row(const float *c, int64_t count, void *y, int64_t at, int) {
+        uint16_t *to = static_cast<uint16_t *>(y) + at;
+        for (int64_t i = 0; i < count; i += 16) {
+            const __mmask16 there = count - i >= 16 ? 0xffff : __mmask16((1u << (count - i)) - 1);
+            _mm256_mask_storeu_epi16(to + i, there, to_bf16(_mm512_maskz_loadu_ps(there, c + i)));
+        }
+    }
+};
+
+// ---- decoding
+
+// One row of x (D) -> chunks of 128 as four vectors of 32: vector s holds, at j, what meets nibble s of word j of the
+// codes: 4 j + 1, 4 j, 4 j + 3, 4 j + 2.  Zeros beyond D.
+VN_FN inline void permute_x(const uint16_t *x, int64_t d, uint16_t *to) {
+    static const int within[4] = {1, 0, 3, 2};
+    for (int64_t k = 0; k < d; k += 128, to += 128)
+        for (int s = 0; s < 4; s++)
+            for (int64_t j = 0; j < 32; j++) {
+                const int64_t at = k + 4 * j + within[s];
+                to[32 * s + j] = at < d ? x[at] : uint16_t(0);
+            }
+}
+
+// A chunk of 128 weights: its two or four blocks' values and its 64 bytes of codes.
+template <bool SMALL> struct Chunk {
+    I table, table2, codes;  // table2: the third and fourth block of 32, if SMALL
+};
+
+template <bool SMALL>
+VN_FN VN_INLINE Chunk<SMALL> load_chunk(const uint8_t *codes, __mmask64 there, const float *absmax, int shift, int64_t k,
+                                        int64_t d, F levels) {
+    Chunk<SMALL> c;
+    const int64_t last = (d - 1) >> shift;  // beyond D the codes are 0 and x is 0: any finite absmax will do
+    F v[4];
+    for (int i = 0; i < 4; i += SMALL ? 1 : 2)
+        v[i] = _mm512_mul_ps(levels, _mm512_set1_ps(absmax[least((k + 32 * i) >> shift, last)]));
+    c.table = to_bf16(v[0], SMALL ? v[1] : v[2]);
+    if (SMALL) c.table2 = to_bf16(v[2], v[3]);
+    c.codes = _mm512_maskz_loadu_epi8(there, codes);
+    return c;
+}
+
+// The 32 weights that nibble s of each word stands for.
+template <bool SMALL, int S> VN_FN VN_INLINE I nibble(const Chunk<SMALL> &c, I block_of_word) {
+    const I shifted = S ? _mm512_srli_epi16(c.codes, 4 * S) : c.codes;
+    const I index = _mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(15), block_of_word, 0xea);  // (a & b) | c
+    if (SMALL) return _mm512_permutex2var_epi16(c.table, index, c.table2);
+    return _mm512_permutexvar_epi16(index, c.table);
+}
+
+// R rows of W against N rows of permuted x.
+template <bool SMALL, int R, int N>
+VN_FN inline void dot_rows(const Vectors &v, const float *const absmax[R], int64_t row, int64_t at, int64_t ahead) {
+    const veneer_weight &w = *v.w;
+    const int64_t stride = w.cols / 2, ldx = round_up(w.cols, 128);
+    const uint8_t *codes = w.codes + row * stride;
+    const uint16_t *x = static_cast<const uint16_t *>(v.x) + at * ldx;
+    const int shift = __builtin_ctzll(uint64_t(w.block));
+    const F levels = _mm512_loadu_ps(w.levels);
+    alignas(64) uint16_t block[32];
+    for (int j = 0; j < 32; j++) block[j] = uint16_t(SMALL ? j / 8 * 16 : j / 16 * 16);
+    const I block_of_word = loadu(block);
+    constexpr int P = R * N <= 8 ? 2 : 1;  // partial sums, to hide the dot product's latency
+    F sums[R][N][P];
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < N; i++)
+            for (int p = 0; p < P; p++) sums[r][i][p] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < w.cols; k += 128, x += 128) {
+        const int64_t left = (w.cols - k) / 2;
+        const __mmask64 there = left >= 64 ? ~0ull : (1ull << left) - 1;
+        for (int r = 0; r < R; r++) {
+            const uint8_t *from = codes + r * stride + k / 2;
+            _mm_prefetch(reinterpret_cast<const char *>(from + ahead), _MM_HINT_T0);
+            const Chunk<SMALL> c = load_chunk<SMALL>(from, there, absmax[r], shift, k, w.cols, levels);
+            const I n0 = nibble<SMALL, 0>(c, block_of_word), n1 = nibble<SMALL, 1>(c, block_of_word);
+            const I n2 = nibble<SMALL, 2>(c, block_of_word), n3 = nibble<SMALL, 3>(c, block_of_word);
+            for (int i = 0; i < N; i++) {
+                const uint16_t *xi = x + i * ldx;
+                sums[r][i][0] = dot_pairs(sums[r][i][0], n0, loadu(xi));
+                sums[r][i][P - 1] = dot_pairs(sums[r][i][P - 1], n1, loadu(xi + 32));
+                sums[r][i][0] = dot_pairs(sums[r][i][0], n2, loadu(xi + 64));
+                sums[r][i][P - 1] = dot_pairs(sums[r][i][P - 1], n3, loadu(xi + 96));
+            }
+        }
+    }
+    uint16_t *y = static_cast<uint16_t *>(v.y);
+    for (int r = 0; r < R; r++)
+        for (int i = 0; i < N; i++) {
+            F s = sums[r][i][0];
+            if (P == 2) s = _mm512_add_ps(s, sums[r][i][P - 1]);
+            y[(at + i) * w.rows + row + r] = veneer::to_bf16(_mm512_reduce_add_ps(s));
+        }
+}
+
+template <bool SMALL, int R>
+VN_FN inline void dot_row_group(const Vectors &v, const float *absmax, int64_t row, int64_t ahead) {
+    const int64_t per_row = v.w->cols / v.w->block;
+    const float *rows[R];
+    for (int r = 0; r < R; r++) rows[r] = absmax + r * per_row;
+    int64_t i = 0;
+    for (; i + 4 <= v.n; i += 4) dot_rows<SMALL, R, 4>(v, rows, row, i, ahead);
+    for (; i + 2 <= v.n; i += 2) dot_rows<SMALL, R, 2>(v, rows, row, i, ahead);
+    for (; i < v.n; i++) dot_rows<SMALL, R, 1>(v, rows, row, i, ahead);
+}
+
+template <bool SMALL> VN_FN inline bool matvec_rows(const Vectors &v, int64_t first, int64_t last) {
+    const veneer_weight &w = *v.w;
+    const int64_t per_row = w.cols / w.block, ahead = 4 * (w.cols / 2);
+    Planes planes;
+    float *decoded = nullptr;
+    if (!v.absmax) {
+        make_planes(w.nested_levels, planes);
+        decoded = scratch_of<float>(SUMS, 4 * per_row);
+        if (!decoded) return false;
+    }
+    for (int64_t row = first; row < last;) {
+        const int64_t rows = last - row >= 4 ? 4 : 1;
+        const float *absmax = v.absmax ? v.absmax + row * per_row : decoded;
+        if (decoded) decode_absmax(w, planes, row * per_row, (row + rows) * per_row, decoded);
+        if (rows == 4)
+            dot_row_group<SMALL, 4>(v, absmax, row, ahead);
+        else
+            dot_row_group<SMALL, 1>(v, absmax, row, ahead);
+        row += rows;
+    }
+    return true;
+}
+
+// Rows [first, last) of W; v.x is bfloat16, permuted, (N, D rounded up to 128).
+VN_FN inline bool matvec(const Vectors &v, int64_t first, int64_t last) {
+    return v.w->block == 32 ? matvec_rows<true>(v, first, last) : matvec_rows<false>(v, first, last);
+}
+
+}  // namespace avx512bf16
+}  // namespace veneer
+
+#undef VN_FN

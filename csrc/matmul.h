@@ -1,0 +1,247 @@
+// Matrix products with W kept in 4 bits: y = x W^T, and for the backward pass dx = dy W.
+//
+// The fast versions never hold W in 16 bits: a panel of W is unpacked into a core's own cache, used, and overwritten.
+//   forward   a task is a strip of rows of W and a range of rows of x: C^T (strip, rows) += W panel * x^T
+//   backward  a task is a strip of columns of W and a range of rows of dy: C (rows, strip) += dy * W panel
+// Both run the same tile: A row-major (its elements are broadcast) times B in panels of NB columns.  Sums are float32.
+
+#ifndef VN_MATMUL_H
+#define VN_MATMUL_H
+#include "common.h"
+#include "dequantize.h"
+
+namespace veneer {
+namespace scalar {
+
+inline float weight(const veneer_weight &w, const float *absmax, int64_t i, int dtype) {
+    const int code = i % 2 ? w.codes[i / 2] & 15 : w.codes[i / 2] >> 4;
+    return rounded_to(w.levels[code] * absmax[i / w.block], dtype);
+}
+
+// y (N, O) = x (N, D) W^T for rows [first, last) of W.
+inline bool matmul(const veneer_weight &w, const float *absmax, const void *x, int dtype, int64_t n, void *y,
+                   int64_t first, int64_t last) {
+    float *row = scratch_of<float>(PANEL, w.cols);
+    if (!row) return false;
+    for (int64_t o = first; o < last; o++) {
+        for (int64_t d = 0; d < w.cols; d++) row[d] = weight(w, absmax, o * w.cols + d, dtype);
+        for (int64_t i = 0; i < n; i++) {
+            float sums[8] = {};  // eight partial sums, so that a compiler may use whatever lanes it has
+            for (int64_t d = 0; d < w.cols; d += 8)  // D is a multiple of 32
+                for (int64_t j = 0; j < 8; j++) sums[j] += row[d + j] * load_as_float(x, dtype, i * w.cols + d + j);
+            const float s = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+            store_float(y, dtype, i * w.rows + o, s);
+        }
+    }
+    return true;
+}
+
+// dx (N, D) = dy (N, O) W for columns [first, last) of W.
+inline bool matmul_backward(const veneer_weight &w, const float *absmax, const void *dy, int dtype, int64_t n, void *dx,
+                            int64_t first, int64_t last) {
+    const int64_t width = last - first;
+    float *row = scratch_of<float>(PANEL, width), *sums = scratch_of<float>(SUMS, n * width);
+    if (!row || !sums) return false;
+    std::memset(sums, 0, size_t(n * width) * sizeof(float));
+    for (int64_t o = 0; o < w.rows; o++) {
+        for (int64_t d = 0; d < width; d++) row[d] = weight(w, absmax, o * w.cols + first + d, dtype);
+        for (int64_t i = 0; i < n; i++) {
+            const float g = load_as_float(dy, dtype, i * w.rows + o);
+            for (int64_t d = 0; d < width; d++) sums[i * width + d] += g * row[d];
+        }
+    }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t d = 0; d < width; d++) store_float(dx, dtype, i * w.cols + first + d, sums[i * width + d]);
+    return true;
+}
+
+}  // namespace scalar
+
+// ---- the blocking, for any kernel K with: T (element), PAIR (consecutive elements of the sum taken together),
+// NB (columns of a panel of B), and the functions used below.
+
+constexpr int64_t ROWS = 24;     // rows of A come in multiples of this, so that every tile height divides them
+constexpr int64_t STRIP = 192;   // rows of W a forward task unpacks at a time ...
+constexpr int64_t DEPTH = 1024;  // ... by this many columns; of W's rows at a time in a backward task
+constexpr int64_t TOKENS = 528;  // rows of x in one task
+constexpr int64_t AHEAD = 4;     // rows of codes fetched into cache before they are unpacked
+constexpr int64_t SKEW = 32;     // elements between rows of A beyond their length: rows then fall into different sets
+
+inline void prefetch(const uint8_t *p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
+template <class K>
+bool forward_task(const veneer_weight &w, const float *absmax, const typename K::T *packed, int dtype, void *y, int64_t r0, int64_t r1, int64_t n0, int64_t n1) {
+    const int64_t rows = round_up(r1 - r0, ROWS), lda = DEPTH + SKEW, ldc = round_up(n1 - n0, K::NB), depth = w.cols;
+    typename K::T *a = scratch_of<typename K::T>(PANEL, rows * lda);
+    float *c = scratch_of<float>(SUMS, rows * ldc);
+    if (!a || !c) return false;
+    for (int64_t k0 = 0; k0 < depth; k0 += DEPTH) {
+        const int64_t kc = least(DEPTH, depth - k0);
+        for (int64_t r = 0; r < rows; r++) {
+            if (r0 + r + AHEAD < r1) prefetch(w.codes + ((r0 + r + AHEAD) * depth + k0) / 2, kc / 2);
+            if (r0 + r < r1)
+                K::unpack_row(w, absmax, (r0 + r) * depth + k0, kc, dtype, a + r * lda);
+            else if (k0 == 0)
+                std::memset(a + r * lda, 0, size_t(lda) * sizeof(typename K::T));
+        }
+        for (int64_t j = n0; j < n1; j += K::NB)
+            K::tiles(a, lda, rows, packed + (j * depth + k0 * K::NB), kc, c + (j - n0), ldc, least(K::NB, n1 - j),
+                     k0 == 0);
+    }
+    K::store_transposed(c, ldc, r1 - r0, n1 - n0, y, n0 * w.rows + r0, w.rows, dtype);
+    return true;
+}
+
+// `decode` is a phase that fills absmax, of 0 tasks if it is filled already.
+template <class K>
+bool matmul(const veneer_weight &w, const float *absmax, const Phase &decode, const void *x, int dtype, int64_t n,
+            void *y, int threads) {
+    const int64_t depth = w.cols, panels = ceil_div(n, K::NB), chunks = ceil_div(depth, DEPTH);
+    typename K::T *packed = scratch_of<typename K::T>(PACKED, panels * K::NB * depth);
+    if (!packed) return false;
+    const auto pack = [=](int64_t i) {
+        const int64_t p = i / chunks, k0 = i % chunks * DEPTH, k1 = least(depth, k0 + DEPTH);
+        K::pack_panel(x, dtype, p * K::NB, n, depth, k0, k1, packed + (p * depth + k0) * K::NB);
+        return true;
+    };
+    const int64_t tokens = round_up(ceil_div(n, ceil_div(n, TOKENS)), K::NB), parts = ceil_div(n, tokens);
+    const int64_t fewest = round_up(ceil_div(w.rows, STRIP), threads);  // the same number of strips for each thread
+    const int64_t strip = round_up(ceil_div(w.rows, fewest), ROWS), strips = ceil_div(w.rows, strip);
+    const auto multiply = [=, &w](int64_t i) {
+        const int64_t r0 = i / parts * strip, n0 = i % parts * tokens;
+        return forward_task<K>(w, absmax, packed, dtype, y, r0, least(w.rows, r0 + strip), n0, least(n, n0 + tokens));
+    };
+    return run_phases(threads, {decode, phase(panels * chunks, pack), phase(strips * parts, multiply)});
+}
+
+template <class K>
+bool backward_task(const veneer_weight &w, const float *absmax, const typename K::T *packed, int64_t lda, int dtype,
+                   void *dx, int64_t c0, int64_t c1, int64_t n0, int64_t n1) {
+    const int64_t rows = round_up(n1 - n0, ROWS), ldc = round_up(c1 - c0, K::NB), height = round_up(w.rows, K::PAIR);
+    typename K::T *b = scratch_of<typename K::T>(PANEL, ldc * DEPTH);
+    float *c = scratch_of<float>(SUMS, rows * ldc);
+    if (!b || !c) return false;
+    for (int64_t o0 = 0; o0 < height; o0 += DEPTH) {
+        const int64_t oc = least(DEPTH, height - o0);
+        for (int64_t j = c0; j < c1; j += K::NB)
+            K::unpack_columns(w, absmax, o0, oc, j, least(K::NB, c1 - j), dtype, b + (j - c0) * oc);
+        for (int64_t j = c0; j < c1; j += K::NB)
+            K::tiles(packed + n0 * lda + o0, lda, rows, b + (j - c0) * oc, oc, c + (j - c0), ldc, least(K::NB, c1 - j),
+                     o0 == 0);
+    }
+    for (int64_t i = 0; i < n1 - n0; i++) K::store_row(c + i * ldc, c1 - c0, dx, (n0 + i) * w.cols + c0, dtype);
+    return true;
+}
+
+template <class K>
+bool matmul_backward(const veneer_weight &w, const float *absmax, const Phase &decode, const void *dy, int dtype,
+                     int64_t n, void *dx, int threads) {
+    const int64_t tokens = round_up(ceil_div(n, ceil_div(n, TOKENS)), ROWS), parts = ceil_div(n, tokens);
+    const int64_t lda = round_up(w.rows, K::PAIR) + SKEW, padded = parts * tokens;
+    typename K::T *packed = scratch_of<typename K::T>(PACKED, padded * lda);
+    if (!packed) return false;
+    const auto pack = [=, &w](int64_t i) {
+        for (int64_t r = i * ROWS; r < (i + 1) * ROWS; r++) {
+            if (r < n)
+                K::pack_row(dy, dtype, r * w.rows, w.rows, packed + r * lda, lda);
+            else
+                std::memset(packed + r * lda, 0, size_t(lda) * sizeof(typename K::T));
+        }
+        return true;
+    };
+    int64_t strip = 2 * K::NB < 128 ? 128 : 2 * K::NB;
+    if (w.cols < 4 * threads * strip) strip = 64;
+    const int64_t strips = ceil_div(w.cols, strip);
+    const auto multiply = [=, &w](int64_t i) {
+        const int64_t c0 = i / parts * strip, n0 = i % parts * tokens;
+        return backward_task<K>(w, absmax, packed, lda, dtype, dx, c0, least(w.cols, c0 + strip), n0,
+                                least(n, n0 + tokens));
+    };
+    return run_phases(threads, {decode, phase(padded / ROWS, pack), phase(strips * parts, multiply)});
+}
+
+}  // namespace veneer
+#endif
+
+#ifdef VN_ISA
+namespace veneer {
+namespace VN_ISA {
+
+// C (M, V * W) += A (M, depth) B, with B's panel NB wide.
+template <int M, int V>
+VN_FN inline void tile(const float *a, int64_t lda, const float *b, int64_t nb, int64_t depth, float *c, int64_t ldc,
+                       bool first) {
+    F sums[M][V];
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) sums[m][v] = first ? zero() : load(c + m * ldc + v * W);
+    for (int64_t k = 0; k < depth; k++) {
+        F columns[V];
+        for (int v = 0; v < V; v++) columns[v] = load(b + k * nb + v * W);
+        for (int m = 0; m < M; m++) {
+            const F row = set1(a[m * lda + k]);
+            for (int v = 0; v < V; v++) sums[m][v] = fma(row, columns[v], sums[m][v]);
+        }
+    }
+    for (int m = 0; m < M; m++)
+        for (int v = 0; v < V; v++) store(c + m * ldc + v * W, sums[m][v]);
+}
+
+// The matrix product in float32 lanes; x in float32 or bfloat16, both computed as float32.
+struct Product {
+    typedef float T;
+    static constexpr int64_t PAIR = 1, NB = NV * W;
+
+    VN_FN static void pack_panel(const void *x, int dtype, int64_t n0, int64_t n, int64_t depth, int64_t k0, int64_t k1,
+                                 float *to) {
+        for (int64_t j = 0; j < NB; j++)
+            for (int64_t k = k0; k < k1; k++)
+                to[(k - k0) * NB + j] = n0 + j < n ? load_as_float(x, dtype, (n0 + j) * depth + k) : 0.f;
+    }
+
+    VN_FN static void pack_row(const void *x, int dtype, int64_t at, int64_t count, float *to, int64_t padded) {
+        for (int64_t k = 0; k < padded; k++) to[k] = k < count ? load_as_float(x, dtype, at + k) : 0.f;
+    }
+
+    VN_FN static void unpack_row(const veneer_weight &w, const float *absmax, int64_t begin, int64_t count, int dtype,
+                                 float *to) {
+        unpack_range(w, absmax, begin, begin + count, to, dtype);
+    }
+
+    VN_FN static void unpack_columns(const veneer_weight &w, const float *absmax, int64_t o0, int64_t oc, int64_t c0,
+                                     int64_t width, int dtype, float *to) {
+        for (int64_t o = 0; o < oc; o++, to += NB) {
+            const int64_t begin = (o0 + o) * w.cols + c0;
+            unpack_range(w, absmax, begin, begin + width, to, dtype);
+            for (int64_t j = width; j < NB; j++) to[j] = 0.f;
+        }
+    }
+
+    VN_FN static void tiles(const float *a, int64_t lda, int64_t rows, const float *b, int64_t depth, float *c,
+                            int64_t ldc, int64_t width, bool first) {
+        const bool narrow = width <= W;
+        for (int64_t r = 0; r < rows; r += 6) {
+            if (narrow)
+                tile<6, 1>(a + r * lda, lda, b, NB, depth, c + r * ldc, ldc, first);
+            else
+                tile<6, NV>(a + r * lda, lda, b, NB, depth, c + r * ldc, ldc, first);
+        }
+    }
+
+    VN_FN static void store_transposed(const float *c, int64_t ldc, int64_t rows, int64_t n, void *y, int64_t at,
+                                       int64_t ldy, int dtype) {
+        for (int64_t i0 = 0; i0 < n; i0 += 16)
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t i = i0; i < least(n, i0 + 16); i++)
+                    store_float(y, dtype, at + i * ldy + r, c[r * ldc + i]);
+    }
+
+    VN_FN static void store_row(const float *c, int64_t count, void *y, int64_t at, int dtype) {
+        for (int64_t i = 0; i < count; i++) store_float(y, dtype, at + i, c[i]);
+    }
+};
+
+}  // namespace VN_ISA
+}  // namespace veneer
+#endif

@@ -1,0 +1,312 @@
+// The C ABI: checks what it is given, picks the instruction set, splits the work into tasks.  No arithmetic here.
+#include "veneer.h"
+
+#include "dequantize.h"
+#include "matmul.h"
+#include "matvec.h"
+#include "quantize.h"
+#include "segments.h"
+#ifdef VN_X86
+#include <cpuid.h>
+
+#include "avx2.h"
+#include "avx512.h"
+#include "avx512bf16.h"
+#endif
+#ifdef VN_ARM
+#include "neon.h"
+#endif
+
+using namespace veneer;
+
+namespace {
+
+bool whole_bytes_of(int dtype) { return dtype == VENEER_F32 || dtype == VENEER_BF16 || dtype == VENEER_F16; }
+
+bool aligned(const void *p, size_t to) { return p && reinterpret_cast<uintptr_t>(p) % to == 0; }
+
+bool aligned_as(const void *p, int dtype) { return aligned(p, dtype == VENEER_F32 ? 4 : 2); }
+
+bool block_ok(int64_t block) { return block >= 2 && block <= (1 << 30) && (block & (block - 1)) == 0; }
+
+bool weight_ok(const veneer_weight *w) {
+    if (!w || !w->codes || !aligned(w->levels, 4) || w->rows < 0 || w->cols < 1 || !block_ok(w->block)) return false;
+    if (w->absmax) return aligned(w->absmax, 4);
+    return w->absmax_codes && aligned(w->nested_absmax, 4) && aligned(w->nested_levels, 4) && w->nested_block > 0;
+}
+
+bool product_ok(const veneer_weight *w, const void *x, int dtype, int64_t n, const void *y) {
+    return weight_ok(w) && n >= 1 && w->rows >= 1 && w->block >= 32 && w->cols % w->block == 0 &&
+           (dtype == VENEER_F32 || dtype == VENEER_BF16) && aligned_as(x, dtype) && aligned_as(y, dtype);
+}
+
+// Run `F` of the chosen instruction set; AVX-512-BF16 has all of AVX-512's.
+#if defined(VN_X86)
+#define VN_CHOOSE(isa, f) \
+    (isa >= VENEER_AVX512 ? avx512::f : isa == VENEER_AVX2 ? avx2::f : scalar::f)
+#elif defined(VN_ARM)
+#define VN_CHOOSE(isa, f) (isa == VENEER_NEON ? neon::f : scalar::f)
+#else
+#define VN_CHOOSE(isa, f) (scalar::f)
+#endif
+
+typedef void (*DecodeAbsmax)(const veneer_weight &, int64_t, int64_t, float *);
+
+DecodeAbsmax decoder(int isa) {
+#ifdef VN_X86
+    if (isa == VENEER_AVX512BF16) return avx512bf16::decode_absmax;
+#endif
+    (void)isa;
+    return scalar::decode_absmax;
+}
+
+constexpr int64_t DECODED = 1 << 13;  // blocks of a decoding task
+
+// Decodes absmax into `out`, a task at a time; nothing to do for a plain absmax.
+struct Decode {
+    const veneer_weight *w;
+    DecodeAbsmax decode;
+    float *out;
+
+    bool operator()(int64_t i) const {
+        decode(*w, i * DECODED, least(n_blocks(*w), (i + 1) * DECODED), out + i * DECODED);
+        return true;
+    }
+};
+
+// A weight's float32 absmax: as given, or in this thread's scratch once the phase has run.
+struct Absmax {
+    Decode decode;
+    const float *values;
+
+    Absmax(int isa, const veneer_weight &w)
+        : decode{&w, decoder(isa), w.absmax ? nullptr : scratch_of<float>(SCALES, n_blocks(w))},
+          values(w.absmax ? w.absmax : decode.out) {}
+    Phase phase() const { return veneer::phase(decode.out ? ceil_div(n_blocks(*decode.w), DECODED) : 0, decode); }
+};
+
+const float *as_float(const void *x, int dtype, int64_t count) {
+    if (dtype == VENEER_F32) return static_cast<const float *>(x);
+    float *out = scratch_of<float>(PACKED, count);
+    for (int64_t i = 0; out && i < count; i++) out[i] = load_as_float(x, dtype, i);
+    return out;
+}
+
+// Rows of a task: a few tasks for each thread, in multiples of 4 rows.
+int64_t rows_per_task(int64_t rows, int threads) {
+    const int64_t even = round_up(ceil_div(rows, int64_t(threads) * 8), 4);
+    return even < 16 ? 16 : even;
+}
+
+template <class Rows> bool over_rows(const veneer_weight &w, int threads, const Rows &rows) {
+    const int64_t step = rows_per_task(w.rows, threads);
+    return parallel(threads, ceil_div(w.rows, step),
+                    [&, step](int64_t i) { return rows(i * step, least(w.rows, (i + 1) * step)); });
+}
+
+#if defined(VN_X86) || defined(VN_ARM)
+template <void (*MATVEC)(const Vectors &, int64_t, int64_t)>
+bool matvec_f32(const veneer_weight &w, const void *x, int dtype, int64_t n, void *y, int threads) {
+    const Vectors v{&w, w.absmax, as_float(x, dtype, n * w.cols), dtype, n, y};
+    return v.x && over_rows(w, threads, [&v](int64_t first, int64_t last) {
+        MATVEC(v, first, last);
+        return true;
+    });
+}
+
+template <class K, void (*MATVEC)(const Vectors &, int64_t, int64_t)>
+bool product(int isa, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y, int threads) {
+    if (n <= FEW) return matvec_f32<MATVEC>(w, x, dtype, n, y, threads);
+    const Absmax absmax(isa, w);
+    return absmax.values && matmul<K>(w, absmax.values, absmax.phase(), x, dtype, n, y, threads);
+}
+#endif
+
+#ifdef VN_X86
+bool matvec_bf16(const veneer_weight &w, const void *x, int64_t n, void *y, int threads) {
+    const int64_t ldx = round_up(w.cols, 128);
+    uint16_t *permuted = scratch_of<uint16_t>(PACKED, n * ldx);
+    if (!permuted) return false;
+    for (int64_t i = 0; i < n; i++)
+        avx512bf16::permute_x(static_cast<const uint16_t *>(x) + i * w.cols, w.cols, permuted + i * ldx);
+    const Vectors v{&w, w.absmax, permuted, VENEER_BF16, n, y};
+    return over_rows(w, threads,
+                     [&v](int64_t first, int64_t last) { return avx512bf16::matvec(v, first, last); });
+}
+
+bool product_bf16(const veneer_weight &w, const void *x, int64_t n, void *y, int threads) {
+    if (n <= FEW) return matvec_bf16(w, x, n, y, threads);
+    const Absmax absmax(VENEER_AVX512BF16, w);
+    return absmax.values && matmul<avx512bf16::Product>(w, absmax.values, absmax.phase(), x, VENEER_BF16, n, y, threads);
+}
+#endif
+
+bool forward(int isa, int threads, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y) {
+#ifdef VN_X86
+    if (isa == VENEER_AVX512BF16 && dtype == VENEER_BF16) return product_bf16(w, x, n, y, threads);
+    if (isa >= VENEER_AVX512) return product<avx512::Product, avx512::matvec>(isa, w, x, dtype, n, y, threads);
+    if (isa == VENEER_AVX2) return product<avx2::Product, avx2::matvec>(isa, w, x, dtype, n, y, threads);
+#endif
+#ifdef VN_ARM
+    if (isa == VENEER_NEON) return product<neon::Product, neon::matvec>(isa, w, x, dtype, n, y, threads);
+#endif
+    const Absmax absmax(isa, w);
+    if (!absmax.values) return false;
+    const int64_t step = rows_per_task(w.rows, threads);
+    const auto multiply = [&, step](int64_t i) {
+        return scalar::matmul(w, absmax.values, x, dtype, n, y, i * step, least(w.rows, (i + 1) * step));
+    };
+    return run_phases(threads, {absmax.phase(), phase(ceil_div(w.rows, step), multiply)});
+}
+
+bool backward(int isa, int threads, const veneer_weight &w, const void *dy, int dtype, int64_t n, void *dx) {
+    const Absmax absmax(isa, w);
+    if (!absmax.values) return false;
+    const Phase decode = absmax.phase();
+#ifdef VN_X86
+    if (isa == VENEER_AVX512BF16 && dtype == VENEER_BF16)
+        return matmul_backward<avx512bf16::Product>(w, absmax.values, decode, dy, dtype, n, dx, threads);
+    if (isa >= VENEER_AVX512)
+        return matmul_backward<avx512::Product>(w, absmax.values, decode, dy, dtype, n, dx, threads);
+    if (isa == VENEER_AVX2)
+        return matmul_backward<avx2::Product>(w, absmax.values, decode, dy, dtype, n, dx, threads);
+#endif
+#ifdef VN_ARM
+    if (isa == VENEER_NEON)
+        return matmul_backward<neon::Product>(w, absmax.values, decode, dy, dtype, n, dx, threads);
+#endif
+    constexpr int64_t WIDTH = 64;
+    const auto multiply = [&](int64_t i) {
+        return scalar::matmul_backward(w, absmax.values, dy, dtype, n, dx, i * WIDTH, least(w.cols, (i + 1) * WIDTH));
+    };
+    return run_phases(threads, {decode, phase(ceil_div(w.cols, WIDTH), multiply)});
+}
+
+#ifdef VN_X86
+// CPUID itself, for the two that older compilers have no name for.
+bool has_bf16_products() {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+
+bool has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
+
+int status(bool good) { return good ? VENEER_OK : VENEER_NO_MEMORY; }
+
+}  // namespace
+
+extern "C" {
+
+int veneer_abi(void) { return VENEER_ABI; }
+
+int veneer_has(int isa) {
+    if (isa == VENEER_SCALAR) return 1;
+#ifdef VN_X86
+    __builtin_cpu_init();
+    if (isa == VENEER_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (isa == VENEER_AVX512) return avx512;
+    if (isa == VENEER_AVX512BF16) return avx512 && __builtin_cpu_supports("avx512vbmi") && has_bf16_products();
+#endif
+#ifdef VN_ARM
+    if (isa == VENEER_NEON) return 1;
+#endif
+    return 0;
+}
+
+void veneer_use_pool(void *gomp_parallel) { pool().store(reinterpret_cast<GompParallel>(gomp_parallel)); }
+
+int veneer_quantize(int isa, int threads, const void *x, int dtype, int64_t n, int64_t block, const float *bounds,
+                    const uint8_t *order, uint8_t *codes, float *absmax, int64_t *bad) {
+    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    if (!whole_bytes_of(dtype) || !aligned_as(x, dtype) || n < 1 || !block_ok(block) || !aligned(bounds, 4) || !order ||
+        !codes || !aligned(absmax, 4) || !bad)
+        return VENEER_BAD_ARGUMENT;
+    const Quantize q{x, dtype, n, block, bounds, order, codes, absmax};
+    const int64_t blocks = ceil_div(n, block), step = ceil_div(1 << 16, block);
+    std::atomic<int64_t> worst{blocks};
+    parallel(threads, ceil_div(blocks, step), [&](int64_t i) {
+        const int64_t found = VN_CHOOSE(isa, quantize)(q, i * step, least(blocks, (i + 1) * step));
+        for (int64_t now = worst.load(); found >= 0 && found < now && !worst.compare_exchange_weak(now, found);) {
+        }
+        return true;
+    });
+    *bad = worst.load() == blocks ? -1 : worst.load();
+    return VENEER_OK;
+}
+
+int veneer_encode_absmax(int threads, const float *centered, int64_t n, int64_t nested_block, const float *levels,
+                         uint8_t *codes, float *nested_absmax) {
+    if (!aligned(centered, 4) || n < 1 || nested_block < 1 || !aligned(levels, 4) || !codes || !aligned(nested_absmax, 4))
+        return VENEER_BAD_ARGUMENT;
+    const int64_t blocks = ceil_div(n, nested_block), step = 16;
+    return status(parallel(threads, ceil_div(blocks, step), [&](int64_t i) {
+        scalar::encode_absmax(centered, n, nested_block, levels, codes, nested_absmax, i * step,
+                              least(blocks, (i + 1) * step));
+        return true;
+    }));
+}
+
+int veneer_decode_absmax(int isa, int threads, const veneer_weight *w, float *out) {
+    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    if (!weight_ok(w) || w->absmax || !aligned(out, 4)) return VENEER_BAD_ARGUMENT;
+    const Decode decode{w, decoder(isa), out};
+    return status(parallel(threads, ceil_div(n_blocks(*w), DECODED), decode));
+}
+
+int veneer_dequantize(int isa, int threads, const veneer_weight *w, void *out, int dtype) {
+    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    if (!weight_ok(w) || !whole_bytes_of(dtype) || !aligned_as(out, dtype)) return VENEER_BAD_ARGUMENT;
+    const Absmax absmax(isa, *w);
+    if (!absmax.values) return VENEER_NO_MEMORY;
+    constexpr int64_t CHUNK = 1 << 16;  // even, so that every task starts at a byte
+    const int64_t n = w->rows * w->cols, size = dtype == VENEER_F32 ? 4 : 2;
+    const auto unpack = [&](int64_t i) {
+        void *to = static_cast<char *>(out) + i * CHUNK * size;
+        VN_CHOOSE(isa, dequantize)(*w, absmax.values, i * CHUNK, least(n, (i + 1) * CHUNK), to, dtype);
+        return true;
+    };
+    return status(run_phases(threads, {absmax.phase(), phase(ceil_div(n, CHUNK), unpack)}));
+}
+
+int veneer_matmul(int isa, int threads, const veneer_weight *w, const void *x, int dtype, int64_t n, void *y) {
+    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    if (!product_ok(w, x, dtype, n, y)) return VENEER_BAD_ARGUMENT;
+    return status(forward(isa, threads < 1 ? 1 : threads, *w, x, dtype, n, y));
+}
+
+int veneer_matmul_backward(int isa, int threads, const veneer_weight *w, const void *dy, int dtype, int64_t n,
+                           void *dx) {
+    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    if (!product_ok(w, dy, dtype, n, dx)) return VENEER_BAD_ARGUMENT;
+    return status(backward(isa, threads < 1 ? 1 : threads, *w, dy, dtype, n, dx));
+}
+
+int veneer_lora_segments(int isa, int threads, const void *x, int dtype, int64_t n, int64_t d, int64_t o, int64_t r,
+                         const float *a, const float *b, const float *scale, const int64_t *starts,
+                         const int64_t *slots, int64_t segments, void *y) {
+    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    if (n < 1 || d < 1 || o < 1 || r < 1 || segments < 1 || (dtype != VENEER_F32 && dtype != VENEER_BF16) ||
+        !aligned_as(x, dtype) || !aligned_as(y, dtype) || !aligned(a, 4) || !aligned(b, 4) || !aligned(scale, 4) ||
+        !aligned(starts, 8) || !aligned(slots, 8))
+        return VENEER_BAD_ARGUMENT;
+    float *t = scratch_of<float>(SUMS, n * r);
+    const float *xf = as_float(x, dtype, n * d);
+    if (!t || !xf) return VENEER_NO_MEMORY;
+    const Segments g{n, d, o, r, xf, a, b, scale, starts, slots, segments, t, y, dtype};
+#ifdef VN_X86
+    if (isa >= VENEER_AVX512) return status(lora_segments<avx512::dot>(g, threads));
+    if (isa == VENEER_AVX2) return status(lora_segments<avx2::dot>(g, threads));
+#endif
+#ifdef VN_ARM
+    if (isa == VENEER_NEON) return status(lora_segments<neon::dot>(g, threads));
+#endif
+    return status(lora_segments<scalar::dot>(g, threads));
+}
+
+}  // extern "C"

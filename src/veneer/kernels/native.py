@@ -1,0 +1,219 @@
+"""Load the C library of the CPU kernels, building it once if need be, or say why it is not there.
+
+Looked for in this order: a library built into the wheel (`veneer/kernels/libveneer.so`), one built earlier on this
+machine (in the cache folder, under a key of its sources and compiler), a C++ compiler to build it with (seconds).
+`VENEER_NATIVE=0` turns it off; `VENEER_ISA=scalar|avx2|avx512|avx512bf16|neon` forces an instruction set.
+
+The library starts no threads: it runs in torch's own OpenMP pool, whose entry point is handed to it here.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch  # loaded before the library, so that there is a pool to join
+
+from veneer.errors import ConfigError
+from veneer.machine import cache_dir
+
+ISAS = ("scalar", "avx2", "avx512", "avx512bf16", "neon")
+"""By the number that csrc/veneer.h gives them; the best that the machine has is chosen."""
+ABI = 1
+FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden")
+"""No -march: each function names its own instruction set. No contraction: the format rounds twice."""
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether the C library is in use, and how or why not."""
+
+    available: bool
+    path: Path | None
+    isa: str | None
+    reason: str
+
+
+class Weight(ctypes.Structure):
+    """`veneer_weight` of csrc/veneer.h: pointers, then sizes."""
+
+    _fields_ = (
+        ("codes", ctypes.c_void_p),
+        ("absmax", ctypes.c_void_p),
+        ("absmax_codes", ctypes.c_void_p),
+        ("nested_absmax", ctypes.c_void_p),
+        ("nested_levels", ctypes.c_void_p),
+        ("levels", ctypes.c_void_p),
+        ("nested_offset", ctypes.c_float),
+        ("nested_block", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+    )
+
+
+@dataclass(frozen=True)
+class Native:
+    """The loaded library and the instruction set chosen for it."""
+
+    lib: ctypes.CDLL
+    isa: int
+    status: Status
+
+
+def status() -> Status:
+    """What `veneer doctor` says about the C library.  Raises ConfigError for an unusable VENEER_ISA."""
+    found = load()
+    return found.status if isinstance(found, Native) else found
+
+
+def library() -> Native | None:
+    """The C library, or None where everything is computed in plain torch."""
+    found = load()
+    return found if isinstance(found, Native) else None
+
+
+@cache
+def load() -> Native | Status:
+    """Find or build the library, check it, and choose an instruction set; done once in a process."""
+    forced = forced_isa()
+    if os.environ.get("VENEER_NATIVE") == "0":
+        return Status(False, None, None, "turned off by VENEER_NATIVE=0")
+    path, how = locate()
+    if path is None:
+        return Status(False, None, None, how)
+    try:
+        lib = ctypes.CDLL(str(path))
+    except OSError as error:
+        return Status(False, path, None, f"{path} could not be loaded: {error}")
+    if lib.veneer_abi() != ABI:
+        return Status(False, path, None, f"{path} has ABI {lib.veneer_abi()}, this veneer needs {ABI}")
+    declare(lib)
+    isa = choose_isa(lib, forced)
+    threads = join_pool(lib)
+    return Native(lib, isa, Status(True, path, ISAS[isa], f"{how}; {threads}"))
+
+
+def forced_isa() -> str | None:
+    """The instruction set that VENEER_ISA names; raises ConfigError for a name that is none."""
+    name = os.environ.get("VENEER_ISA")
+    if name is not None and name not in ISAS:
+        raise ConfigError(f"VENEER_ISA={name} is no instruction set; it can be one of {', '.join(ISAS)}")
+    return name
+
+
+def choose_isa(lib: ctypes.CDLL, forced: str | None) -> int:
+    """The number of the forced instruction set, or of the best this machine has."""
+    has = [i for i in range(len(ISAS)) if lib.veneer_has(i)]
+    if forced is None:
+        return has[-1]
+    if ISAS.index(forced) not in has:
+        raise ConfigError(
+            f"VENEER_ISA={forced}: this machine has no {forced}; it has {', '.join(ISAS[i] for i in has)}"
+        )
+    return ISAS.index(forced)
+
+
+def declare(lib: ctypes.CDLL) -> None:
+    """Argument types of every function, so that pointers are not cut to 32 bits."""
+    i32, i64, p = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+    weight = ctypes.POINTER(Weight)
+    signatures = {
+        "veneer_has": [i32],
+        "veneer_use_pool": [p],
+        "veneer_quantize": [i32, i32, p, i32, i64, i64, p, p, p, p, ctypes.POINTER(i64)],
+        "veneer_encode_absmax": [i32, p, i64, i64, p, p, p],
+        "veneer_decode_absmax": [i32, i32, weight, p],
+        "veneer_dequantize": [i32, i32, weight, p, i32],
+        "veneer_matmul": [i32, i32, weight, p, i32, i64, p],
+        "veneer_matmul_backward": [i32, i32, weight, p, i32, i64, p],
+        "veneer_lora_segments": [i32, i32, p, i32, i64, i64, i64, i64, p, p, p, p, p, i64, p],
+    }
+    for name, arguments in signatures.items():
+        function = getattr(lib, name)
+        function.argtypes, function.restype = arguments, None if name == "veneer_use_pool" else i32
+
+
+def join_pool(lib: ctypes.CDLL) -> str:
+    """Hand torch's OpenMP entry point to the library, so that both share one pool of threads."""
+    path = loaded_gomp()
+    if path is None:
+        return "one thread (torch does not use libgomp here)"
+    entry = ctypes.CDLL(path).GOMP_parallel  # already loaded: this is torch's own copy, not a second one
+    lib.veneer_use_pool(ctypes.cast(entry, ctypes.c_void_p))
+    return "threads of torch's OpenMP pool"
+
+
+def loaded_gomp() -> str | None:
+    """The libgomp that is mapped into this process; torch's own if there are several."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    paths = {line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if "libgomp" in line}
+    beside_torch = str(Path(torch.__file__).parent)
+    return min(paths, key=lambda path: (not path.startswith(beside_torch), path), default=None)
+
+
+def locate() -> tuple[Path | None, str]:
+    """A library to load and where it is from, or None and why there is none."""
+    prebuilt = HERE / "libveneer.so"
+    if prebuilt.is_file():
+        return prebuilt, "built into the package"
+    sources = source_dir()
+    if sources is None:
+        return None, f"no built library at {prebuilt} and no sources beside it"
+    compiler = find_compiler()
+    if compiler is None:
+        return None, "no C++ compiler found (looked for $CXX, g++, clang++, c++); install one, or the built wheel"
+    built = cache_dir() / "kernels" / f"libveneer-{key_of(sources, compiler)}.so"
+    if built.is_file():
+        return built, "built earlier on this machine"
+    problem = build(sources, compiler, built)
+    return (None, problem) if problem else (built, "built now")
+
+
+def source_dir() -> Path | None:
+    """csrc/ of the installed package, or of the checkout this file stands in."""
+    for folder in (HERE / "csrc", HERE.parents[2] / "csrc"):
+        if (folder / "veneer.cpp").is_file():
+            return folder
+    return None
+
+
+def find_compiler() -> str | None:
+    """The first C++ compiler there is."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and (path := shutil.which(name)):
+            return path
+    return None
+
+
+def key_of(sources: Path, compiler: str) -> str:
+    """16 hexadecimal digits over the sources, the flags and the compiler's version."""
+    digest = hashlib.sha256(repr(FLAGS).encode())
+    digest.update(subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout)
+    for file in sorted([*sources.glob("*.h"), *sources.glob("*.cpp")]):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(sources: Path, compiler: str, to: Path) -> str | None:
+    """Compile the library beside `to` and rename it there; returns None, or why it could not be built."""
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=to.parent) as folder:
+            made = Path(folder) / to.name
+            command = [compiler, *FLAGS, str(sources / "veneer.cpp"), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                return f"the kernels could not be built: {' '.join(command)}: {done.stderr.strip()[-500:]}"
+            made.replace(to)
+    except OSError as error:
+        return f"the kernels could not be built: {error}"
+    return None

@@ -1,0 +1,259 @@
+"""The kernels as torch operators `veneer::*`: schema, contract, meaning, fast version, gradient.
+
+What an op means stands in reference.py, what it refuses in contract.py, how a CPU does it in cpu.py. On other devices
+the meaning itself runs. The product has a gradient for x only: W is frozen.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veneer.kernels import contract, cpu, reference
+from veneer.kernels.reference import Packed
+
+WEIGHT = (
+    "Tensor codes, Tensor absmax, Tensor levels, Tensor? nested_absmax, Tensor? nested_levels, float offset, "
+    "int nested_block, int block"
+)
+"""A `Packed`, field by field."""
+LIBRARY: Any = torch.library.Library("veneer", "DEF")  # type: ignore[no-untyped-call]
+Kernel = Callable[..., Any]
+
+
+def define(schema: str, plain: Kernel, on_cpu: Kernel, fake: Kernel) -> None:
+    """Register an op: the meaning for every device, the CPU's version, and shapes alone for tracing."""
+    name = schema.split("(")[0]
+    LIBRARY.define(schema)
+    LIBRARY.impl(name, plain, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, on_cpu, "CPU")
+    torch.library.register_fake(f"veneer::{name}", fake, lib=LIBRARY)
+
+
+def quantizer(kernel: Kernel) -> Kernel:
+    def op(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        contract.check_quantize(x, bounds, order, block)
+        codes, absmax = kernel(x, bounds, order, block)
+        return codes, absmax
+
+    return op
+
+
+def quantize_plain(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    contract.check_finite(x)
+    return reference.quantize(x, bounds, order, block)
+
+
+def quantize_fake(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    n = x.numel()
+    return x.new_empty((n + 1) // 2, dtype=torch.uint8), x.new_empty(-(-n // block), dtype=torch.float32)
+
+
+define(
+    "quantize_4bit(Tensor x, Tensor bounds, Tensor order, int block) -> (Tensor, Tensor)",
+    *map(quantizer, (quantize_plain, cpu.quantize, quantize_fake)),
+)
+
+
+def absmax_quantizer(kernel: Kernel) -> Kernel:
+    def op(centered: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        contract.check_absmax("quantize_absmax", centered, torch.float32, levels, block)
+        codes, nested = kernel(centered, levels, block)
+        return codes, nested
+
+    return op
+
+
+def quantize_absmax_fake(centered: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    n = centered.numel()
+    return centered.new_empty(n, dtype=torch.uint8), centered.new_empty(-(-n // block))
+
+
+define(
+    "quantize_absmax(Tensor centered, Tensor levels, int block) -> (Tensor, Tensor)",
+    *map(absmax_quantizer, (reference.quantize_absmax, cpu.quantize_absmax, quantize_absmax_fake)),
+)
+
+
+def absmax_dequantizer(kernel: Kernel) -> Kernel:
+    def op(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offset: float, block: int) -> Tensor:
+        contract.check_absmax("dequantize_absmax", codes, torch.uint8, levels, block)
+        blocks = -(-codes.numel() // block)
+        contract.check_tensor("dequantize_absmax", "nested_absmax", nested_absmax, (blocks,), torch.float32)
+        out: Tensor = kernel(codes, nested_absmax, levels, offset, block)
+        return out
+
+    return op
+
+
+def dequantize_absmax_fake(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offset: float, block: int) -> Tensor:
+    return codes.new_empty(codes.numel(), dtype=torch.float32)
+
+
+define(
+    "dequantize_absmax(Tensor codes, Tensor nested_absmax, Tensor levels, float offset, int block) -> Tensor",
+    *map(absmax_dequantizer, (reference.dequantize_absmax, cpu.dequantize_absmax, dequantize_absmax_fake)),
+)
+
+
+def dequantizer(kernel: Kernel) -> Kernel:
+    def op(*arguments: Any) -> Tensor:
+        w, (shape, dtype) = Packed(*arguments[:8]), arguments[8:]
+        out: Tensor = kernel(w, contract.check_dequantize(w, shape, dtype), dtype)
+        return out.view(shape)
+
+    return op
+
+
+def dequantize_fake(w: Packed, n: int, dtype: torch.dtype) -> Tensor:
+    return w.codes.new_empty(n, dtype=dtype)
+
+
+define(
+    f"dequantize_4bit({WEIGHT}, SymInt[] shape, ScalarType dtype) -> Tensor",
+    *map(dequantizer, (reference.dequantize, cpu.dequantize, dequantize_fake)),
+)
+
+
+def multiplier(kernel: Kernel) -> Kernel:
+    def op(x: Tensor, *arguments: Any) -> Tensor:
+        w, rows = Packed(*arguments[:8]), arguments[8]
+        contract.check_rows("matmul_4bit", "x", x)
+        contract.check_weight("matmul_4bit", w, rows, x.shape[-1])
+        y: Tensor = kernel(x, w, rows)
+        return y
+
+    return op
+
+
+def back_multiplier(kernel: Kernel) -> Kernel:
+    def op(dy: Tensor, *arguments: Any) -> Tensor:
+        w, cols = Packed(*arguments[:8]), arguments[8]
+        contract.check_rows("matmul_4bit_backward", "dy", dy)
+        contract.check_weight("matmul_4bit_backward", w, dy.shape[-1], cols)
+        dx: Tensor = kernel(dy, w, cols)
+        return dx
+
+    return op
+
+
+def matmul_plain(x: Tensor, w: Packed, rows: int) -> Tensor:
+    return reference.matmul(x.reshape(-1, x.shape[-1]), w, rows).view(*x.shape[:-1], rows)
+
+
+def matmul_backward_plain(dy: Tensor, w: Packed, cols: int) -> Tensor:
+    return reference.matmul_backward(dy.reshape(-1, dy.shape[-1]), w, cols).view(*dy.shape[:-1], cols)
+
+
+def resized(x: Tensor, w: Packed, features: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], features)
+
+
+define(f"matmul_4bit(Tensor x, {WEIGHT}, SymInt rows) -> Tensor", *map(multiplier, (matmul_plain, cpu.matmul, resized)))
+define(
+    f"matmul_4bit_backward(Tensor dy, {WEIGHT}, SymInt cols) -> Tensor",
+    *map(back_multiplier, (matmul_backward_plain, cpu.matmul_backward, resized)),
+)
+
+
+def keep_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.cols = inputs[0].shape[-1]
+    ctx.save_for_backward(*inputs[1:6])
+    ctx.numbers = inputs[6:9]
+
+
+def matmul_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """dL/dx = dL/dy W; nothing for W."""
+    dx = None
+    if ctx.needs_input_grad[0]:
+        dx = torch.ops.veneer.matmul_4bit_backward(dy, *ctx.saved_tensors, *ctx.numbers, ctx.cols)
+    return (dx, *([None] * 9))
+
+
+torch.library.register_autograd("veneer::matmul_4bit", matmul_gradient, setup_context=keep_weight, lib=LIBRARY)
+
+
+def segmenter(kernel: Kernel, values: bool = True) -> Kernel:
+    def op(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
+        contract.check_segments(x, a, b, scale, starts, slots)
+        if values:
+            contract.check_segment_values(x.shape[0], a.shape[0], starts.tolist(), slots.tolist())
+        y: Tensor = kernel(x, a, b, scale, starts, slots)
+        return y
+
+    return op
+
+
+def segments_fake(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], b.shape[1])
+
+
+define(
+    "lora_segments(Tensor x, Tensor a, Tensor b, Tensor scale, Tensor starts, Tensor slots) -> Tensor",
+    segmenter(reference.lora_segments),
+    segmenter(cpu.lora_segments),
+    segmenter(segments_fake, values=False),
+)
+
+
+def keep_segments(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def segments_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """dx, da, db of y = s B A x, segment by segment; the scale and the segments have none."""
+    x, a, b, scale, starts, slots = ctx.saved_tensors
+    dx, da, db = torch.zeros_like(x), torch.zeros_like(a), torch.zeros_like(b)
+    for (first, last), slot in zip(pairwise(starts.tolist()), slots.tolist(), strict=True):
+        if slot < 0:
+            continue
+        g, rows = dy[first:last].float() * scale[slot], x[first:last].float()
+        dt = g @ b[slot]
+        dx[first:last] = (dt @ a[slot]).to(x.dtype)
+        da[slot] += dt.T @ rows
+        db[slot] += g.T @ (rows @ a[slot].T)
+    return dx, da, db, None, None, None
+
+
+torch.library.register_autograd("veneer::lora_segments", segments_gradient, setup_context=keep_segments, lib=LIBRARY)
+
+
+# ---- what the other rooms call
+
+
+def quantize_4bit(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """reference.quantize; raises InputError for a NaN or an infinity in x."""
+    codes, absmax = torch.ops.veneer.quantize_4bit(x, bounds, order, block)
+    return codes, absmax
+
+
+def quantize_absmax(centered: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """reference.quantize_absmax."""
+    codes, nested = torch.ops.veneer.quantize_absmax(centered, levels, block)
+    return codes, nested
+
+
+def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offset: float, block: int) -> Tensor:
+    """reference.dequantize_absmax."""
+    out: Tensor = torch.ops.veneer.dequantize_absmax(codes, nested_absmax, levels, offset, block)
+    return out
+
+
+def dequantize_4bit(w: Packed, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """W in `shape` and float32, bfloat16 or float16."""
+    out: Tensor = torch.ops.veneer.dequantize_4bit(*w, shape, dtype)
+    return out
+
+
+def matmul_4bit(x: Tensor, w: Packed, rows: int) -> Tensor:
+    """y (..., O) = x (..., D) W^T, W (O, D) rounded to x's dtype, float32 or bfloat16; sums in float32."""
+    y: Tensor = torch.ops.veneer.matmul_4bit(x, *w, rows)
+    return y
+
+
+def lora_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
+    """reference.lora_segments; raises IndexError for a slot outside [-1, S)."""
+    y: Tensor = torch.ops.veneer.lora_segments(x, a, b, scale, starts, slots)
+    return y
