@@ -30,7 +30,7 @@ def test_rows_lengths_and_totals_for_people(recipe: Callable[..., str], capsys: 
     assert "trained text is between ⟦ and ⟧" in out
     assert "<|im_start|>user\nhow 1?<|im_end|>\n<|im_start|>assistant\n⟦SELECT 1<|im_end|>⟧" in out
     assert "how 2?" not in out
-    for part in ("columns 'id'", "6 (none too long), 6 examples", "one epoch   1 steps", "packing efficiency"):
+    for part in ("columns 'id'", "6, none too long; 6 examples", "one epoch   1 steps", "packing efficiency"):
         assert part in out
     assert not (Path(recipe()).parent / "run").exists()
 

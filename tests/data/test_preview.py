@@ -58,7 +58,7 @@ def test_totals_and_their_sentences(tokenizer: Any) -> None:
     assert figures.supervised_share == pytest.approx(6 / sum(lengths))
     assert (figures.steps_per_epoch, figures.micro_batches_per_epoch) == (2, 2)
     told = "\n".join(describe(rendered, figures))
-    for part in ("prompt -> completion (3 rows)", "columns 'id'", "3 (1 truncated), 3 examples", "2 steps"):
+    for part in ("prompt -> completion, 3 rows", "columns 'id'", "3, 1 truncated; 3 examples", "2 steps"):
         assert part in told
     assert as_json(rendered, figures)["tokens"] == sum(lengths)
     plan = plan_batches(lengths, max_length=20, tokens_per_step=9, seed=0, epoch=0)

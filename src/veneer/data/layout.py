@@ -145,7 +145,7 @@ def _templated(prompt: str, completion: str, columns: list[str], settings: DataS
         return Pair(before.fill(row), written, system.fill(row) if system else None)
 
     used = [template.columns for template in (before, after, system) if template]
-    return Layout("prompt -> completion (templates)", frozenset().union(*used), read)
+    return Layout("prompt and completion templates", frozenset().union(*used), read)
 
 
 def _pair(prompt: str, completion: str, middle: str | None, columns: list[str], settings: DataSettings) -> Layout:

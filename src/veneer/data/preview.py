@@ -10,6 +10,7 @@ from rich.text import Text
 
 from veneer.data.example import Example
 from veneer.data.render import Rendered
+from veneer.data.report import SHOWN
 
 TRAINED = "bold green"
 MARKS = ("⟦", "⟧")  # around trained text where there is no color
@@ -92,17 +93,17 @@ def totals(rendered: Rendered, plan: Sequence[Sequence[Sequence[int]]]) -> Total
 def describe(rendered: Rendered, figures: Totals) -> list[str]:
     """The totals in sentences."""
     report = rendered.report
-    read = "; ".join(f"{name} ({count:,} rows)" for name, count in report.layouts.items())
+    read = "; ".join(f"{name}, {count:,} rows" for name, count in report.layouts.items())
     lines = [f"read as     {read}"]
     if report.unused:
         lines.append(f"not read    columns {', '.join(map(repr, report.unused))}")
     changed = [(report.truncated, "truncated"), (report.split, "split"), (report.dropped, "dropped")]
     told = ", ".join(f"{count:,} {what}" for count, what in changed if count) or "none too long"
     if report.dropped:
-        told += f" (lines {', '.join(map(str, report.dropped_lines))}{', ...' * (report.dropped > 8)})"
+        told += f" at lines {', '.join(map(str, report.dropped_lines))}{', ...' * (report.dropped > SHOWN)}"
     return [
         *lines,
-        f"rows        {report.rows:,} ({told}), {report.examples:,} examples",
+        f"rows        {report.rows:,}, {told}; {report.examples:,} examples",
         f"lengths     half up to {report.length_p50:,} tokens, 90% up to {report.length_p90:,}, "
         f"99% up to {report.length_p99:,}, all up to {report.length_max:,}",
         f"tokens      {report.tokens:,}, of which {report.supervised:,} are trained ({figures.supervised_share:.1%})",

@@ -86,7 +86,7 @@ def _similar(path: Path) -> str:
     from difflib import get_close_matches
 
     names = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
-    close = get_close_matches(path.name, names, n=2)
+    close = get_close_matches(path.name, names, n=2, cutoff=0.8)
     return f"; is it {' or '.join(close)}?" if close else ""
 
 
@@ -145,7 +145,7 @@ def _parsed(text: str) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"invalid JSON: {error.msg} at column {error.colno}") from None
+        raise ValueError(f"invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from None
     except RecursionError:
         raise ValueError("invalid JSON: nested too deeply") from None
     if "\\u" in text:
@@ -198,7 +198,7 @@ def _json(source: str, path: Path, limit: int | None) -> Numbered:
     except json.JSONDecodeError as error:
         cut = " (the end of the file: half-written?)" if error.pos >= len(text.rstrip()) else ""
         raise DataError(
-            f"{source}:{error.lineno}: invalid JSON: {error.msg} at column {error.colno}{cut}. "
+            f"{source}:{error.lineno}: invalid JSON: {error.msg.removesuffix(' at')} at column {error.colno}{cut}. "
             "Correct it, or write one object a line into a .jsonl file."
         ) from error
     except (ValueError, RecursionError) as error:
