@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     BloomConfig,
     BloomForCausalLM,
     GPT2Config,
@@ -225,3 +226,19 @@ def test_an_encoder_decoder_is_refused() -> None:
     model = T5ForConditionalGeneration(T5Config(vocab_size=32, **shape))
     with pytest.raises(ModelError, match="T5ForConditionalGeneration cannot generate here"):
         generate(model, [[1]], max_new_tokens=1, stop_ids=[])
+
+
+@pytest.mark.model
+def test_smollm2_says_in_a_batch_what_transformers_says_alone(smollm2: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(smollm2)
+    questions = ["What is the capital of France?", "Count to five.", "Why is the sky blue? Answer in a sentence.", "Hi"]
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": q}], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        for q in questions
+    ]
+    expected = [by_transformers(model, p, 24) for p in prompts]
+    assert generate(model, prompts, max_new_tokens=24, stop_ids=[STOP], batch_size=3) == expected
+    assert "Paris" in tokenizer.decode(expected[0])

@@ -22,7 +22,7 @@ def command(
     reference: Annotated[str | None, typer.Option(metavar="COLUMN", help="Right answers, one or a list.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Answers generated together.")] = 32,
+    batch_size: Annotated[int, typer.Option(help="Answers generated together.")] = 64,
     database: Annotated[Path | None, typer.Option(metavar="FILE", help="sql: the SQLite file to ask.")] = None,
     seconds: Annotated[float, typer.Option(help="sql: most seconds for one query.")] = 5.0,
     ignore_case: Annotated[bool, typer.Option("--ignore-case", help="Compare letters regardless of case.")] = False,

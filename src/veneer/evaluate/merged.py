@@ -52,8 +52,8 @@ def merge_and_verify(
     drift = compare(before, logits_along(merged.model, prompts, greedy))
     if not drift.relative_drift <= MOST_DRIFT or drift.greedy_agreement * drift.rows + drift.near_ties < drift.rows:
         raise Refused(
-            f"the merged model {into} does not say what the unmerged one says: relative drift {drift.relative_drift:.3g} "
-            f"(at most {MOST_DRIFT}), same greedy text on {drift.greedy_agreement:.0%} of {drift.rows} rows and "
-            f"{drift.near_ties} near ties. Was the adapter trained on this base, in a coarser dtype? Keep it unmerged."
+            f"the merged model {into} does not say what the unmerged one says: relative drift "
+            f"{drift.relative_drift:.3g} (at most {MOST_DRIFT}), same greedy text on {drift.greedy_agreement:.0%} of "
+            f"{drift.rows} rows, {drift.near_ties} near ties. Try --dtype float32, or keep the adapter unmerged."
         )
     return Merged(str(into), size, drift)

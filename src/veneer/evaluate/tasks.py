@@ -30,7 +30,7 @@ class EvalSettings:
     """Names of metrics: loss, perplexity, or of METRICS."""
     max_new_tokens: int = 128
     """Most tokens of an answer, at least 1."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Answers generated together, at least 1."""
     reference: str | None = None
     """The column with the right answer (a text, a number, or a list of equally right ones); none: the completion."""
