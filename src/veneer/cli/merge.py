@@ -36,7 +36,7 @@ def command(
     if into.exists():
         raise ConfigError(f"{into} exists already; merge into a new folder, or remove that one")
     chosen = None if dtype == "keep" else compute_dtype(dtype)
-    loaded = load_model(model)
+    loaded = load_model(model, dtype="float32")  # so that what is compared is the fold, not the rounding of sums
     attached = load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
     prompts = _prompts(loaded, adapter, data, rows)
     merged = merge_and_verify(

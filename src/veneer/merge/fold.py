@@ -74,6 +74,8 @@ def _plan(adapter: Adapter, stored: Tensors) -> tuple[dict[str, Source], bool]:
         weight, bias = f"{path}.weight", f"{path}.bias"
         others = [n for n in shared.get(weight, ()) if n != weight]
         home = next((n for n in (weight, *others) if _stored_name(n, stored, adapter.model) is not None), None)
+        if home is None and not hasattr(module, "weight"):
+            delta.fold(torch.zeros(0))  # on a block of layers: raises NotFoldable by name
         if home is None:
             missing.append(weight)
             continue
@@ -88,8 +90,8 @@ def _plan(adapter: Adapter, stored: Tensors) -> tuple[dict[str, Source], bool]:
             plan[own_bias] = Source(own_bias, delta, bias=True)
     if missing:
         raise ModelError(
-            f"the base's files hold no {', '.join(missing[:4])} ({len(missing)} in all), so nothing can be folded into it; "
-            f"they hold {', '.join(list(stored)[:4])}, ..."
+            f"the base's files hold no {', '.join(missing[:4])} ({len(missing)} in all), so nothing can be folded "
+            f"into it; they hold {', '.join(list(stored)[:4])}, ..."
         )
     return plan, untied
 

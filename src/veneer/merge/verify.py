@@ -16,11 +16,11 @@ class Drift:
     max_drift: float
     """Largest difference of two logits."""
     relative_drift: float
-    """Norm of all differences over the norm of all logits (each row centered); rounding to bfloat16 alone is near 0.01."""
+    """Norm of all differences over the norm of all logits, each centered."""
     greedy_agreement: float
     """Share of rows whose greedy text is the same: the best token agrees at every position."""
     near_ties: int
-    """Rows whose text differs only from a position on where the first model's two best logits are closer than the drift."""
+    """Rows whose texts part where the first model's two best logits are closer than the drift."""
 
 
 @torch.inference_mode()
