@@ -26,8 +26,8 @@ from typing import Any
 SPIN_COUNT = 1000
 """Turns a waiting OpenMP thread spins before it sleeps.
 
-benchmarks/openmp_spin.py on two Zen 5 cores that other programs kept busy, seconds a step in two runs: libgomp's default
-3.0 and 2.7, this 0.49 and 1.02, passive 0.48 and 0.58. Figures of a quiet machine are still to be taken.
+benchmarks/openmp_spin.py on two Zen 5 cores that other programs kept busy, seconds a step in two runs: libgomp's
+default 3.0 and 2.7, this 0.49 and 1.02, passive 0.48 and 0.58. Figures of a quiet machine are still to be taken.
 """
 CLEARLY_FASTER = 1.2
 """bfloat16 is chosen if float32 takes at least this many times as long."""
