@@ -119,6 +119,9 @@ class AdaLoRA(Delta):
     def fold(self, w: Tensor) -> Tensor:
         return w + (self.b * self.e).to(w.dtype) @ self.a.to(w.dtype) * self.scale
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return self.a.detach(), (self.b * self.e).detach() * self.scale
+
     @classmethod
     def n_params(cls, layer: FrozenLayer, config: AdaLoRAConfig) -> int:
         """R (D + O + 1)."""

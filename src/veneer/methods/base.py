@@ -162,6 +162,10 @@ class Delta(nn.Module, ABC):
         """The layer's bias (O,) float32 -> the one that belongs to the folded weight; most methods leave it alone."""
         return bias
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """A (R, D) and B (O, R), float32, with B A the whole update of a linear layer's weight; None if it has none."""
+        return None
+
     def now(self, config: Any) -> Any:
         """The adapter's own settings as they hold now: a restart may have moved one on (ReMoRA's grouping)."""
         return config

@@ -76,6 +76,9 @@ class DoRA(LoRA):
         ratio = (self.m / self._norm(w)).to(w.dtype)
         return super().fold(w) * ratio.reshape(-1, *[1] * (w.dim() - 1))
 
+    def factors(self) -> None:
+        """None: the magnitude changes every row of the weight, so the update has no small rank."""
+
     @classmethod
     def n_params(cls, layer: FrozenLayer, config: LoRAConfig) -> int:
         """LoRA's and O."""

@@ -118,6 +118,9 @@ class LoRA(Delta):
         b = self.b.to(w.dtype).reshape(groups, self.b.shape[0] // groups, -1)
         return w + torch.bmm(b, a).reshape(w.shape) * self.scale
 
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        return (self.a.detach(), self.b.detach() * self.scale) if self.kind == "linear" else None
+
     @classmethod
     def n_params(cls, layer: FrozenLayer, config: LoRAConfig) -> int:
         """R (D + O); with a kernel of K points and g groups R (D K + O) / g."""

@@ -133,20 +133,31 @@ class MoRA(Delta):
         if self.variant == "truncation":
             return w + F.pad(m, (0, self.in_features - self.side, 0, self.out_features - self.side))
         if self.variant == "sharing":
-            return w + self._shared(m)
+            return w + self._columns(m)[self._output_groups()]
         return w + self._piecewise(m)
 
-    def _shared(self, m: Tensor) -> Tensor:
-        """The update (O, D) of sharing: entry (o, d) is M at the groups of o and of d."""
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """M C and E for truncation and sharing, of rank R'; decoupling and rotation repeat M and have more rank."""
+        m = self.m.detach()
+        if self.variant == "truncation":
+            e = torch.eye(self.out_features, self.side, device=m.device)
+            return F.pad(m, (0, self.in_features - self.side)), e
+        if self.variant == "sharing":
+            return self._columns(m), F.one_hot(self._output_groups(), self.side).to(m.device, m.dtype)
+        return None
+
+    def _output_groups(self) -> Tensor:
+        return (strided_groups if self.grouping in (1, 3) else adjacent_groups)(self.out_features, self.side)
+
+    def _columns(self, m: Tensor) -> Tensor:
+        """M C (R', D) of sharing: each input's column is its group's column of M."""
         d, side = self.in_features, self.side
-        outs = strided_groups(self.out_features, side) if self.grouping in (1, 3) else None
-        rows = m[adjacent_groups(self.out_features, side) if outs is None else outs]
         if self.grouping in (2, 3):
-            return rows[:, adjacent_groups(d, side)]
-        update = rows[:, strided_groups(d, side)]
+            return m[:, adjacent_groups(d, side)]
+        columns = m[:, strided_groups(d, side)]
         again = -d % side  # so many first inputs are counted once more, in the last groups
-        update[:, :again] += rows[:, side - again :]
-        return update
+        columns[:, :again] += m[:, side - again :]
+        return columns
 
     def _piecewise(self, m: Tensor) -> Tensor:
         """The update (O, D) of decoupling and rotation: M, turned, along the diagonal; more outputs repeat the rows."""

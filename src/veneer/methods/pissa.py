@@ -81,6 +81,9 @@ class PiSSA(LoRA):
         a, b, a0, b0 = (t.to(w.dtype) for t in (self.a, self.b, self.a0, self.b0))
         return w + (b @ a - b0 @ a0) * self.scale
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.a.detach(), self.a0]), torch.cat([self.b.detach(), -self.b0], dim=1) * self.scale
+
     def tensors(self) -> dict[str, Tensor]:
         return {
             "lora_A.weight": torch.cat([self.a, self.a0]),
