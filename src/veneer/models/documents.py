@@ -23,6 +23,9 @@ NAME = "veneer_documents"
 BLOCK = 128
 """Rows of queries per step: their scores (BLOCK x columns) stay in cache."""
 
+UNKNOWN = ("softcap", "s_aux", "position_bias")
+"""What some models ask of their attention function, and this one does not know."""
+
 
 @dataclass(frozen=True)
 class Documents:
@@ -83,8 +86,15 @@ class _Gather(torch.autograd.Function):
 def attending_documents(model: Any) -> Iterator[None]:
     """Inside, `model(..., documents=Documents)` keeps attention within them; outside the model is as it was."""
     AttentionInterface.register(NAME, _attend)
+    with attending_with(model, NAME):
+        yield
+
+
+@contextmanager
+def attending_with(model: Any, implementation: str) -> Iterator[None]:
+    """Inside, the model's attention is the function of this name in transformers' AttentionInterface."""
     before = model.config._attn_implementation
-    model.config._attn_implementation = NAME
+    model.config._attn_implementation = implementation
     try:
         yield
     finally:
@@ -96,10 +106,12 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (1, H, N, E), key and value (1, K, N, E) -> (1, N, H, E)."""
     documents = others.get("documents")
-    unknown = [k for k in ("softcap", "s_aux", "position_bias") if others.get(k) is not None]
-    if documents is None or attention_mask is not None or unknown:
+    problems = [k for k in UNKNOWN if others.get(k) is not None]
+    problems += ["a mask of its own"] if attention_mask is not None else []
+    problems += ["it passes no documents on"] if documents is None else _hidden_window(module, documents, others)
+    if problems or documents is None:
         raise ModelError(
-            f"{type(module).__name__} cannot attend within packed documents ({', '.join(unknown) or 'no documents'}); "
+            f"{type(module).__name__} cannot attend within packed documents ({', '.join(problems)}); "
             "set data.packing to false"
         )
     q, k, v = (_padded(x, documents) for x in (query, key, value))
@@ -108,6 +120,13 @@ def _attend(
     flat = out.transpose(1, 2).reshape(documents.count * documents.longest, h * e)
     gathered: Tensor = flat if documents.count == 1 else _Gather.apply(flat, documents)  # type: ignore[no-untyped-call]
     return gathered.view(1, n, h, e), None
+
+
+def _hidden_window(module: Any, documents: Documents, others: dict[str, Any]) -> list[str]:
+    """A limit on how far back tokens see that the model puts into its mask alone, and does not tell its attention."""
+    names = [] if "sliding_window" in others else ["sliding_window"]
+    limits = {name: getattr(getattr(module, "config", None), name, None) for name in [*names, "attention_chunk_size"]}
+    return [f"{name} {limit}" for name, limit in limits.items() if limit is not None and documents.longest > limit]
 
 
 def _padded(x: Tensor, documents: Documents) -> Tensor:

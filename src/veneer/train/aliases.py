@@ -3,9 +3,9 @@
 A name whose meaning differs here is refused with what to write instead, rather than read wrongly.
 """
 
+from collections.abc import Mapping
+from reprlib import repr as repr_of
 from typing import Any
-
-from veneer.errors import ConfigError
 
 SAME_MEANING = {
     "base_model": "model",
@@ -68,35 +68,58 @@ OTHER_MEANING = {
 }
 
 
-def canonical(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The recipe with every alias under its own name, and which alias became what.
+SECTIONS = ("storage", "method", "data", "optimizer", "train")
+SHORTHANDS = ("storage", "method", "optimizer")
+"""Sections that may be given as a bare name: `method: lora`."""
 
-    Raises ConfigError when a name means something else here, or when an alias and its own name are both given.
+Problem = tuple[str, str]
+"""A key as it was given, and what is wrong with it."""
+
+
+def canonical(given: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
+    """The recipe in sections, with every alias under its own name, and all that is wrong with its names.
+
+    Wrong are: a name that means something else here, and a key given twice with different values.
     """
-    recipe: dict[str, Any] = {}
-    renamed: dict[str, str] = {}
+    recipe: dict[Any, Any] = {}
+    problems: list[Problem] = []
     for key, value in given.items():
         if key in OTHER_MEANING:
-            raise ConfigError(f"{key}: {OTHER_MEANING[key]}")
-        if key not in SAME_MEANING or (key == "adapter" and not isinstance(value, str)):
-            _put(recipe, key, value, key)
-        else:
-            renamed[key] = SAME_MEANING[key]
-            _put(recipe, SAME_MEANING[key], value, key)
-    return recipe, renamed
+            problems.append((str(key), f"{key}: {OTHER_MEANING[key]}"))
+            continue
+        for dotted, leaf in _leaves(own_name(key, value), value):
+            before = put(recipe, dotted, leaf)
+            if before is not None:
+                problems.append((str(key), f"{dotted} is given twice: {before}, and {repr_of(leaf)} as {key}"))
+    return recipe, problems
 
 
-def _put(recipe: dict[str, Any], dotted: str, value: Any, given_as: str) -> None:
-    section, _, leaf = dotted.rpartition(".")
-    place = recipe.setdefault(section, {}) if section else recipe
-    if section == "method" and isinstance(place, str):
-        place = recipe[section] = {"name": place}
-    if not isinstance(place, dict):
-        raise ConfigError(f"{given_as} sets {dotted}, but {section} is given as {place!r}")
-    if isinstance(value, dict) and isinstance(place.get(leaf), dict):
-        for k, v in value.items():
-            _put(recipe, f"{dotted}.{k}", v, f"{given_as}.{k}")
-        return
-    if leaf in place and place[leaf] != value:
-        raise ConfigError(f"{dotted} is given twice: {place[leaf]!r}, and {value!r} as {given_as}")
+def own_name(key: Any, value: Any = "") -> Any:
+    """The dotted name of a key or of an alias; `adapter` is one only with a method's name, others put more there."""
+    return key if key == "adapter" and not isinstance(value, str) else SAME_MEANING.get(key, key)
+
+
+def put(recipe: dict[Any, Any], dotted: Any, value: Any, *, outrank: bool = False) -> str | None:
+    """Set one key; returns what stands in its place already, and leaves it there unless `outrank`."""
+    inside = isinstance(dotted, str) and dotted.partition(".")[0] in SECTIONS
+    *sections, leaf = dotted.split(".") if inside else [dotted]
+    place: Any = recipe
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            return f"{section} is {repr_of(place)}"
+    if not outrank and leaf in place and place[leaf] != value:
+        return repr_of(place[leaf])
     place[leaf] = value
+    return None
+
+
+def _leaves(key: Any, value: Any) -> list[tuple[Any, Any]]:
+    """The keys inside a section, so that they can be told from those given as aliases."""
+    if key not in SECTIONS:
+        return [(key, value)]
+    if isinstance(value, str) and key in SHORTHANDS:
+        return [(f"{key}.name", value)]
+    if isinstance(value, Mapping) and all(isinstance(k, str) and "." not in k for k in value):
+        return [(f"{key}.{k}", v) for k, v in value.items()]
+    return [(key, value)]

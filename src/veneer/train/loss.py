@@ -42,7 +42,7 @@ def _forward(model: Any, batch: Batch, **more: Any) -> Tensor:
 
 def head_of(model: Any) -> Head:
     """Hidden states (M, D) -> logits (M, V) as the model itself makes them, with its scaling and capping."""
-    linear, config = model.get_output_embeddings(), model.config
+    linear, config = model.get_output_embeddings(), model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
     cap = getattr(config, "final_logit_softcapping", None)
 
@@ -58,7 +58,7 @@ def head_of(model: Any) -> Head:
 def summed_loss(hidden: Tensor, targets: Tensor, head: Head, words: int) -> Tensor:
     """Negative log likelihood of targets (M,) under hidden (M, D), summed, in nats; no gradient is kept."""
     with torch.no_grad():
-        return torch.stack([_nll(h, t, head) for h, t in _chunks(hidden, targets, words)]).sum()
+        return sum((_nll(h, t, head) for h, t in _chunks(hidden, targets, words)), torch.zeros(()))
 
 
 def backward(hidden: Tensor, targets: Tensor, head: Head, words: int, divisor: int) -> float:
@@ -69,7 +69,7 @@ def backward(hidden: Tensor, targets: Tensor, head: Head, words: int, divisor: i
         loss = _nll(h, t, head)
         (loss / divisor).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
-    if hidden.requires_grad:
+    if hidden.requires_grad and len(targets):
         hidden.backward(rows.grad)  # type: ignore[no-untyped-call]
     return total
 

@@ -1,23 +1,46 @@
-"""Less memory for more time: activations of a block are computed again in the backward pass (arXiv:1604.06174)."""
+"""Less memory for more time: activations of a block are computed again in the backward pass (arXiv:1604.06174).
 
-from collections.abc import Iterator
+Departs from transformers' own switch, which needs blocks in training mode: some then drop activations of the frozen
+model (OPT), and by the time of the backward pass a block could find another attention function set than in the forward.
+"""
+
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from veneer.errors import ModelError
+from veneer.models.documents import attending_with
 
 
 @contextmanager
 def recomputing(model: Any, wanted: bool) -> Iterator[None]:
-    """Inside, each block's activations are recomputed in the backward pass; its dropout stays off."""
-    if not wanted:
-        yield
-        return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    blocks = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    """Inside, each block's activations are recomputed in the backward pass, with the same dropout as before.
+
+    Raises ModelError if the model has no blocks that can be.
+    """
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
+    if wanted and not blocks:
+        raise ModelError(f"{type(model).__name__} has no blocks that can be recomputed; set train.recompute to false")
     for block in blocks:
-        block.training = True  # the switch that transformers looks at; its inner modules stay in eval mode
+        block.forward = _recomputed(block.forward, model)
     try:
         yield
     finally:
         for block in blocks:
-            block.training = False
-        model.gradient_checkpointing_disable()
+            del block.forward  # the class's own is seen again
+
+
+def _recomputed(forward: Callable[..., Any], model: Any) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        attention = model.config._attn_implementation
+
+        def same(*args: Any, **kwargs: Any) -> Any:
+            with attending_with(model, attention):
+                return forward(*args, **kwargs)
+
+        return checkpoint(same, *args, use_reentrant=False, **kwargs)
+
+    return run

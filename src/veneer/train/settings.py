@@ -7,11 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from veneer.data.settings import DataSettings
 from veneer.errors import ConfigError
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Section(BaseModel):
     """A part of a recipe: immutable, and no key it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class StorageSettings(Section):
@@ -52,7 +54,7 @@ class OptimizerSettings(Section):
     """Learning rate of "out" factors (LoRA's B) over that of the others; above 1 it is LoRA+ (arXiv:2402.12354)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices; biases and scales are never decayed."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Decay of the first and second moment, each in [0, 1)."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the second moment."""
@@ -87,8 +89,8 @@ class TrainSettings(Section):
     """How many of the newest checkpoints stay."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Compute dtype of the frozen model; auto measures which is faster here."""
-    seed: int = 0
-    """Seeds the adapter's start, the order of rows, and dropout."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seeds the adapter's start, the order of rows, and dropout; from 0 to 2**63 - 1."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSettings":
@@ -114,3 +116,9 @@ class Recipe(Section):
     """How parameters step."""
     train: TrainSettings = TrainSettings()
     """How long, in what portions, and what is written on the way."""
+
+    @model_validator(mode="after")
+    def _evaluation_has_rows(self) -> "Recipe":
+        if self.train.eval_every and self.data.eval is None:
+            raise ConfigError(f"train.eval_every is {self.train.eval_every}, but data.eval names no rows to evaluate")
+        return self

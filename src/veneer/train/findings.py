@@ -1,0 +1,94 @@
+"""What is wrong with a recipe's values, in a recipe's words."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from reprlib import repr as repr_of
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from veneer.errors import ConfigError, did_you_mean
+from veneer.train.aliases import SAME_MEANING, Problem
+from veneer.train.settings import MethodSettings, Recipe
+
+
+def keys() -> dict[str, str]:
+    """Every dotted key of a recipe with its one-line help; `method` has further ones of its own."""
+    return {key: " ".join((field.description or "").split()) for key, field in fields(Recipe)}
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted key and definition of everything that is no section."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def takes(field: FieldInfo | None, kind: Any) -> bool:
+    """Whether a value of this kind may stand there."""
+    return field is not None and (field.annotation is kind or kind in get_args(field.annotation))
+
+
+def truths(settings: Mapping[Any, Any]) -> list[Problem]:
+    """true and false where a number belongs, which would be read as 1 and 0."""
+    problems = []
+    for key, field in fields(Recipe):
+        section, _, leaf = key.rpartition(".")
+        inside = settings.get(section) if section else settings
+        value = inside.get(leaf) if isinstance(inside, Mapping) else None
+        if isinstance(value, bool) and not takes(field, bool) and not takes(field, str):
+            problems.append((key, f"{key} is {value}, where a number belongs. {keys()[key]}"))
+    return problems
+
+
+def of_method(settings: Mapping[Any, Any]) -> list[Problem]:
+    """What the method says of its own settings."""
+    from veneer.methods.base import config_from  # not at import: brings torch
+
+    try:
+        method = MethodSettings.model_validate(settings.get("method", {}))
+        config_from(method.name, method.own)
+    except ValidationError:
+        return []  # said already
+    except ConfigError as error:
+        problems = []
+        for message in str(error).replace("\nIt has:", " It has:").split("\n"):
+            named = re.search(r"has no setting '([^']+)'|^\w+[.:] ?(\w+)", message)
+            problems.append((f"method.{(named[1] or named[2]) if named else 'name'}", message))
+        return problems
+    return []
+
+
+def of_types(error: ValidationError, known: set[str]) -> list[Problem]:
+    """Pydantic's findings in a recipe's words."""
+    problems = []
+    for problem in error.errors():
+        key = _key(problem["loc"], known)
+        if problem["type"] == "extra_forbidden":
+            section = key.rpartition(".")[0]
+            near = [k for k in [*keys(), *SAME_MEANING] if not section or k.startswith(f"{section}.")]
+            message = f"there is no key {key}{did_you_mean(key, near)}"
+        elif problem["type"] == "missing":
+            message = f"{key} is missing: {keys().get(key, 'it has no default')}"
+        elif isinstance((problem.get("ctx") or {}).get("error"), ConfigError):
+            message = str(problem["ctx"]["error"])
+        else:
+            message = _wrong_value(key, problem["input"], problem["msg"])
+        problems.append((key, message))
+    return problems
+
+
+def _wrong_value(key: str, given: Any, wanted: str) -> str:
+    said = wanted.removeprefix("Value error, ")
+    quotes = " Put quotes around a text that begins with a brace." if isinstance(given, dict) else ""
+    return f"{key} is {repr_of(given)}: {said[0].lower()}{said[1:]}. {keys().get(key, '')}{quotes}".rstrip()
+
+
+def _key(location: Sequence[int | str], known: set[str]) -> str:
+    """The dotted key of a pydantic location, without the parts that name a branch of a union or an index."""
+    parts = [str(part) for part in location if isinstance(part, str)]
+    dotted = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((key for key in dotted if key in known), dotted[0] if dotted else "")
