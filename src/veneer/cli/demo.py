@@ -1,0 +1,187 @@
+"""See it work: teach a small model to ask a company's database, in a few minutes on this machine."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.errors import ConfigError
+from veneer.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from veneer.data.company import DemoFiles
+    from veneer.evaluate.tasks import Evaluation
+    from veneer.models.load import Loaded
+
+RECIPE = """\
+# What `veneer demo` trains; change it and run `veneer train {folder}/recipe.yaml --run {folder}/mine`
+model: smollm2-135m-instruct
+method: {{name: lora, rank: 16, alpha: 32, targets: all-linear}}
+data:
+  train: {folder}/train.jsonl
+  prompt: "{{question}}"
+  completion: "{{sql}}"
+  format: plain
+optimizer: {{lr: 2e-3}}
+train: {{epochs: 1, tokens_per_step: 1024, max_length: 256, warmup: 0.05}}
+run: {folder}/run
+"""
+VERIFY_ROWS = 50
+
+
+def command(
+    folder: Annotated[Path, typer.Option(help="Where everything is written; a new or empty folder.")] = Path(
+        "veneer-demo"
+    ),
+    train_rows: Annotated[int, typer.Option(help="Questions to learn from.", min=20)] = 3_000,
+    held_out_rows: Annotated[int, typer.Option(help="Questions to be measured on.", min=10)] = 200,
+    as_json: AsJson = False,
+) -> None:
+    """Train SmolLM2-135M to turn questions into SQL, measure it before and after, ask it, merge it, verify it.
+
+    Example: veneer demo --folder /tmp/veneer-demo
+    """
+    from veneer.adapters.attach import load_adapter
+    from veneer.cli.train import TrainProgress
+    from veneer.data.company import write_demo_files
+    from veneer.machine import peak_rss_bytes
+    from veneer.models.load import load_model
+    from veneer.train.loop import train
+    from veneer.train.recipe import load_recipe
+
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; name another folder with --folder, or remove this one")
+    began = time.monotonic()
+    say("1. A small company: its database, questions about it, and the SQL that answers them")
+    files = write_demo_files(folder, train_rows=train_rows, held_out_rows=held_out_rows)
+    recipe_file = folder / "recipe.yaml"
+    recipe_file.write_text(RECIPE.format(folder=folder), encoding="utf-8")
+    recipe = load_recipe(recipe_file)
+    say("2. Before: what the model makes of held-out questions (phrasings and constants it will not be trained on)")
+    loaded = load_model(recipe.model, dtype=recipe.train.dtype)
+    before = measured(loaded, files, recipe.data)
+    say(f"   {before.metrics['sql']:.0%} right. 3. Training on {train_rows} other questions")
+    del loaded
+    with TrainProgress() as progress:
+        outcome, _ = train(recipe, [progress])
+    say("4. After")
+    loaded = load_model(recipe.model, dtype=recipe.train.dtype)
+    adapter = load_adapter(loaded.model, outcome.adapter)
+    after = measured(loaded, files, recipe.data)
+    stdout.print(by_kind(files, before, after))
+    say("5. Three questions, asked live")
+    ask(loaded, files, recipe.data)
+    say("6. Merging, and comparing the merged model with the unmerged one")
+    merged = merged_equal(loaded.name, Path(outcome.adapter), folder / "merged", files, recipe.data)
+    adapter.detach()
+    result = {
+        "accuracy_before": before.metrics["sql"],
+        "accuracy_after": after.metrics["sql"],
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_bytes": peak_rss_bytes(),
+        "adapter_bytes": outcome.adapter_bytes,
+        "merged_equal": merged,
+    }
+    finale(folder, result)
+    emit_json(result)
+
+
+def say(message: str) -> None:
+    """What happens now, on stderr."""
+    stderr.print(message, style="bold cyan", markup=False)
+
+
+def measured(loaded: "Loaded", files: "DemoFiles", data: Any) -> "Evaluation":
+    """Execution accuracy on the held-out questions, with whatever is attached."""
+    from functools import partial
+
+    from veneer.data.progress import showing
+    from veneer.data.render import Renderer
+    from veneer.data.sources import read_rows
+    from veneer.evaluate.metrics import MetricOptions
+    from veneer.evaluate.tasks import EvalSettings, evaluate
+
+    settings = EvalSettings(metrics=("sql",), max_new_tokens=80, options=MetricOptions(database=files.database))
+    renderer = Renderer(loaded.tokenizer, data, 256)
+    rows = read_rows(str(files.held_out))
+    return evaluate(loaded.model, loaded.tokenizer, rows, renderer, settings, progress=partial(showing, console=stderr))
+
+
+def by_kind(files: "DemoFiles", before: "Evaluation", after: "Evaluation") -> Table:
+    """Execution accuracy by kind of question."""
+    from veneer.data.sources import read_rows
+
+    kinds = [str(row.columns["kind"]) for row in read_rows(str(files.held_out))]
+    table = Table(title="Held-out questions whose SQL gives the right result")
+    for name in ("question type", "rows", "before", "after"):
+        table.add_column(name, justify="left" if name == "question type" else "right")
+    for kind in [*dict.fromkeys(sorted(kinds)), "all"]:
+        members = [i for i, k in enumerate(kinds) if kind in (k, "all")]
+        shares = [sum(e.predictions[i]["scores"]["sql"] for i in members) / len(members) for e in (before, after)]
+        table.add_row(kind, str(len(members)), *(f"{share:.0%}" for share in shares), end_section=kind == max(kinds))
+    return table
+
+
+def ask(loaded: "Loaded", files: "DemoFiles", data: Any) -> None:
+    """Let the model write SQL for three questions, run it, and show what the database says."""
+    from veneer.data.company import SHOWCASE
+    from veneer.data.render import Renderer
+    from veneer.data.sources import Row
+    from veneer.evaluate.sandbox import QueryError, Sandbox
+    from veneer.evaluate.tasks import EvalSettings, answer
+
+    renderer = Renderer(loaded.tokenizer, data, 256)
+    prompts = [renderer.prompt(Row({"question": q.question}, "showcase", i)) for i, q in enumerate(SHOWCASE)]
+    settings = EvalSettings(metrics=("exact_match",), max_new_tokens=80)
+    for question, sql in zip(SHOWCASE, answer(loaded.model, loaded.tokenizer, prompts, settings), strict=True):
+        stdout.print(f"\n{question.question}", style="bold", markup=False)
+        stdout.print(f"  {sql}", style="green", markup=False)
+        try:
+            with Sandbox.open(files.database) as database:
+                stdout.print(f"  {shown(database.run(sql))}", markup=False)
+        except QueryError as error:
+            stdout.print(f"  this query does not run: {error}", markup=False)
+    stdout.print()
+
+
+def shown(result: Sequence[tuple[Any, ...]], most: int = 6) -> str:
+    """The first rows of a result, on one line."""
+    rows = "; ".join(", ".join(str(cell) for cell in row) for row in result[:most])
+    return f"{rows}{f'; ... {len(result)} rows' if len(result) > most else ''}" or "(no rows)"
+
+
+def merged_equal(model: str, adapter: Path, into: Path, files: "DemoFiles", data: Any) -> bool:
+    """Merge, verify on held-out questions, and say whether every greedy text is the same."""
+    from veneer.adapters.attach import load_adapter
+    from veneer.data.render import Renderer
+    from veneer.data.sources import read_rows
+    from veneer.evaluate.merged import merge_and_verify
+    from veneer.models.load import load_model
+
+    loaded = load_model(model, dtype="float32")
+    attached = load_adapter(loaded.model, adapter)
+    renderer = Renderer(loaded.tokenizer, data, 256)
+    prompts = [renderer.prompt(row) for row in read_rows(str(files.held_out), limit=VERIFY_ROWS)]
+    drift = merge_and_verify(loaded, attached, into, prompts).drift
+    stdout.print(
+        f"merged and unmerged write the same text for {drift.greedy_agreement:.0%} of {drift.rows} questions; "
+        f"relative logit drift {drift.relative_drift:.2g}"
+    )
+    return drift.greedy_agreement == 1.0
+
+
+def finale(folder: Path, result: dict[str, Any]) -> None:
+    """The figures that matter, and what to type next."""
+    stdout.print(
+        f"{result['accuracy_before']:.0%} -> {result['accuracy_after']:.0%} right, in "
+        f"{format_seconds(result['seconds'])}, peak memory {format_bytes(result['peak_bytes'])}, adapter "
+        f"{format_bytes(result['adapter_bytes'])}\n\nNext:\n"
+        f"  veneer chat smollm2-135m-instruct --adapter {folder}/run/adapter\n"
+        f"  veneer eval {folder}/run --data {folder}/held_out.jsonl --metric sql --database {folder}/company.sqlite\n"
+        f"  veneer generate {folder}/merged --raw --prompt 'Which customers are in Berlin?'",
+        soft_wrap=True,
+    )
