@@ -31,7 +31,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 """Where a method's defaults do not do on layers this small, or do not show all it has."""
 NO_TRUE_GRADIENT = {"dora"}
 """Methods whose paper holds a part constant in the gradient, so that finite differences must disagree."""
-SAVED_AS = {"pissa": "lora"}
+SAVED_AS = {"pissa": "lora", "eva": "lora"}
 """Methods that are written as another one, which does the same up to rounding."""
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -284,7 +284,7 @@ def test_attached_saved_and_detached(config: MethodConfig, name: str, tmp_path: 
     plain, state = net(x), {k: t.clone() for k, t in net.state_dict().items()}
     flags = {n: p.requires_grad for n, p in net.named_parameters()}
 
-    adapter = attach(net, config, ("layer",)).eval()
+    adapter = attach(net, config, ("layer",), look=lambda: net(x)).eval()
     assert not any(p.requires_grad for p in net.parameters())
     for delta in adapter.deltas.values():
         moved(delta)

@@ -18,7 +18,7 @@ from veneer.adapters.state import read_into, to_files
 from veneer.adapters.targets import Targeting, choose
 from veneer.disk.adapter_dir import read_adapter, write_adapter
 from veneer.errors import ConfigError
-from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, refuse_idle_patterns
+from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, Watch, refuse_idle_patterns
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,13 @@ def attach(
     *,
     seed: int = 0,
     base: str = "",
+    look: Callable[[], object] | None = None,
 ) -> Adapter:
     """Hang new deltas of `config`'s method on `model` and freeze the rest.
 
     targets    a Targeting, or what its field `targets` takes
     base       the name by which others find the base model; written into the adapter's folder
+    look       runs the model on some training rows; called once, for methods that start from their layers' inputs (EVA)
     Raises TargetError or ConfigError before anything is changed if the targets do not fit the model or the method, or
     if a pattern of the settings fits no target.
     """
@@ -134,6 +136,8 @@ def attach(
     method = METHODS[config.method]
     paths = choose(model, targeting, method.kinds, config.method)
     refuse_idle_patterns(config, paths)
+    config, starts = _looked(model, config, paths, look)
+    paths = [path for path in paths if path in starts] if starts else paths
     rng = torch.Generator().manual_seed(seed)
     deltas: dict[str, Delta] = {}
     problems = []
@@ -145,7 +149,43 @@ def attach(
     if problems:
         listed = "\n".join([*problems[:8], *([f"  ... and {len(problems) - 8} more"] if len(problems) > 8 else [])])
         raise ConfigError(f"{config.method} does not fit {len(problems)} of its {len(paths)} targets:\n{listed}")
+    for path, start in starts.items():
+        deltas[path].begin_(start)
     return Adapter(model, config, targeting, deltas, base).attach()
+
+
+def _looked(
+    model: nn.Module, config: MethodConfig, paths: list[str], look: Callable[[], object] | None
+) -> tuple[MethodConfig, Mapping[str, Watch]]:
+    """The settings, and by path what each delta starts from, after the method has seen what its layers are fed."""
+    method = METHODS[config.method]
+    watches = {path: watch for path in paths if (watch := method.watch(config.at(path))) is not None}
+    if not watches:
+        return config, {}
+    if look is None:
+        raise ConfigError(
+            f"{config.method} starts from what its layers are fed: give `look`, a function that runs the model on some "
+            "training rows"
+        )
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(_seen(watch), with_kwargs=True)
+        for path, watch in watches.items()
+    ]
+    try:
+        with torch.no_grad():
+            look()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    settled: tuple[MethodConfig, Mapping[str, Watch]] = method.settle(config, watches)
+    return settled
+
+
+def _seen(watch: Watch) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+    def see(_module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        watch.see(inputs[0] if inputs else next(iter(named.values())))
+
+    return see
 
 
 def load_adapter(

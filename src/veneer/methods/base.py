@@ -132,6 +132,14 @@ def refuse_idle_patterns(config: MethodConfig, paths: Sequence[str]) -> None:
         raise ConfigError(f"{config.method}: " + "\n".join(idle))
 
 
+class Watch(ABC):
+    """Sees a layer's inputs before its delta begins, for methods that start from data."""
+
+    @abstractmethod
+    def see(self, x: Tensor) -> None:
+        """Take in x (..., D), the layer's input in one forward pass."""
+
+
 class Delta(nn.Module, ABC):
     """A trained change of one frozen layer: `y' = delta(x, y)` where y is the layer's own output."""
 
@@ -145,6 +153,19 @@ class Delta(nn.Module, ABC):
     def __init__(self, layer: FrozenLayer, config: Any, rng: torch.Generator) -> None:
         """Build the delta for `layer` with random numbers from `rng` (CPU); parameters are float32."""
         super().__init__()
+
+    @classmethod
+    def watch(cls, config: Any) -> Watch | None:
+        """What has to see a layer's inputs before deltas are made; None for methods that start from no data."""
+        return None
+
+    @classmethod
+    def settle(cls, config: Any, seen: Mapping[str, Watch]) -> tuple[Any, Mapping[str, Watch]]:
+        """Settings that follow from what was seen, by module path, and the paths that get a delta with its start."""
+        return config, seen
+
+    def begin_(self, start: Watch) -> None:
+        """Start from what was seen; called once, before training, by methods that have a `watch`."""
 
     def before(self, x: Tensor) -> Tensor:
         """The input the layer shall see in place of x; the layer's y and `forward` are then given this one."""

@@ -22,9 +22,7 @@ from torch import Tensor
 from veneer.errors import ConfigError
 from veneer.methods.base import METHODS, FrozenLayer, Kind
 from veneer.methods.lora import LoRA, LoRAConfig
-
-OVERSAMPLING = 8
-"""Columns beyond R that the randomized decomposition works with (Halko et al. 2009, arXiv:0909.4061)."""
+from veneer.methods.svd import top_svd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +115,6 @@ class PiSSA(LoRA):
 
 def principal(w: Tensor, rank: int, scale: float, iterations: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """A (R, D) and B (O, R) of W (O, D) with scale B A its best rank-R approximation, the values shared evenly."""
-    if iterations:
-        width = min(rank + OVERSAMPLING, *w.shape)
-        q = torch.linalg.qr(w @ torch.randn(w.shape[1], width, generator=rng).to(w.device, w.dtype))[0]
-        for _ in range(iterations):
-            q = torch.linalg.qr(w @ torch.linalg.qr(w.T @ q)[0])[0]
-        u, values, vt = torch.linalg.svd(q.T @ w, full_matrices=False)
-        u = q @ u
-    else:
-        u, values, vt = torch.linalg.svd(w, full_matrices=False)
-    root = (values[:rank] / abs(scale)).sqrt()
-    return root[:, None] * vt[:rank], u[:, :rank] * (root if scale > 0 else -root)
+    u, values, vt = top_svd(w, rank, iterations, rng)
+    root = (values / abs(scale)).sqrt()
+    return root[:, None] * vt, u * (root if scale > 0 else -root)
