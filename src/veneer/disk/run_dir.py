@@ -7,13 +7,21 @@ adapter/              the result
 result.json           the run's figures; there only when the run is done
 """
 
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from veneer.disk.atomic import replacing, write_json
 from veneer.errors import ConfigError, DiskError
+
+HEADER = "# Written by veneer train: every key of this run with the value in force.\n"
 
 
 class RunDir:
@@ -28,22 +36,51 @@ class RunDir:
         self.result = self.root / "result.json"
 
     def begin(self, recipe: str) -> None:
-        """Take the folder for this recipe.  Raises ConfigError if it holds a run of another one, or other files."""
-        if self.recipe.exists():
-            before = self.recipe.read_text(encoding="utf-8")
-            if before != recipe:
-                raise ConfigError(_changed(self.root, before, recipe))
+        """Take the folder for this recipe; one that was taken for another and never made a step is taken anew.
+
+        Raises ConfigError if it holds a run of another recipe, or other files.
+        """
+        before = self._read(self.recipe) if self.recipe.exists() else None
+        if before == HEADER + recipe:
             return
-        if self.root.is_dir() and any(self.root.iterdir()):
-            raise ConfigError(f"{self.root} holds files of something else; give the run a folder of its own (run: ...)")
+        if before is not None and before.startswith(HEADER) and self._trained():
+            raise ConfigError(_changed(self.root, before, recipe))
+        visible = [p.name for p in self.root.glob("[!.]*")]
+        if visible and not (before or "").startswith(HEADER):
+            raise ConfigError(
+                f"{self.root} holds files of something else ({', '.join(sorted(visible)[:4])}); "
+                "give the run a folder of its own (run: ...)"
+            )
         with replacing(self.recipe) as temporary:
-            temporary.write_text(recipe, encoding="utf-8")
+            temporary.write_text(HEADER + recipe, encoding="utf-8")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other process trains in this folder, which is made if needed.  Raises ConfigError if one does."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise DiskError(f"{self.root} cannot be a run's folder: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"another process is training in {self.root}; wait for it, or stop it") from None
+            except OSError:  # a file system that locks no folders
+                pass
+            yield
+        finally:
+            os.close(handle)
 
     def done(self) -> dict[str, Any] | None:
         """The figures of a run that ended, else None."""
         if not self.result.exists():
             return None
-        figures: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+        try:
+            figures: dict[str, Any] = json.loads(self._read(self.result))
+        except ValueError as error:
+            raise DiskError(f"{self.result} is damaged ({error}); remove it to end the run again") from error
         return figures
 
     def finish(self, figures: dict[str, Any]) -> None:
@@ -63,7 +100,7 @@ class RunDir:
     def read_events(self) -> list[dict[str, Any]]:
         """Every whole line; one cut short by a crash is passed over."""
         events = []
-        for line in self.events.read_text(encoding="utf-8").splitlines() if self.events.exists() else []:
+        for line in self._read(self.events).splitlines() if self.events.exists() else []:
             try:
                 events.append(json.loads(line))
             except ValueError:
@@ -87,12 +124,22 @@ class RunDir:
         return max(self._checkpoints(), key=_step, default=None)
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints."""
+        """Remove all but the newest `keep` checkpoints; one that cannot be removed stays."""
         for old in sorted(self._checkpoints(), key=_step)[:-keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
 
     def _checkpoints(self) -> list[Path]:
-        return [p for p in self.checkpoints.glob("step-*") if p.is_dir()]
+        return [p for p in self.checkpoints.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal()]
+
+    def _trained(self) -> bool:
+        return self.result.exists() or bool(self._checkpoints()) or bool(self.read_events())
+
+    @staticmethod
+    def _read(path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DiskError(f"{path} cannot be read: {error}") from error
 
 
 def _step(path: Path) -> int:
@@ -100,12 +147,20 @@ def _step(path: Path) -> int:
 
 
 def _changed(root: Path, before: str, after: str) -> str:
-    old, new = before.splitlines(), after.splitlines()
-    lines = [f"  - {x}" for x in old if x not in new] + [f"  + {x}" for x in new if x not in old]
+    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(after))
+    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     return "\n".join(
         [
-            f"{root} holds a run of another recipe; what differs (- there, + asked for):",
-            *lines,
+            f"{root} holds a run of another recipe:",
+            *(f"  {key} is {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in differing),
             "Give this recipe another folder (run: ...), or remove that one.",
         ]
     )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted key -> value."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    inner = (_flat(value, f"{prefix}.{key}" if prefix else str(key)) for key, value in tree.items())
+    return {key: value for part in inner for key, value in part.items()}

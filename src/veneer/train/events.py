@@ -26,13 +26,16 @@ class Event:
 Listener = Callable[[Event], None]
 
 
-def tensorboard(folder: Path) -> Listener | None:
-    """Writes every figure to TensorBoard, or None if it is not installed (`pip install veneer[tensorboard]`)."""
+def tensorboard(folder: Path, *, after: int = 0) -> Listener | None:
+    """Writes every figure to TensorBoard, or None if it is not installed (`pip install veneer[tensorboard]`).
+
+    after   the step that the run goes on from: what is there of later ones is hidden
+    """
     if find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))
+    writer = SummaryWriter(str(folder), purge_step=after + 1)
 
     def write(event: Event) -> None:
         for name, value in event.figures.items():

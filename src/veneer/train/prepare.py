@@ -12,8 +12,9 @@ from veneer.data.example import Example
 from veneer.data.pack import plan_batches
 from veneer.data.render import Renderer, RenderReport
 from veneer.data.sources import read_rows
+from veneer.errors import ConfigError
 from veneer.methods.base import config_from
-from veneer.models.load import load_model
+from veneer.models.load import compute_dtype, load_model
 from veneer.train.settings import MethodSettings, Recipe, TrainSettings
 
 Plan = list[list[list[int]]]
@@ -53,13 +54,14 @@ def prepare(recipe: Recipe, say: Progress = lambda _: None) -> Job:
     adapter = adapter_for(loaded.model, recipe.method, seed=recipe.train.seed, base=recipe.model)
     plan = order_of_steps([len(e) for e in rendered.examples], recipe.train, packing=recipe.data.packing)
     examples = rendered.examples
+    _check_lengths(loaded.model, [*examples, *held_out])
     return Job(loaded.model, loaded.tokenizer, adapter, examples, rendered.report, held_out, plan, hash_of(examples))
 
 
 def adapter_for(model: Any, method: MethodSettings, *, seed: int, base: str) -> Adapter:
-    """The recipe's adapter on `model`, attached."""
+    """The recipe's adapter on `model`, attached, its dropout off."""
     targeting = Targeting(targets=method.targets, exclude=method.exclude, layers=method.layers)
-    return attach(model, config_from(method.name, method.own), targeting, seed=seed, base=base)
+    return attach(model, config_from(method.name, method.own), targeting, seed=seed, base=base).eval()
 
 
 def order_of_steps(lengths: Sequence[int], train: TrainSettings, *, packing: bool) -> Plan:
@@ -83,9 +85,27 @@ def order_of_steps(lengths: Sequence[int], train: TrainSettings, *, packing: boo
     return plan[: train.steps]
 
 
+def with_dtype(recipe: Recipe) -> Recipe:
+    """The recipe with the compute dtype chosen, so that a run goes on in the one that it began in."""
+    dtype = str(compute_dtype(recipe.train.dtype)).removeprefix("torch.")
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": dtype})})
+
+
+def _check_lengths(model: Any, examples: Sequence[Example]) -> None:
+    """Raises ConfigError if a row is longer than the model can read."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(examples, key=len)
+    if most is not None and len(longest) > most:
+        raise ConfigError(
+            f"{longest.source}:{longest.line} has {len(longest)} tokens, but the model reads at most {most}; "
+            f"set train.max_length to {most} or less"
+        )
+
+
 def hash_of(examples: Sequence[Example]) -> str:
-    """sha256 over every token and whether it is trained."""
+    """sha256 over the length of every example, its tokens and whether each is trained."""
     digest = hashlib.sha256()
     for example in examples:
+        digest.update(len(example).to_bytes(8, "little"))
         digest.update(example.tokens.astype("int32").tobytes() + example.supervised.astype("uint8").tobytes())
     return digest.hexdigest()

@@ -101,7 +101,8 @@ def _checked(tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, 
         dotted = f"{key}.name" if key in SHORTHANDS and isinstance(value, str) else own_name(key, value)
         if key in OTHER_MEANING:
             problems.append((key, f"{key}: {OTHER_MEANING[key]}"))
-        put(settings, dotted, value, outrank=True)
+        else:
+            put(settings, dotted, value, outrank=True)
         places[dotted] = f"--{key}"
     problems += truths(settings)
     try:

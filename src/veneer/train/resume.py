@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from veneer.adapters.attach import Adapter
 from veneer.disk.atomic import replacing_folder
+from veneer.disk.tensors import writing_tensors
 from veneer.errors import DiskError, TrainingError
 
 
@@ -40,8 +41,11 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
         tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
     tensors["random"] = torch.get_rng_state()
     facts = {"step": state.step, "tokens": state.tokens, "seconds": state.seconds, "data": data}
+    specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with replacing_folder(folder) as temporary:
-        save_file({k: t.contiguous().cpu() for k, t in tensors.items()}, temporary / "state.safetensors")
+        with writing_tensors(temporary / "state.safetensors", specs) as writer:
+            for name, tensor in tensors.items():
+                writer.write(name, tensor)
         (temporary / "state.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -50,18 +54,21 @@ def load_checkpoint(folder: Path, state: TrainState, data: str) -> None:
     try:
         tensors = load_file(folder / "state.safetensors")
         facts: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, SafetensorError) as error:
+        random, step, tokens, seconds = tensors["random"], facts["step"], facts["tokens"], facts["seconds"]
+        saved = facts["data"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DiskError(
-            f"checkpoint {folder} cannot be read: {error}; remove it to go on from an earlier one"
+            f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}); remove it to go on from an earlier "
+            "one, or from the start"
         ) from error
-    if facts["data"] != data:
+    if saved != data:
         raise TrainingError(
             f"the training rows are not those of checkpoint {folder}; put the old file back, or start a new run"
         )
     _restore_parameters(folder, state.adapter, tensors)
     _restore_optimizer(state.optimizer, tensors)
-    torch.set_rng_state(tensors["random"])
-    state.step, state.tokens, state.seconds = facts["step"], facts["tokens"], facts["seconds"]
+    torch.set_rng_state(random)
+    state.step, state.tokens, state.seconds = step, tokens, seconds
 
 
 @torch.no_grad()

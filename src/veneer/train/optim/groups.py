@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from veneer.adapters.attach import Named
+from veneer.errors import ConfigError
 from veneer.registry import Registry
 from veneer.train.settings import OptimizerSettings
 
@@ -21,9 +22,23 @@ NOT_DECAYED = ("scale", "bias")
 
 
 def parameter_groups(named: Sequence[Named], settings: OptimizerSettings) -> Groups:
-    """One group per role present, in a fixed order, each with `role`, `base_lr`, `lr` and `weight_decay`."""
+    """One group per role present, in a fixed order, each with `role`, `base_lr`, `lr` and `weight_decay`.
+
+    Raises ConfigError for a ratio or a decay that no parameter would take.
+    """
     groups: Groups = []
-    for role in sorted({n.role for n in named}):
+    roles = {n.role for n in named}
+    if settings.lr_ratio != 1 and "out" not in roles:
+        raise ConfigError(
+            f'optimizer.lr_ratio is {settings.lr_ratio}, but this method has no "out" factors, only '
+            f"{', '.join(sorted(roles))}; leave it at 1"
+        )
+    if settings.weight_decay and roles <= set(NOT_DECAYED):
+        raise ConfigError(
+            f"optimizer.weight_decay is {settings.weight_decay}, but this method trains only "
+            f"{' and '.join(sorted(roles))} parameters, which are never decayed; leave it at 0"
+        )
+    for role in sorted(roles):
         lr = settings.lr * (settings.lr_ratio if role == "out" else 1.0)
         decay = 0.0 if role in NOT_DECAYED else settings.weight_decay
         members = [n.parameter for n in named if n.role == role]
