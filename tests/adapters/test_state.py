@@ -16,6 +16,7 @@ from tests.golden.toys import convolutions, gpt2, llama
 from tests.methods.layers import moved
 from veneer.adapters.attach import attach, load_adapter
 from veneer.adapters.fingerprint import base_fingerprint
+from veneer.adapters.targets import Targeting
 from veneer.disk.adapter_dir import CONFIG, FACTS, TENSORS
 from veneer.errors import AdapterMismatch
 from veneer.methods.lora import LoRAConfig
@@ -286,6 +287,35 @@ def test_another_base_weight_is_refused(folder: Path, other: Tensor) -> None:
 def test_strange_keys_are_listed(folder: Path, key: str) -> None:
     stray(folder, key, torch.ones(1))
     assert f"  {PREFIX}{key}: in the adapter, not in the model" in refused(folder)
+
+
+def test_tensors_without_pefts_prefix_do_not_land(folder: Path) -> None:
+    def strip(tensors: dict[str, Tensor]) -> None:
+        for key in list(tensors):
+            tensors[key.removeprefix(PREFIX)] = tensors.pop(key)
+
+    change_tensors(folder, strip)
+    said = refused(folder)
+    assert f"  {FIRST}.lora_A.weight: in the adapter, not in the model" in said
+    assert said[0].endswith("24 differences:"), "12 that have no place, 12 that are missing"
+
+
+@pytest.mark.parametrize(
+    ("targeting", "written"),
+    [
+        (Targeting(targets=("q_proj", "v_proj")), ["q_proj", "v_proj"]),
+        (Targeting(targets=("q_proj",), layers=(0, 2)), [f"model.layers.{n}.self_attn.q_proj" for n in (0, 2)]),
+        (Targeting(targets=("q_proj",), exclude=r".*\.[12]\..*"), [FIRST]),
+        (Targeting(targets=r".*(q|v)_proj"), r".*(q|v)_proj"),
+        (Targeting(targets=r".*self_attn.*"), ["k_proj", "o_proj", "q_proj", "v_proj"]),
+        (Targeting(), ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]),
+    ],
+)
+def test_the_shortest_names_that_mean_the_same_are_written(
+    targeting: Targeting, written: str | list[str], tmp_path: Path
+) -> None:
+    write(tmp_path, llama(), targeting)
+    assert json.loads((tmp_path / CONFIG).read_text())["target_modules"] == written
 
 
 @pytest.mark.parametrize(
