@@ -1,0 +1,170 @@
+"""List what there is to choose from: methods, metrics, storages, models, schedules, optimizers."""
+
+import ast
+import inspect
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from veneer.cli.console import AsJson, emit_json, stdout
+from veneer.errors import ConfigError, did_you_mean
+
+Item = dict[str, Any]
+"""`name`, `summary`, and for methods and storages `settings`; methods also have `layers` and `source`."""
+
+
+def command(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="methods, metrics, ...; all if absent.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what there is to choose from: methods, metrics, storages, models, schedules, optimizers.
+
+    With a KIND, the settings that each of them has are listed too. Example: veneer list methods
+    """
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"there is no kind {kind!r}{did_you_mean(kind, KINDS)} There are: {', '.join(KINDS)}.")
+    found = {name: items() for name, items in KINDS.items() if kind in (None, name)}
+    for name, items in found.items():
+        if kind is None:
+            _print(name)
+        for item in items:
+            _print_item(item, items, whole=kind is not None)
+        _print("")
+    if as_json:
+        emit_json(found)
+
+
+def methods() -> list[Item]:
+    """The ways to change a layer."""
+    from veneer.methods import METHODS
+
+    return [
+        {
+            "name": name,
+            "summary": summary(METHODS, name),
+            "layers": sorted(METHODS[name].kinds),
+            "source": _source(METHODS[name]),
+            "settings": settings_of(METHODS[name].Config),
+        }
+        for name in METHODS
+    ]
+
+
+def storages() -> list[Item]:
+    """The ways to keep a frozen weight."""
+    from veneer.storage import STORAGES
+
+    return [
+        {"name": name, "summary": summary(STORAGES, name), "settings": settings_of(STORAGES[name].Config)}
+        for name in STORAGES
+    ]
+
+
+def metrics() -> list[Item]:
+    """What `veneer eval` measures."""
+    from veneer.evaluate.metrics import METRICS
+
+    own = [
+        {"name": "loss", "summary": "Mean negative log likelihood of a supervised token, in nats."},
+        {"name": "perplexity", "summary": "exp(loss)."},
+    ]
+    return sorted(own + [{"name": n, "summary": summary(METRICS, n)} for n in METRICS], key=lambda item: item["name"])
+
+
+def models() -> list[Item]:
+    """The models that need no hub."""
+    from veneer.models.sources import ALIASES
+
+    return [
+        {"name": name, "summary": f"{w.megabytes} MB, fetched once as the package {w.package} {w.version}."}
+        for name, w in ALIASES.items()
+    ]
+
+
+def schedules() -> list[Item]:
+    """How the learning rate falls after the warm-up."""
+    from veneer.train.schedule import SCHEDULES
+
+    return [{"name": name, "summary": summary(SCHEDULES, name)} for name in SCHEDULES]
+
+
+def optimizers() -> list[Item]:
+    """How parameters step."""
+    from veneer.train.optim import OPTIMIZERS
+
+    return [{"name": name, "summary": summary(OPTIMIZERS, name)} for name in OPTIMIZERS]
+
+
+KINDS: dict[str, Callable[[], list[Item]]] = {
+    f.__name__: f for f in (methods, metrics, storages, models, schedules, optimizers)
+}
+
+
+def summary(registry: Any, name: str) -> str:
+    """What the file that registers a thing says first; where a file registers several, what the thing itself says."""
+    thing = registry[name]
+    alone = sum(registry[other].__module__ == thing.__module__ for other in registry) == 1
+    doc = inspect.getdoc(sys.modules[thing.__module__] if alone else thing) or ""
+    return doc.partition("\n")[0].removeprefix(f"{name}: ")
+
+
+def settings_of(config: type) -> list[Item]:
+    """Every field of a settings dataclass: `name`, `default`, `help`, and `choices` where it is one of a few words."""
+    helps, types = _help_lines(config), get_type_hints(config)
+    return [
+        {"name": f.name, "default": _default(f), "help": helps.get(f.name, "")} | _choices(types[f.name])
+        for f in fields(config)
+    ]
+
+
+def _help_lines(config: type) -> dict[str, str]:
+    """The text below each field, in the class and in those it is made from."""
+    found: dict[str, str] = {}
+    for cls in reversed(config.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for line, below in zip(body.body, body.body[1:], strict=False):
+            said = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and below.value.value
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(said, str):
+                found[line.target.id] = " ".join(said.split())
+    return found
+
+
+def _choices(kind: Any) -> dict[str, list[Any]]:
+    """The values of a Literal, or of a Literal or None."""
+    literals = [k for k in (kind, *get_args(kind)) if get_origin(k) is Literal]
+    return {"choices": list(get_args(literals[0]))} if literals else {}
+
+
+def _default(field: "Field[Any]") -> Any:
+    """The default; None stands for none as well, since a recipe cannot tell the two apart."""
+    if field.default is not MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not MISSING else None
+
+
+def _source(method: type) -> str | None:
+    """The paper that the method's file names first."""
+    said = re.search(r"Source: .*?(arXiv:\d+\.\d+)", inspect.getdoc(sys.modules[method.__module__]) or "", re.S)
+    return said[1] if said else None
+
+
+def _print_item(item: Item, items: list[Item], *, whole: bool) -> None:
+    width = max(len(i["name"]) for i in items)
+    _print(f"{'' if whole else '  '}{item['name']:<{width}}  {item['summary']}")
+    if whole and "layers" in item:
+        source = f"; {item['source']}" if item["source"] else ""
+        _print(f"    on layers of kind {', '.join(item['layers'])}{source}")
+    for setting in item.get("settings", ()) if whole else ():
+        words = f" ({' | '.join(map(str, setting['choices']))})" if "choices" in setting else ""
+        _print(f"    {setting['name']}: {json.dumps(setting['default'])}{words}  {setting['help']}")
+
+
+def _print(text: str) -> None:
+    stdout.print(text, markup=False, soft_wrap=True)
