@@ -115,7 +115,9 @@ def _attend(
             "set data.packing to false"
         )
     q, k, v = (_padded(x, documents) for x in (query, key, value))
-    out = causal_attention(q, k, v, scaling, others.get("sliding_window"))
+    virtual = others.get("virtual")  # keys and values by layer, of a prompt
+    front = None if virtual is None else virtual[module.layer_idx]
+    out = causal_attention(q, k, v, scaling, others.get("sliding_window"), front)
     n, h, e = query.shape[2], query.shape[1], value.shape[3]
     flat = out.transpose(1, 2).reshape(documents.count * documents.longest, h * e)
     gathered: Tensor = flat if documents.count == 1 else _Gather.apply(flat, documents)  # type: ignore[no-untyped-call]
@@ -138,25 +140,38 @@ def _padded(x: Tensor, documents: Documents) -> Tensor:
     return spread.view(documents.count, documents.longest, h, e).transpose(1, 2)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None = None) -> Tensor:
-    """q (S, H, T, E), k and v (S, K, T, E) with H a multiple of K -> (S, H, T, E), in blocks of query rows.
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int | None = None,
+    front: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """q (S, H, T, E), k (S, K, T, E), v (S, K, T, F), H a multiple of K -> (S, H, T, F), in blocks of query rows.
 
     window    a row sees at most this many columns, itself included; None for all up to itself
+    front     keys (1, K, n, E) and values (1, K, n, F) that every row sees besides
     """
     s, h, t, e = q.shape
     kv = k.shape[1]
     q = q.reshape(s * kv, h // kv, t, e)
-    k, v = k.reshape(s * kv, t, e), v.reshape(s * kv, t, e)
+    k, v = k.reshape(s * kv, t, e), v.reshape(s * kv, t, -1)
+    before = [x.to(k.dtype).expand(s, -1, -1, -1).flatten(0, 1) for x in front or ()]
     outs = []
     for begin in range(0, t, BLOCK):
         end = min(begin + BLOCK, t)
         first = 0 if window is None else max(0, begin - window + 1)
         rows = q[:, :, begin:end].reshape(s * kv, -1, e)
         bias = _causal_bias(begin, end, first, window, q).repeat(h // kv, 1)
-        scores = torch.baddbmm(bias[None].expand(s * kv, -1, -1), rows, k[:, first:end].transpose(1, 2), alpha=scale)
-        out = torch.bmm(scores.softmax(-1), v[:, first:end])
-        outs.append(out.view(s * kv, h // kv, end - begin, e))
-    return torch.cat(outs, 2).view(s, h, t, e) if len(outs) > 1 else outs[0].view(s, h, t, e)
+        keys, values = k[:, first:end], v[:, first:end]
+        if before:
+            keys, values = torch.cat([before[0], keys], 1), torch.cat([before[1], values], 1)
+            bias = torch.nn.functional.pad(bias, (before[0].shape[1], 0))
+        scores = torch.baddbmm(bias[None].expand(s * kv, -1, -1), rows, keys.transpose(1, 2), alpha=scale)
+        out = torch.bmm(scores.softmax(-1), values)
+        outs.append(out.view(s * kv, h // kv, end - begin, -1))
+    return (torch.cat(outs, 2) if len(outs) > 1 else outs[0]).view(s, h, t, -1)
 
 
 def _causal_bias(begin: int, end: int, first: int, window: int | None, like: Tensor) -> Tensor:
