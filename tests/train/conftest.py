@@ -1,0 +1,54 @@
+"""Tiny jobs: a few rows of text, and recipes over them that train the tiny model in a second."""
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from veneer.train.recipe import recipe_from
+from veneer.train.settings import Recipe
+
+WORDS = ["city", "customer", "the", "largest", "number", "of", "count", "name", "order", "employees", "hired", "after"]
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file of 24 prompts and completions, from 1 to 12 words each."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("rows") / "train.jsonl"
+    lines = [
+        {"prompt": " ".join(rng.choices(WORDS, k=1 + i % 12)), "completion": " ".join(rng.choices(WORDS, k=1 + i % 5))}
+        for i in range(24)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture
+def job(tiny_model: Path, rows: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """`job("run", **{"train.steps": 3})`: a recipe of 6 steps, about 2.5 of them an epoch, with dropout."""
+
+    def make(run: str = "run", **changes: Any) -> Recipe:
+        tree: dict[str, Any] = {
+            "model": str(tiny_model),
+            "run": str(tmp_path / run),
+            "data": {"train": str(rows)},
+            "method": {"name": "lora", "rank": 4, "dropout": 0.2},
+            "optimizer": {"lr": 0.01},
+            "train": {
+                "steps": 6,
+                "tokens_per_step": 256,
+                "micro_batch_tokens": 128,
+                "max_length": 128,
+                "dtype": "float32",
+            },
+        }
+        for dotted, value in changes.items():
+            section, _, key = dotted.rpartition(".")
+            (tree[section] if section else tree)[key] = value
+        return recipe_from(tree)
+
+    return make

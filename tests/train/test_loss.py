@@ -1,0 +1,187 @@
+"""The loss in chunks and two stages, against plain autograd through the model's own logits."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
+
+from veneer.adapters.attach import attach
+from veneer.data.example import Example
+from veneer.data.pack import collate
+from veneer.methods.base import config_from
+from veneer.train import loss as module
+from veneer.train.loss import backward, head_of, hidden_states, summed_loss
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.1,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+def made(config: Any, *, dtype: torch.dtype = torch.float32) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
+
+
+def adapted(model: Any, targets: Any = "all-linear", *, dtype: torch.dtype = torch.float32) -> Any:
+    adapter = attach(model, config_from("lora", {"rank": 2, "init": "random"}), targets).eval()
+    for delta in adapter.deltas.values():
+        delta.to(dtype)
+    return adapter
+
+
+def example(length: int, seed: int, prompt: int = 0) -> Example:
+    tokens = np.random.default_rng(seed).integers(0, 64, length).astype(np.int32)
+    return Example(tokens, np.arange(length) > prompt, "rows.jsonl", seed)
+
+
+def plain_loss(model: Any, examples: list[Example]) -> Tensor:
+    """Each document alone through model(...).logits; positions found one by one."""
+    total = torch.zeros(())
+    for e in examples:
+        logits = model(input_ids=torch.from_numpy(e.tokens.astype(np.int64))[None]).logits[0]
+        for at in range(1, len(e)):
+            if e.supervised[at]:
+                total = total + F.cross_entropy(logits[at - 1].float(), torch.tensor(int(e.tokens[at])))
+    return total
+
+
+def gradients(adapter: Any) -> list[Tensor]:
+    found = [p.grad.clone() for p in adapter.parameters()]
+    for p in adapter.parameters():
+        p.grad = None
+    return found
+
+
+def close(ours: list[Tensor], theirs: list[Tensor], relative: float = 1e-5) -> bool:
+    largest = max(float(b.abs().max()) for b in theirs)
+    return all((a - b).abs().max() <= relative * largest for a, b in zip(ours, theirs, strict=True))
+
+
+LLAMA = made(LlamaConfig(**SHAPE))
+LORA = adapted(LLAMA)
+DOUBLE = made(LlamaConfig(**SHAPE), dtype=torch.float64)
+LORA_OF_DOUBLE = adapted(DOUBLE, dtype=torch.float64)
+OTHERS = {
+    "gemma2 (caps logits)": Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=5.0),
+    "granite (divides logits)": GraniteConfig(**SHAPE, logits_scaling=4.0),
+    "cohere (multiplies logits)": CohereConfig(**SHAPE, logit_scale=0.25),
+}
+
+
+SHAPES = st.lists(st.tuples(st.integers(2, 14), st.integers(0, 5)), min_size=1, max_size=5)
+
+
+def examples_of(shapes: list[tuple[int, int]]) -> list[Example]:
+    return [example(n, i, min(prompt, n - 2)) for i, (n, prompt) in enumerate(shapes)]
+
+
+@settings(deadline=None, max_examples=20)
+@given(SHAPES)
+def test_the_packed_loss_is_that_of_one_document_at_a_time(shapes: list[tuple[int, int]]) -> None:
+    examples = examples_of(shapes)
+    batch = collate(examples)
+    ours = backward(hidden_states(LLAMA, batch, packed=True), batch.targets, head_of(LLAMA), 64, 7)
+    gradients(LORA)
+    assert ours == pytest.approx(plain_loss(LLAMA, examples).item(), rel=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(SHAPES)
+def test_the_packed_gradient_is_that_of_one_document_at_a_time(shapes: list[tuple[int, int]]) -> None:
+    """In float64: in float32 both ways are 1e-4 from it, each by its own rounding."""
+    examples = examples_of(shapes)
+    batch = collate(examples)
+    backward(hidden_states(DOUBLE, batch, packed=True), batch.targets, head_of(DOUBLE), 64, 7)
+    packed = gradients(LORA_OF_DOUBLE)
+    (plain_loss(DOUBLE, examples) / 7).backward()
+    assert close(packed, gradients(LORA_OF_DOUBLE), 1e-9)
+
+
+def test_each_document_of_a_pack_has_its_own_loss() -> None:
+    examples = [example(n, n) for n in (9, 2, 30, 4)]
+    batch = collate(examples)
+    with torch.no_grad():
+        hidden = hidden_states(LLAMA, batch, packed=True)
+        losses = F.cross_entropy(head_of(LLAMA)(hidden), batch.targets, reduction="none")
+        for e, part in zip(examples, losses.split([len(e) - 1 for e in examples]), strict=True):
+            assert part.sum().item() == pytest.approx(plain_loss(LLAMA, [e]).item(), rel=1e-5)
+
+
+def test_one_document_by_the_models_own_attention_is_the_same() -> None:
+    batch = collate([example(20, 0, 4)])
+    a, b = (
+        backward(hidden_states(LLAMA, batch, packed=p), batch.targets, head_of(LLAMA), 64, 1) for p in (True, False)
+    )
+    gradients(LORA)
+    assert a == pytest.approx(b, rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [16, 17, 40, 1000])
+def test_chunking_does_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate([example(60, 0), example(41, 1)])
+    whole = backward(hidden_states(LLAMA, batch, packed=True), batch.targets, head_of(LLAMA), 64, 1)
+    expected = gradients(LORA)
+    monkeypatch.setattr(module, "CHUNK_BYTES", rows * 10 * 64)
+    chunks = module._chunks(torch.zeros(99, 32), batch.targets, 64)
+    assert [len(t) for _, t in chunks] == [min(rows, 99 - i) for i in range(0, 99, rows)]
+    hidden = hidden_states(LLAMA, batch, packed=True)
+    assert backward(hidden, batch.targets, head_of(LLAMA), 64, 1) == pytest.approx(whole, rel=1e-6)
+    assert close(gradients(LORA), expected)
+    assert float(summed_loss(hidden, batch.targets, head_of(LLAMA), 64)) == pytest.approx(whole, rel=1e-6)
+
+
+def test_logits_of_prompts_are_never_made() -> None:
+    batch = collate([example(50, 0, prompt=45)])
+    rows = []
+    head = head_of(LLAMA)
+
+    def watched(hidden: Tensor) -> Tensor:
+        rows.append(len(hidden))
+        return head(hidden)
+
+    backward(hidden_states(LLAMA, batch, packed=True), batch.targets, watched, 64, 1)
+    gradients(LORA)
+    assert rows == [4]
+
+
+@pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
+def test_heads_that_scale_or_cap_are_the_models_own(config: Any) -> None:
+    model = made(config)
+    batch = collate([example(20, 0)])
+    hidden = hidden_states(model, batch, packed=False)
+    own = model(input_ids=batch.input_ids).logits[0, :-1]
+    assert torch.allclose(head_of(model)(hidden), own, atol=1e-6)
+    assert not torch.allclose(model.get_output_embeddings()(hidden), own, atol=1e-2)  # so there was something to do
+
+
+def test_an_adapter_on_the_head_alone_gets_its_gradient() -> None:
+    model = made(LlamaConfig(**SHAPE))
+    adapter, examples = adapted(model, ("lm_head",)), [example(9, 0), example(5, 1)]
+    batch = collate(examples)
+    backward(hidden_states(model, batch, packed=True), batch.targets, head_of(model), 64, 2)
+    ours = gradients(adapter)
+    (plain_loss(model, examples) / 2).backward()
+    assert close(ours, gradients(adapter))
+
+
+def test_nothing_to_predict_is_a_loss_of_zero() -> None:
+    batch = collate([example(5, 0, prompt=9)])
+    hidden = hidden_states(LLAMA, batch, packed=True)
+    assert backward(hidden, batch.targets, head_of(LLAMA), 64, 1) == 0.0
+    assert float(summed_loss(hidden, batch.targets, head_of(LLAMA), 64)) == 0.0
