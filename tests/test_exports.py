@@ -1,0 +1,69 @@
+"""What `import veneer` offers is there, is what it says, and stays itself whatever else is imported."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import veneer
+
+PUBLIC = [name for name in veneer.__all__ if name != "__version__"]
+
+
+def test_the_list_is_short_sorted_and_what_dir_shows() -> None:
+    assert len(veneer.__all__) <= 25 and sorted(set(PUBLIC)) == PUBLIC
+    assert dir(veneer) == sorted(veneer.__all__)
+    assert set(PUBLIC) == set(veneer._HOMES)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_name_is_defined_at_its_home_and_says_what_it_is(name: str) -> None:
+    home, _, there = veneer._HOMES[name].partition(":")
+    thing = getattr(veneer, name)
+    assert thing is vars(import_module(home))[there or name]
+    if callable(thing):
+        assert thing.__module__ == home and thing.__name__ == (there or name) and inspect.getdoc(thing)
+
+
+def test_no_public_name_is_a_rooms() -> None:
+    source = Path(veneer.__file__).parent
+    rooms = {p.stem for p in source.iterdir()}
+    assert rooms.isdisjoint(PUBLIC), "an imported room would take the place of the function of its name"
+
+
+def test_what_type_checkers_see_is_what_there_is() -> None:
+    tree = ast.parse(Path(veneer.__file__).read_text(encoding="utf-8"))
+    block = next(n for n in tree.body if isinstance(n, ast.If))
+    seen = {}
+    for line in block.body:
+        assert isinstance(line, ast.ImportFrom)
+        for alias in line.names:
+            assert alias.asname is not None
+            seen[alias.asname] = f"{line.module}{'' if alias.asname == alias.name else ':' + alias.name}"
+    assert seen == veneer._HOMES
+
+
+def test_from_veneer_import_star_in_a_fresh_process() -> None:
+    code = (
+        "import veneer.train.loop, veneer.generate.engine, veneer.merge.fold, veneer.evaluate.tasks\n"
+        "from veneer import *\n"
+        "assert train_adapter is veneer.train.loop.train and generate_tokens is veneer.generate.engine.generate\n"
+        "assert merge_adapter is veneer.merge.fold.merge and evaluate_rows is veneer.evaluate.tasks.evaluate\n"
+        f"assert all(name in globals() for name in {PUBLIC!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_name_names_those_there_are() -> None:
+    with pytest.raises(AttributeError, match=r"has no attribute 'load_modle'; it has __version__, .*load_model"):
+        _ = veneer.load_modle  # type: ignore[attr-defined]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    assert veneer.__version__ == version("veneer")
