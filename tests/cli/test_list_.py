@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from veneer.cli.main import invoke
 from veneer.evaluate.metrics import METRICS
 from veneer.methods import METHODS
 from veneer.models.sources import ALIASES
+from veneer.prompts import PROMPTS
 from veneer.storage import STORAGES
 from veneer.train.optim import OPTIMIZERS
 from veneer.train.schedule import SCHEDULES
@@ -20,8 +22,9 @@ from veneer.train.schedule import SCHEDULES
 SOURCE = Path(__file__).parents[2] / "src" / "veneer"
 NAMES = {
     "methods": set(METHODS),
-    "metrics": {*METRICS, "loss", "perplexity"},
+    "prompts": set(PROMPTS),
     "storages": set(STORAGES),
+    "metrics": {*METRICS, "loss", "perplexity"},
     "models": set(ALIASES),
     "schedules": set(SCHEDULES),
     "optimizers": set(OPTIMIZERS),
@@ -46,6 +49,14 @@ def test_everything_is_listed_once_with_one_line(capsys: pytest.CaptureFixture[s
             assert sum(line.split()[:1] == [item["name"]] and str(item["summary"]) in line for line in lines) == 1
 
 
+def test_no_registry_is_left_out() -> None:
+    nouns = {
+        n for f in SOURCE.rglob("*.py") for n in re.findall(r'= Registry\("(\w+)"\)', f.read_text(encoding="utf-8"))
+    }
+    assert "method" in nouns
+    assert {re.sub("y$", "ie", n) + "s" for n in nouns} <= set(KINDS)
+
+
 def test_a_method_is_told_by_the_first_line_of_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = listed(capsys, "methods")
     assert list(found) == ["methods"]
@@ -67,7 +78,7 @@ def test_settings_are_those_of_the_method_with_what_stands_under_them(capsys: py
 
 def test_every_setting_of_every_method_and_storage_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = listed(capsys)
-    for item in found["methods"] + found["storages"]:
+    for item in found["methods"] + found["prompts"] + found["storages"]:
         for setting in item["settings"]:  # type: ignore[attr-defined]
             assert setting["help"].endswith("."), f"{item['name']}.{setting['name']} says {setting['help']!r}"
 

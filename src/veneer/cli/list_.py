@@ -1,4 +1,4 @@
-"""List what there is to choose from: methods, metrics, storages, models, schedules, optimizers."""
+"""List what there is to choose from: methods, prompts, storages, metrics, models, schedules, optimizers."""
 
 import ast
 import inspect
@@ -16,14 +16,14 @@ from veneer.cli.console import AsJson, emit_json, stdout
 from veneer.errors import ConfigError, did_you_mean
 
 Item = dict[str, Any]
-"""`name`, `summary`, and for methods and storages `settings`; methods also have `layers` and `source`."""
+"""`name`, `summary`, and for methods, prompts and storages `settings`; methods also have `layers` and `source`."""
 
 
 def command(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="methods, metrics, ...; all if absent.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what there is to choose from: methods, metrics, storages, models, schedules, optimizers.
+    """List what there is to choose from: methods, prompts, storages, metrics, models, schedules, optimizers.
 
     With a KIND, the settings that each of them has are listed too. Example: veneer list methods
     """
@@ -56,14 +56,18 @@ def methods() -> list[Item]:
     ]
 
 
+def prompts() -> list[Item]:
+    """What can be put in front of the tokens."""
+    from veneer.prompts import PROMPTS
+
+    return _with_settings(PROMPTS)
+
+
 def storages() -> list[Item]:
     """The ways to keep a frozen weight."""
     from veneer.storage import STORAGES
 
-    return [
-        {"name": name, "summary": summary(STORAGES, name), "settings": settings_of(STORAGES[name].Config)}
-        for name in STORAGES
-    ]
+    return _with_settings(STORAGES)
 
 
 def metrics() -> list[Item]:
@@ -102,8 +106,15 @@ def optimizers() -> list[Item]:
 
 
 KINDS: dict[str, Callable[[], list[Item]]] = {
-    f.__name__: f for f in (methods, metrics, storages, models, schedules, optimizers)
+    f.__name__: f for f in (methods, prompts, storages, metrics, models, schedules, optimizers)
 }
+
+
+def _with_settings(registry: Any) -> list[Item]:
+    return [
+        {"name": name, "summary": summary(registry, name), "settings": settings_of(registry[name].Config)}
+        for name in registry
+    ]
 
 
 def summary(registry: Any, name: str) -> str:
