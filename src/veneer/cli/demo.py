@@ -1,4 +1,7 @@
-"""See it work: teach a small model to ask a company's database, in a few minutes on this machine."""
+"""See it work: teach a small model to ask a company's database, in a few minutes on this machine.
+
+It ends with one line of JSON on stdout, with or without --json; with it, what is meant for people goes to stderr.
+"""
 
 import time
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from veneer.cli.console import AsJson, emit_json, stderr, stdout
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from veneer.data.company import DemoFiles
     from veneer.evaluate.tasks import Evaluation
     from veneer.models.load import Loaded
+    from veneer.train.settings import Recipe
 
 RECIPE = """\
 # What `veneer demo` trains; change it and run `veneer train {folder}/recipe.yaml --run {folder}/mine`
@@ -43,7 +48,9 @@ def command(
 ) -> None:
     """Train SmolLM2-135M to turn questions into SQL, measure it before and after, ask it, merge it, verify it.
 
-    Example: veneer demo --folder /tmp/veneer-demo
+    The last line is one JSON object in any case; --json leaves nothing else on stdout. Example:
+
+        veneer demo --folder /tmp/veneer-demo
     """
     from veneer.adapters.attach import load_adapter
     from veneer.cli.train import TrainProgress
@@ -53,8 +60,8 @@ def command(
     from veneer.train.loop import train
     from veneer.train.recipe import load_recipe
 
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty; name another folder with --folder, or remove this one")
+    refuse_unusable(folder)
+    people = stderr if as_json else stdout
     began = time.monotonic()
     say("1. A small company: its database, questions about it, and the SQL that answers them")
     files = write_demo_files(folder, train_rows=train_rows, held_out_rows=held_out_rows)
@@ -63,21 +70,25 @@ def command(
     recipe = load_recipe(recipe_file)
     say("2. Before: what the model makes of held-out questions (phrasings and constants it will not be trained on)")
     loaded = load_model(recipe.model, dtype=recipe.train.dtype)
-    before = measured(loaded, files, recipe.data)
-    say(f"   {before.metrics['sql']:.0%} right. 3. Training on {train_rows} other questions")
+    before = measured(loaded, files, recipe)
+    say(f"   {before.metrics['sql']:.0%} right")
+    say(f"3. Training on {train_rows} other questions")
     del loaded
-    with TrainProgress() as progress:
-        outcome, _ = train(recipe, [progress])
+    try:
+        with TrainProgress() as progress:
+            outcome, _ = train(recipe, [progress])
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"`veneer train {recipe_file}` goes on with the training.") from None
     say("4. After")
     loaded = load_model(recipe.model, dtype=recipe.train.dtype)
     adapter = load_adapter(loaded.model, outcome.adapter)
-    after = measured(loaded, files, recipe.data)
-    stdout.print(by_kind(files, before, after))
+    after = measured(loaded, files, recipe)
+    people.print(by_kind(files, before, after))
     say("5. Three questions, asked live")
-    ask(loaded, files, recipe.data)
+    ask(loaded, files, recipe, people)
+    del loaded, adapter
     say("6. Merging, and comparing the merged model with the unmerged one")
-    merged = merged_equal(loaded.name, Path(outcome.adapter), folder / "merged", files, recipe.data)
-    adapter.detach()
+    merged = merged_equal(recipe, Path(outcome.adapter), folder / "merged", files, people)
     result = {
         "accuracy_before": before.metrics["sql"],
         "accuracy_after": after.metrics["sql"],
@@ -86,16 +97,32 @@ def command(
         "adapter_bytes": outcome.adapter_bytes,
         "merged_equal": merged,
     }
-    finale(folder, result)
+    finale(folder, result, people)
     emit_json(result)
+
+
+def refuse_unusable(folder: Path) -> None:
+    """Raise ConfigError for a folder that is taken, or whose name a recipe cannot hold as it is."""
+    from veneer.train.yaml_text import read_value
+
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a new folder with --folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; name another folder with --folder, or remove this one")
+    try:
+        understood = read_value(f"{folder}/run")
+    except ConfigError:
+        understood = None
+    if understood != f"{folder}/run":
+        raise ConfigError(f"{str(folder)!r} would need quotes in a recipe; name a folder of letters with --folder")
 
 
 def say(message: str) -> None:
     """What happens now, on stderr."""
-    stderr.print(message, style="bold cyan", markup=False)
+    stderr.print(message, style="bold cyan", markup=False, soft_wrap=True)
 
 
-def measured(loaded: "Loaded", files: "DemoFiles", data: Any) -> "Evaluation":
+def measured(loaded: "Loaded", files: "DemoFiles", recipe: "Recipe") -> "Evaluation":
     """Execution accuracy on the held-out questions, with whatever is attached."""
     from functools import partial
 
@@ -106,7 +133,7 @@ def measured(loaded: "Loaded", files: "DemoFiles", data: Any) -> "Evaluation":
     from veneer.evaluate.tasks import EvalSettings, evaluate
 
     settings = EvalSettings(metrics=("sql",), max_new_tokens=80, options=MetricOptions(database=files.database))
-    renderer = Renderer(loaded.tokenizer, data, 256)
+    renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     rows = read_rows(str(files.held_out))
     return evaluate(loaded.model, loaded.tokenizer, rows, renderer, settings, progress=partial(showing, console=stderr))
 
@@ -126,7 +153,7 @@ def by_kind(files: "DemoFiles", before: "Evaluation", after: "Evaluation") -> Ta
     return table
 
 
-def ask(loaded: "Loaded", files: "DemoFiles", data: Any) -> None:
+def ask(loaded: "Loaded", files: "DemoFiles", recipe: "Recipe", people: Console) -> None:
     """Let the model write SQL for three questions, run it, and show what the database says."""
     from veneer.data.company import SHOWCASE
     from veneer.data.render import Renderer
@@ -134,18 +161,18 @@ def ask(loaded: "Loaded", files: "DemoFiles", data: Any) -> None:
     from veneer.evaluate.sandbox import QueryError, Sandbox
     from veneer.evaluate.tasks import EvalSettings, answer
 
-    renderer = Renderer(loaded.tokenizer, data, 256)
+    renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(Row({"question": q.question}, "showcase", i)) for i, q in enumerate(SHOWCASE)]
     settings = EvalSettings(metrics=("exact_match",), max_new_tokens=80)
     for question, sql in zip(SHOWCASE, answer(loaded.model, loaded.tokenizer, prompts, settings), strict=True):
-        stdout.print(f"\n{question.question}", style="bold", markup=False)
-        stdout.print(f"  {sql}", style="green", markup=False)
+        people.print(f"\n{question.question}", style="bold", markup=False, soft_wrap=True)
+        people.print(f"  {sql}", style="green", markup=False, soft_wrap=True)
         try:
             with Sandbox.open(files.database) as database:
-                stdout.print(f"  {shown(database.run(sql))}", markup=False)
+                people.print(f"  {shown(database.run(sql))}", markup=False, soft_wrap=True)
         except QueryError as error:
-            stdout.print(f"  this query does not run: {error}", markup=False)
-    stdout.print()
+            people.print(f"  this query does not run: {error}", markup=False, soft_wrap=True)
+    people.print()
 
 
 def shown(result: Sequence[tuple[Any, ...]], most: int = 6) -> str:
@@ -154,7 +181,7 @@ def shown(result: Sequence[tuple[Any, ...]], most: int = 6) -> str:
     return f"{rows}{f'; ... {len(result)} rows' if len(result) > most else ''}" or "(no rows)"
 
 
-def merged_equal(model: str, adapter: Path, into: Path, files: "DemoFiles", data: Any) -> bool:
+def merged_equal(recipe: "Recipe", adapter: Path, into: Path, files: "DemoFiles", people: Console) -> bool:
     """Merge, verify on held-out questions, and say whether every greedy text is the same."""
     from veneer.adapters.attach import load_adapter
     from veneer.data.render import Renderer
@@ -162,21 +189,22 @@ def merged_equal(model: str, adapter: Path, into: Path, files: "DemoFiles", data
     from veneer.evaluate.merged import merge_and_verify
     from veneer.models.load import load_model
 
-    loaded = load_model(model, dtype="float32")
+    loaded = load_model(recipe.model, dtype="float32")
     attached = load_adapter(loaded.model, adapter)
-    renderer = Renderer(loaded.tokenizer, data, 256)
+    renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(row) for row in read_rows(str(files.held_out), limit=VERIFY_ROWS)]
     drift = merge_and_verify(loaded, attached, into, prompts).drift
-    stdout.print(
+    people.print(
         f"merged and unmerged write the same text for {drift.greedy_agreement:.0%} of {drift.rows} questions; "
-        f"relative logit drift {drift.relative_drift:.2g}"
+        f"relative logit drift {drift.relative_drift:.2g}",
+        soft_wrap=True,
     )
     return drift.greedy_agreement == 1.0
 
 
-def finale(folder: Path, result: dict[str, Any]) -> None:
+def finale(folder: Path, result: dict[str, Any], people: Console) -> None:
     """The figures that matter, and what to type next."""
-    stdout.print(
+    people.print(
         f"{result['accuracy_before']:.0%} -> {result['accuracy_after']:.0%} right, in "
         f"{format_seconds(result['seconds'])}, peak memory {format_bytes(result['peak_bytes'])}, adapter "
         f"{format_bytes(result['adapter_bytes'])}\n\nNext:\n"

@@ -6,6 +6,7 @@ first docstring line is its summary; its heavy imports stand inside that functio
 starts after OpenMP was set up.
 """
 
+import errno
 import sys
 from ast import get_docstring, parse
 from collections.abc import Callable
@@ -21,6 +22,17 @@ from veneer.cli.console import stderr
 from veneer.errors import VeneerError, did_you_mean
 
 NOT_VERBS = {"__init__", "main", "console"}
+ADVICE = {
+    errno.EACCES: "Change its permissions, or name another place.",
+    errno.EPERM: "Change its permissions, or name another place.",
+    errno.EROFS: "Name a place that can be written.",
+    errno.ENOENT: "Check the path.",
+    errno.ENOTDIR: "A part of this path is a file where a folder was expected; check the path.",
+    errno.EISDIR: "It is a folder where a file was expected; check the path.",
+    errno.ENOSPC: "The disk is full; free some space and run again.",
+    errno.EDQUOT: "Your share of the disk is full; free some space and run again.",
+}
+"""What to do about an error of the operating system."""
 
 
 def verbs() -> dict[str, Path]:
@@ -53,13 +65,16 @@ def invoke(arguments: list[str]) -> int:
     if name not in verbs():
         complain(f"there is no command {name!r}{did_you_mean(name, verbs())} There are: {', '.join(verbs())}.")
         return 2
-    module = import_module(f"veneer.cli.{verbs()[name].stem}")
-    verb = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    verb.command(name, **getattr(module, "SETTINGS", {}))(_reporting(module.command))
     try:
+        module = import_module(f"veneer.cli.{verbs()[name].stem}")
+        verb = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        verb.command(name, **getattr(module, "SETTINGS", {}))(_reporting(module.command))
         verb(rest, prog_name=f"veneer {name}")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
+    except KeyboardInterrupt:  # before the verb's own work began
+        complain("interrupted. Nothing was done yet.")
+        return 1
     return 0
 
 
@@ -73,11 +88,23 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
         except VeneerError as error:
             complain(str(error))
             raise typer.Exit(error.exit_status) from None
-        except KeyboardInterrupt:
-            complain("interrupted. Files written so far are whole.")
+        except KeyboardInterrupt as interrupt:
+            complain(f"interrupted. {interrupt or 'Files written so far are whole.'}")
+            raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read our output has gone: typer ends quietly
+                raise
+            complain(_of_the_system(error))
             raise typer.Exit(1) from None
 
     return run_and_report
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, where, and what to do."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    advice = ADVICE.get(error.errno or 0, "")
+    return f"{where}{error.strerror or error or type(error).__name__}. {advice}".rstrip()
 
 
 def complain(message: str) -> None:

@@ -2,47 +2,58 @@
 
 import time
 from dataclasses import asdict
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.errors import ConfigError
 from veneer.train.events import Event
 from veneer.train.recipe import keys, load_recipe, parse_flags
 from veneer.units import format_bytes, format_seconds
 
+INDENT = " " * 6
 SETTINGS: dict[str, Any] = {
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
-    "epilog": "Every key of a recipe is a flag: "
-    + ", ".join(f"--{k}" for k in keys())
-    + ". `method` has more of its own.",
+    "epilog": "Every key of a recipe is a flag; `method` has more of its own (--method.rank 16, ...).\n\n\b\n"
+    + "\n".join(f"--{k}\n{fill(v, 76, initial_indent=INDENT, subsequent_indent=INDENT)}" for k, v in keys().items()),
 }
 
 
 def command(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="The recipe, a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter. The same command starts a run, goes on with it after an interruption, or says it is done.
 
-    Example: veneer train recipe.yaml --train.epochs 2 --optimizer.lr 1e-3
+    Example:
+
+        veneer train recipe.yaml --train.epochs 2 --optimizer.lr 1e-3
     """
     from veneer.train.loop import train
 
+    if recipe.startswith("--"):
+        raise ConfigError(f"the recipe comes first: veneer train RECIPE {recipe} ...")
     settings = load_recipe(recipe, parse_flags(context.args))
-    with TrainProgress() as progress:
-        outcome, _ = train(settings, [progress], progress.say)
-    stdout.print(
+    try:
+        with TrainProgress() as progress:
+            outcome, _ = train(settings, [progress], progress.say)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"The same command goes on with the run in {settings.run}.") from None
+    if as_json:
+        emit_json(asdict(outcome))
+        return
+    lines = [
         f"{outcome.steps} steps in {format_seconds(outcome.seconds)} ({outcome.tokens_per_second:.0f} tokens/s), "
         f"loss {outcome.loss:.4f}"
         + (f", evaluation loss {outcome.eval_loss:.4f}" if outcome.eval_loss is not None else "")
-        + f", peak memory {format_bytes(outcome.peak_bytes)}"
-    )
-    stdout.print(f"adapter: {outcome.adapter} ({format_bytes(outcome.adapter_bytes)})")
-    if as_json:
-        emit_json(asdict(outcome))
+        + f", peak memory {format_bytes(outcome.peak_bytes)}",
+        f"adapter: {outcome.adapter} ({format_bytes(outcome.adapter_bytes)})",
+    ]
+    stdout.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
 class TrainProgress:
@@ -53,17 +64,18 @@ class TrainProgress:
         self._live = stderr.is_terminal
         self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=stderr)
         self._task: Any = None
-        self._last_line = 0.0
+        self._last_line = float("-inf")
 
     def __enter__(self) -> "TrainProgress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def say(self, message: str) -> None:
         """What happens before the first step."""
-        stderr.print(message, style="dim", markup=False)
+        stderr.print(message, style="dim", markup=False, soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
         f = event.figures

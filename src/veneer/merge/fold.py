@@ -19,10 +19,10 @@ from veneer.adapters.attach import Adapter
 from veneer.adapters.frozen import is_transposed
 from veneer.disk.atomic import replacing_folder
 from veneer.disk.tensors import Spec, Tensors, open_tensors, write_model_tensors
-from veneer.errors import ConfigError, ModelError
+from veneer.errors import ConfigError, ModelError, NotFoldable
 from veneer.methods.base import Delta
 
-COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
+COPIED = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*")
 """What a merged folder takes over from the base: configuration and tokenizer, not weights."""
 
 
@@ -34,7 +34,10 @@ class Source:
     """Its name in the base's files."""
     delta: Delta | None = None
     transposed: bool = False
+    """Whether the files hold W as (D, O)."""
     bias: bool = False
+    path: str = ""
+    """The module that the delta hangs on."""
 
 
 def merge(
@@ -50,48 +53,75 @@ def merge(
     adapter     on the model that was loaded from `base` (attached or not)
     dtype       of the floating-point tensors; None keeps each tensor's own
     progress    is told how many tensors of how many are written
-    Raises NotFoldable by name, and ModelError if a target's weight is not in the files; `into` is then as it was.
+    Raises ConfigError if `into` is taken, NotFoldable by name, ModelError if a target's weight is not in the files, and
+    DiskError from writing; nothing is left of `into` then.
     """
-    if into.resolve() == base.resolve():
-        raise ConfigError(f"{into} is the base model itself; merge into a folder of its own")
+    refuse_taken(into, base)
+    _refuse_unfoldable(adapter)
     stored = open_tensors(base)
     plan, untied = _plan(adapter, stored)
     specs = {name: _spec(stored, source.stored, dtype) for name, source in plan.items()}
     with replacing_folder(into) as folder:
-        _copy_rest(base, folder, untied)
+        _copy_rest(base, folder)
+        _adjust_config(folder / "config.json", untied, dtype)
         write_model_tensors(folder, specs, _folded(plan, stored, specs, progress))
     return sum(f.stat().st_size for f in into.iterdir())
 
 
+def refuse_taken(into: Path, base: Path) -> None:
+    """Raise ConfigError if a merged model must not be written to `into`."""
+    if into.resolve() == base.resolve():
+        raise ConfigError(f"{into} is the base model itself; merge into a new folder")
+    if into.exists() or into.is_symlink():
+        raise ConfigError(f"{into} exists already; merge into a new folder, or remove that one")
+
+
+def _refuse_unfoldable(adapter: Adapter) -> None:
+    """Raise NotFoldable, before anything is read, for methods that are no change of one weight."""
+    for path, delta in adapter.deltas.items():
+        if type(delta).fold is Delta.fold:
+            try:
+                delta.fold(torch.zeros(0))
+            except NotFoldable as error:
+                raise _not_foldable(path, error) from error
+
+
+def _not_foldable(path: str, error: NotFoldable) -> NotFoldable:
+    return NotFoldable(
+        f"{path}: {error}. Nothing was written. Keep the adapter beside its model: `veneer generate MODEL --adapter "
+        "DIR` and `veneer chat` use it so."
+    )
+
+
 def _plan(adapter: Adapter, stored: Tensors) -> tuple[dict[str, Source], bool]:
     """Every tensor of the merged model by name, and whether tied weights now differ."""
+    model = adapter.model
     plan = {name: Source(name) for name in stored}
-    shared = _tied(adapter.model)
+    names_of = _tied(model)
     untied = False
     missing = []
     for path, delta in adapter.deltas.items():
-        module = adapter.model.get_submodule(path)
-        weight, bias = f"{path}.weight", f"{path}.bias"
-        others = [n for n in shared.get(weight, ()) if n != weight]
-        home = next((n for n in (weight, *others) if _stored_name(n, stored, adapter.model) is not None), None)
-        if home is None and not hasattr(module, "weight"):
-            delta.fold(torch.zeros(0))  # on a block of layers: raises NotFoldable by name
+        module = model.get_submodule(path)
+        every = names_of.get(f"{path}.weight", [f"{path}.weight"])
+        home = next((own for n in every if (own := _stored_name(n, stored, model)) is not None), None)
         if home is None:
-            missing.append(weight)
+            missing.append(f"{path}.weight")
             continue
-        source = _stored_name(home, stored, adapter.model) or home
-        if others:
-            untied = True
-            for name in others:
-                plan.setdefault(_stored_name(name, stored, adapter.model) or name, Source(source))
-        target = _stored_name(weight, stored, adapter.model) or weight
-        plan[target] = Source(source, delta, is_transposed(module))
-        if (own_bias := _stored_name(bias, stored, adapter.model)) is not None:
-            plan[own_bias] = Source(own_bias, delta, bias=True)
+        for name in every:
+            same = model.get_submodule(name.rpartition(".")[0]) is module  # one module in several places
+            own = _stored_name(name, stored, model)
+            if same and (own is not None or name == f"{path}.weight"):
+                plan[own or name] = Source(own or home, delta, is_transposed(module), path=path)
+            elif not same:
+                untied = True
+                plan.setdefault(own or name, Source(home))
+        for name in names_of.get(f"{path}.bias", [f"{path}.bias"]):
+            if (own := _stored_name(name, stored, model)) is not None:
+                plan[own] = Source(own, delta, bias=True, path=path)
     if missing:
         raise ModelError(
             f"the base's files hold no {', '.join(missing[:4])} ({len(missing)} in all), so nothing can be folded "
-            f"into it; they hold {', '.join(list(stored)[:4])}, ..."
+            f"into it; they hold {', '.join(list(stored)[:4])}, ... Give the folder that the model was loaded from."
         )
     return plan, untied
 
@@ -124,22 +154,40 @@ def _folded(
 ) -> Iterator[tuple[str, Tensor]]:
     for done, (name, source) in enumerate(plan.items(), start=1):
         tensor = stored.read(source.stored)
-        if source.delta is not None and source.bias:
-            tensor = source.delta.fold_bias(tensor.float())
-        elif source.delta is not None:
-            w = tensor.float()
-            w = source.delta.fold(w.T if source.transposed else w)
-            tensor = w.T if source.transposed else w
+        if source.delta is not None:
+            tensor = _changed(tensor.float(), source, source.delta)
         yield name, tensor.to(specs[name][0]).contiguous()
         progress(done, len(plan))
 
 
-def _copy_rest(base: Path, folder: Path, untied: bool) -> None:
+def _changed(tensor: Tensor, source: Source, delta: Delta) -> Tensor:
+    """A stored weight or bias, float32, with its delta folded in."""
+    if source.bias:
+        return delta.fold_bias(tensor)
+    try:
+        folded = delta.fold(tensor.T if source.transposed else tensor)
+    except NotFoldable as error:
+        raise _not_foldable(source.path, error) from error
+    return folded.T if source.transposed else folded
+
+
+def _copy_rest(base: Path, folder: Path) -> None:
     for pattern in COPIED:
         for file in base.glob(pattern):
-            if not file.name.endswith(".safetensors.index.json"):
+            if file.is_file() and not file.name.endswith(".safetensors.index.json"):
                 shutil.copyfile(file, folder / file.name)
-    if untied:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config["tie_word_embeddings"] = False
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _adjust_config(file: Path, untied: bool, dtype: torch.dtype | None) -> None:
+    """Say in config.json what the fold has changed: weights that are no longer tied, and their dtype.
+
+    transformers loads into the dtype that stands there, so a stale one would round the weights again.
+    """
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
+        if untied and (part is config or "tie_word_embeddings" in part):
+            part["tie_word_embeddings"] = False
+        names = [key for key in ("dtype", "torch_dtype") if key in part]
+        if dtype is not None:
+            part |= dict.fromkeys(names or (["dtype"] if part is config else []), str(dtype).removeprefix("torch."))
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Do two models say the same? Logits along given continuations, compared position by position."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,25 +21,38 @@ class Drift:
     greedy_agreement: float
     """Share of rows whose greedy text is the same: the best token agrees at every position."""
     near_ties: int
-    """Rows whose texts part where the first model's two best logits are closer than the drift."""
+    """Rows whose texts part where the first model's two best logits are no further apart than twice the largest
+    difference there, so that rounding alone may have turned them round."""
+
+    @property
+    def parted(self) -> int:
+        """Rows whose texts part at no near tie."""
+        return self.rows - round(self.greedy_agreement * self.rows) - self.near_ties
 
 
 @torch.inference_mode()
 def logits_along(model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
     """Per row (C + 1, V) float32 logits that choose each of the C continuation tokens and what follows them."""
+    device = next(model.parameters()).device
+    spares = "logits_to_keep" in inspect.signature(model.forward).parameters
     rows = []
     for prompt, more in zip(prompts, continuations, strict=True):
-        ids = torch.tensor([[*prompt, *more]])
-        rows.append(model(input_ids=ids, logits_to_keep=len(more) + 1, use_cache=False).logits[0].float())
+        kept = len(more) + 1
+        extra = {"logits_to_keep": kept} if spares else {}
+        logits = model(input_ids=torch.tensor([[*prompt, *more]], device=device), use_cache=False, **extra).logits
+        rows.append(logits[0, -kept:].float().cpu())
     return rows
 
 
 def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Drift:
-    """The drift of `second` from `first`, row by row as `logits_along` gives them."""
+    """The drift of `second` from `first`, row by row as `logits_along` gives them; at least one row.
+
+    A number that is no number in either makes the drifts nan.
+    """
     largest = difference = size = 0.0
     same = ties = 0
     for a, b in zip(first, second, strict=True):
-        largest = max(largest, float((a - b).abs().max()))
+        largest = float(torch.tensor([largest, (a - b).abs().max()]).max())  # unlike Python's max, keeps a nan
         centered_a, centered_b = (x - x.mean(-1, keepdim=True) for x in (a, b))
         difference += float((centered_a - centered_b).square().sum())
         size += float(centered_a.square().sum())
@@ -48,4 +62,5 @@ def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Drift:
         else:
             best = a[apart[0]].topk(2).values
             ties += int(best[0] - best[1] <= (a[apart[0]] - b[apart[0]]).abs().max() * 2)
-    return Drift(len(first), largest, (difference / size) ** 0.5, same / len(first), ties)
+    relative = (difference / size) ** 0.5 if size else (0.0 if difference == 0 else float("inf"))
+    return Drift(len(first), largest, relative, same / len(first), ties)
