@@ -64,13 +64,13 @@ def test_logits_made_in_an_unknown_way_are_refused(monkeypatch: pytest.MonkeyPat
         return out
 
     monkeypatch.setattr(model, "forward", shifted)
-    with pytest.raises(ModelError, match="LlamaForCausalLM: .* differs .* by 0.02 .*logits in a way not known here"):
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM: .* differs .* by 0.02 .*logits in a way not known here"):
         check_fast_paths(model, examples(9, 7), packed=False)
 
 
 def test_attention_that_is_capped_cannot_be_packed_but_can_be_trained_alone() -> None:
     model = made(Gemma2Config(**SIZES, intermediate_size=48, num_key_value_heads=2, head_dim=8))
-    with pytest.raises(ModelError, match="softcap.*set data.packing to false"):
+    with pytest.raises(ModelError, match=r"softcap.*set data.packing to false"):
         check_fast_paths(model, examples(9, 7), packed=True)
     check_fast_paths(model, examples(9, 7), packed=False)
 

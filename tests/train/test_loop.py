@@ -4,8 +4,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from veneer.train.loop import train
 from veneer.train.settings import Recipe
 

@@ -74,7 +74,7 @@ def test_the_model_is_as_it_was() -> None:
 
 def test_a_model_without_blocks_is_refused() -> None:
     with (
-        pytest.raises(ModelError, match="Linear has no blocks.*set train.recompute to false"),
+        pytest.raises(ModelError, match=r"Linear has no blocks.*set train.recompute to false"),
         recomputing(nn.Linear(2, 2), True),
     ):
         pass

@@ -37,5 +37,5 @@ def test_no_step_is_without_effect_and_it_rises_then_falls(steps: int, warmup: f
 
 
 def test_an_unknown_schedule_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="no schedule 'cosin'. Did you mean 'cosine'.*constant, cosine, linear"):
+    with pytest.raises(ConfigError, match=r"no schedule 'cosin'. Did you mean 'cosine'.*constant, cosine, linear"):
         multiplier(5, steps=10, warmup=0, schedule="cosin")

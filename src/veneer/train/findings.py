@@ -68,9 +68,9 @@ def of_types(error: ValidationError, known: set[str]) -> list[Problem]:
     for problem in error.errors():
         key = _key(problem["loc"], known)
         if problem["type"] == "extra_forbidden":
-            section = key.rpartition(".")[0]
-            near = [k for k in [*keys(), *SAME_MEANING] if not section or k.startswith(f"{section}.")]
-            message = f"there is no key {key}{did_you_mean(key, near)}"
+            section, _, leaf = key.rpartition(".")
+            near = [k.removeprefix(f"{section}.") for k in [*keys(), *SAME_MEANING] if k.startswith(section)]
+            message = f"there is no key {key}{did_you_mean(leaf, near)}"
         elif problem["type"] == "missing":
             message = f"{key} is missing: {keys().get(key, 'it has no default')}"
         elif isinstance((problem.get("ctx") or {}).get("error"), ConfigError):

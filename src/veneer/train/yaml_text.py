@@ -15,8 +15,16 @@ class Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what Loader reads back: a text like 2e-4 gets quotes."""
+    """Writes what Loader reads back: a text like 2e-4 gets quotes, Unicode's own line breaks are escaped."""
 
+
+def _text(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, '"' if re.search("[\x85\u2028\u2029]", text) else None
+    )
+
+
+Dumper.add_representer(str, _text)
 
 for _class in (Loader, Dumper):
     _class.add_implicit_resolver(

@@ -56,12 +56,12 @@ def test_every_parameter_is_in_one_group() -> None:
 
 
 def test_a_ratio_that_nothing_would_take_is_refused() -> None:
-    with pytest.raises(ConfigError, match='optimizer.lr_ratio is 16.0.*no "out" factors, only bias; leave it at 1'):
+    with pytest.raises(ConfigError, match=r'optimizer.lr_ratio is 16.0.*no "out" factors, only bias; leave it at 1'):
         parameter_groups(adapter("bitfit").named(), OptimizerSettings(lr_ratio=16))
 
 
 def test_a_decay_that_nothing_would_take_is_refused() -> None:
-    with pytest.raises(ConfigError, match="optimizer.weight_decay is 0.1.*only bias parameters.*leave it at 0"):
+    with pytest.raises(ConfigError, match=r"optimizer.weight_decay is 0.1.*only bias parameters.*leave it at 0"):
         parameter_groups(adapter("bitfit").named(), OptimizerSettings(weight_decay=0.1))
 
 
