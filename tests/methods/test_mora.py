@@ -145,6 +145,17 @@ def test_restarts_move_the_grouping_on(groupings: Any, seen: list[int]) -> None:
     assert was == seen
 
 
+def test_a_checkpoint_keeps_the_grouping() -> None:
+    """All of a delta's state is in its parameters and buffers."""
+    config = MoRAConfig(rank=2, variant="sharing")
+    delta, other = delta_on(linear(24, 18), config), delta_on(linear(24, 18), config)
+    delta.restart_(torch.Generator())
+    moved(delta)
+    other.load_state_dict(delta.state_dict())
+    assert other.grouping == 2
+    assert torch.equal(other.fold(torch.zeros(18, 24)), delta.fold(torch.zeros(18, 24)))
+
+
 def test_regrouping_is_what_raises_the_rank_of_the_sum() -> None:
     def rank_after(groupings: Any) -> int:
         delta = delta_on(linear(64, 64), MoRAConfig(rank=1, variant="sharing", groupings=groupings))

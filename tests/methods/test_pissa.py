@@ -111,6 +111,13 @@ def test_its_own_training_goes_on_exactly() -> None:
         other.load_({"lora_A.weight": delta.a, "lora_B.weight": delta.b})
 
 
+def test_a_checkpoint_keeps_the_first_values() -> None:
+    module = linear(9, 6)
+    delta, other = moved(delta_on(module, CONFIG)), delta_on(linear(9, 6, seed=8), CONFIG)
+    other.load_state_dict(delta.state_dict())
+    assert torch.equal(other.fold(module.weight), delta.fold(module.weight))
+
+
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="so it has no init, got 'gaussian'"):
         PiSSAConfig(init="gaussian")

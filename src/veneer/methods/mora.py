@@ -84,7 +84,7 @@ class MoRA(Delta):
 
     def __init__(self, layer: FrozenLayer, config: MoRAConfig, rng: torch.Generator) -> None:
         super().__init__(layer, config, rng)
-        self.variant, self.grouping, self.groupings = config.variant, config.grouping, config.groupings
+        self.variant, self.groupings = config.variant, config.groupings
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.side = checked_side(layer, config)
         self.m = nn.Parameter(torch.zeros(self.side, self.side))
@@ -92,16 +92,23 @@ class MoRA(Delta):
         self.cos: Tensor
         self.sin: Tensor
         cos, sin = _turns(self.side, ceil(self.in_features / self.side))
+        self._grouping: Tensor
+        self.register_buffer("_grouping", torch.tensor(config.grouping))  # restarts move it on, checkpoints keep it
         self.register_buffer("cos", cos if self.variant == "rotation" else None, persistent=False)
         self.register_buffer("sin", sin if self.variant == "rotation" else None, persistent=False)
         self.to(layer.device)
+
+    @property
+    def grouping(self) -> Grouping:
+        """The grouping in use, which restarts move on."""
+        return get_args(Grouping)[int(self._grouping) - 1]  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def restart_(self, rng: torch.Generator) -> None:
         """Set M to 0; sharing moves on to its next grouping, or the summed update would keep rank R'."""
         self.m.zero_()
         if self.variant == "sharing" and self.groupings > 1:
-            self.grouping = _next_grouping(self.grouping, self.groupings)
+            self._grouping.fill_(self.grouping % self.groupings + 1)
 
     def now(self, config: MoRAConfig) -> MoRAConfig:
         return replace(config, grouping=self.grouping)
@@ -304,8 +311,3 @@ def _turns(side: int, pieces: int) -> tuple[Tensor, Tensor]:
     step = 10000 ** (-torch.arange(0, side - 1, 2).double() / side)
     angles = torch.outer(torch.arange(pieces).double(), step)
     return angles.cos().float(), angles.sin().float()
-
-
-def _next_grouping(grouping: Grouping, groupings: int) -> Grouping:
-    following: Grouping = get_args(Grouping)[grouping % groupings]
-    return following
