@@ -191,3 +191,39 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 def test_what_it_does_not_read() -> None:
     with pytest.raises(AdapterMismatch, match="uses use_rslora, bias, which veneer does not read"):
         AdaLoRA.from_peft({"peft_type": "ADALORA", "use_rslora": True, "bias": "all"})
+
+
+def test_a_training_that_calls_all_of_it_ends_within_its_budget() -> None:
+    """As a loop has to: step, then sensitivities of new values with the step's gradients, then the choice."""
+    config, total = AdaLoRAConfig(rank=4, target_rank=1, start=5, final=5, every=2, orthogonality=0.01), 40
+    layers = {"p": linear(9, 6, seed=1), "q": linear(6, 9, seed=2)}
+    deltas = {path: delta_on(module, config, seed=n) for n, (path, module) in enumerate(layers.items())}
+    x, wanted = rows(64, 9), {path: linear(m.in_features, m.out_features, seed=7) for path, m in layers.items()}
+    optimizer = torch.optim.Adam([p for d in deltas.values() for p in d.parameters()], lr=0.05)
+    seen: dict[tuple[str, str], Any] = {}
+    kept: dict[str, torch.Tensor] = {}
+    losses, counts = [], []
+    for step in range(1, total + 1):
+        h, want = x, x
+        for path, module in layers.items():
+            h, want = through(module, deltas[path], h), wanted[path](want)
+        loss = (h - want).square().mean()
+        optimizer.zero_grad()
+        (loss + config.orthogonality * orthogonality(deltas.values())).backward()
+        optimizer.step()
+        losses.append(loss.item())
+        allowed, choosing = budget(step, total, len(deltas), config)
+        if step < total - config.final:
+            for path, delta in deltas.items():
+                for name, parameter in delta.named_parameters():
+                    seen[path, name] = sensitivity(seen.get((path, name)), parameter, parameter.grad, config)
+        if choosing and step <= total - config.final:
+            scores = {path: triplet_scores(*(seen[path, n] for n in ("a", "e", "b"))) for path in deltas}
+            kept = choose(scores, allowed)
+        if choosing:
+            for path, delta in deltas.items():
+                delta.keep_(kept[path])
+        counts.append(sum(int(torch.count_nonzero(d.e)) for d in deltas.values()))
+    assert counts[4] == 8
+    assert counts[-1] == 2
+    assert losses[-1] < 0.9 * losses[0]
