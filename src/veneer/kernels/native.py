@@ -92,8 +92,9 @@ def load() -> Native | Status:
         lib = ctypes.CDLL(str(path))
     except OSError as error:
         return Status(False, path, None, f"{path} could not be loaded: {error}")
-    if lib.veneer_abi() != ABI:
-        return Status(False, path, None, f"{path} has ABI {lib.veneer_abi()}, this veneer needs {ABI}")
+    found = getattr(lib, "veneer_abi", lambda: None)()
+    if found != ABI:
+        return Status(False, path, None, f"{path} has ABI {found}, this veneer needs {ABI}")
     declare(lib)
     isa = choose_isa(lib, forced)
     threads = join_pool(lib)

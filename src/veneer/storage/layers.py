@@ -1,0 +1,155 @@
+"""Modules whose weight is kept in a storage: linear layers (GPT-2's Conv1D too), embeddings, and a tied output head.
+
+They stand in the place of the model's own modules, mean the same, and write the storage's tensors into a state dict
+under the names that the dense weight had.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from veneer.errors import ModelError, TargetError
+from veneer.storage.base import STORAGES, Storage, StorageConfig, from_tensors
+
+
+class Stored(nn.Module):
+    """What the stored layers share: the storage, and its tensors in a state dict."""
+
+    storage: Storage
+    saved: bool
+    """False for a head tied to an embedding, which writes the weight itself."""
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight (O, D) in dtype, as adapters see the layer."""
+        return self.storage.dense(dtype)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.saved:
+            destination.update(self.storage.tensors(f"{prefix}weight"))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        bias = {k: v for k, v in state_dict.items() if k == f"{prefix}bias"}
+        super()._load_from_state_dict(bias, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if not self.saved:
+            return
+        try:
+            found = from_tensors({k: v for k, v in state_dict.items() if k.startswith(prefix)}, f"{prefix}weight")
+        except ModelError as error:
+            error_msgs.append(str(error))
+            return
+        if (type(found), found.shape) != (type(self.storage), self.storage.shape):
+            there, here = (f"{type(s).__name__} {s.shape}" for s in (found, self.storage))
+            error_msgs.append(f"{prefix}weight is {there}, the layer has {here}")
+            return
+        self.storage.take_(found.to(next(self.storage.buffers()).device))
+
+
+class StoredLinear(Stored, nn.Linear):
+    """y = x W^T + bias, with W (O, D) in a storage."""
+
+    def __init__(self, storage: Storage, bias: Tensor | None = None, *, saved: bool = True) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = storage.shape
+        self.storage, self.saved = storage, saved
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
+
+    @classmethod
+    def of(cls, layer: nn.Linear | Conv1D, config: StorageConfig, name: str = "weight") -> Self:
+        """The same layer with its weight kept as `config` says; a Conv1D's (D, O) is turned."""
+        w = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
+        return cls(STORAGES[config.storage].of(w.contiguous(), config, name), layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.storage.matmul(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def extra_repr(self) -> str:
+        kept = type(self.storage).__name__
+        return f"in_features={self.in_features}, out_features={self.out_features}, storage={kept}"
+
+
+class StoredEmbedding(Stored, nn.Embedding):
+    """Rows of W (V, D), kept in a storage, by word number."""
+
+    def __init__(
+        self, storage: Storage, dtype: torch.dtype, padding_idx: int | None = None, scale: float = 1.0
+    ) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = storage.shape
+        self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
+        self.scale_grad_by_freq, self.sparse = False, False
+        self.storage, self.saved, self.out_dtype, self.embed_scale = storage, True, dtype, scale
+        self.register_parameter("weight", None)
+
+    @classmethod
+    def of(cls, layer: nn.Embedding, config: StorageConfig, name: str = "weight") -> Self:
+        """The same layer with its weight kept as `config` says."""
+        return cls.holding(STORAGES[config.storage].of(layer.weight, config, name), layer, name)
+
+    @classmethod
+    def holding(cls, kept: Storage, layer: nn.Embedding, name: str = "weight") -> Self:
+        """The same layer with `kept` for its weight, which may be on the meta device."""
+        if layer.max_norm is not None:
+            raise TargetError(f"{name}: an embedding with max_norm changes its weight as it is read; it stays dense")
+        scale = getattr(layer, "embed_scale", getattr(layer, "scalar_embed_scale", 1.0))
+        return cls(kept, layer.weight.dtype, layer.padding_idx, float(scale))
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight as adapters see an embedding: (D, V)."""
+        return self.storage.dense(dtype).T
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = self.storage.rows(ids, self.out_dtype)
+        return rows if self.embed_scale == 1.0 else rows * torch.tensor(self.embed_scale, dtype=rows.dtype)
+
+    def head(self, bias: Tensor | None = None) -> StoredLinear:
+        """The output head that is tied to this embedding: the same storage, written once."""
+        return StoredLinear(self.storage, bias, saved=False)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, storage={type(self.storage).__name__}"
+
+
+def stored(layer: nn.Module, config: StorageConfig, name: str = "weight") -> StoredLinear | StoredEmbedding:
+    """The stored layer for a linear layer, a Conv1D or an embedding; raises TargetError for any other."""
+    if isinstance(layer, nn.Linear | Conv1D):
+        return StoredLinear.of(layer, config, name)
+    if isinstance(layer, nn.Embedding):
+        return StoredEmbedding.of(layer, config, name)
+    raise TargetError(f"{name}: a {type(layer).__name__} has no weight that a storage can keep")
+
+
+def store_(model: nn.Module, config: StorageConfig, paths: Iterable[str]) -> None:
+    """Replace the modules at `paths` by stored ones; a head tied to a stored embedding shares its storage.
+
+    Every new layer is made before the first is put in place, so that an error leaves the model as it was.
+    """
+    made: dict[str, nn.Module] = {}
+    embeddings: dict[int, StoredEmbedding] = {}
+    layers = sorted(((p, model.get_submodule(p)) for p in paths), key=lambda x: not isinstance(x[1], nn.Embedding))
+    for path, layer in layers:
+        tied = embeddings.get(id(getattr(layer, "weight", None)))
+        if tied is not None and isinstance(layer, nn.Linear):
+            made[path] = tied.head(layer.bias)
+            continue
+        made[path] = stored(layer, config, f"{path}.weight")
+        if isinstance(layer, nn.Embedding) and isinstance(new := made[path], StoredEmbedding):
+            embeddings[id(layer.weight)] = new
+    for path, new in made.items():
+        parent, _, leaf = path.rpartition(".")
+        new.train(model.get_submodule(path).training)
+        setattr(model.get_submodule(parent), leaf, new)
