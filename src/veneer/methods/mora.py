@@ -131,9 +131,7 @@ class MoRA(Delta):
             first, second = x.chunk(2, dim=-1)
             cos, sin = self.cos[:pieces].to(x.dtype), self.sin[:pieces].to(x.dtype)
             x = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        z = F.linear(x, m).flatten(-2)
-        times = ceil(self.out_features / z.shape[-1])
-        return z.repeat(*[1] * (z.dim() - 1), times)[..., : self.out_features]
+        return _tiled(F.linear(x, m).flatten(-2), self.out_features)
 
     def fold(self, w: Tensor) -> Tensor:
         m = self.m.to(w.dtype)
@@ -294,7 +292,7 @@ def spread_groups(z: Tensor, o: int, strided: bool) -> Tensor:
     """E z: z (..., R') -> (..., O), each output its group's value."""
     side = z.shape[-1]
     if strided:
-        return z.repeat(*[1] * (z.dim() - 1), ceil(o / side))[..., :o]
+        return _tiled(z, o)
     short, longer = divmod(o, side)
     head, tail = z[..., :longer], z[..., longer:]
     return torch.cat([head.repeat_interleave(short + 1, dim=-1), tail.repeat_interleave(short, dim=-1)], dim=-1)
@@ -304,6 +302,12 @@ def _continued(x: Tensor, side: int) -> Tensor:
     """x (..., D) with its own first entries again at the end, up to a multiple of R'."""
     again = -x.shape[-1] % side
     return torch.cat([x, x[..., :again]], dim=-1) if again else x
+
+
+def _tiled(z: Tensor, o: int) -> Tensor:
+    """z (..., n) again and again up to (..., O)."""
+    times = ceil(o / z.shape[-1])
+    return (z if times == 1 else z.repeat(*[1] * (z.dim() - 1), times))[..., :o]
 
 
 def _turns(side: int, pieces: int) -> tuple[Tensor, Tensor]:
