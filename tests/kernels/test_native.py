@@ -81,10 +81,15 @@ def test_a_built_library_in_the_package_comes_first(monkeypatch: pytest.MonkeyPa
     assert "could not be loaded" in found.reason
 
 
+def make_sources(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "FLAGS").write_text("-fPIC -shared")
+    return folder
+
+
 @needs_compiler
 def test_it_is_built_once_per_source_and_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    sources = tmp_path / "csrc"
-    sources.mkdir()
+    sources = make_sources(tmp_path / "csrc")
     (sources / "veneer.cpp").write_text(f"{EXPORTED} int veneer_abi(void) {{ return 0; }}\n")
     monkeypatch.setattr(native, "HERE", tmp_path)
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
@@ -103,7 +108,7 @@ def test_it_is_built_once_per_source_and_compiler(monkeypatch: pytest.MonkeyPatc
 
 @needs_compiler
 def test_a_failed_build_shows_the_compilers_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "csrc").mkdir()
+    make_sources(tmp_path / "csrc")
     (tmp_path / "csrc" / "veneer.cpp").write_text("#error this machine is too odd\n")
     monkeypatch.setattr(native, "HERE", tmp_path)
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))

@@ -25,8 +25,6 @@ from veneer.machine import cache_dir
 ISAS = ("scalar", "avx2", "avx512", "avx512bf16", "neon")
 """By the number that csrc/veneer.h gives them; the best that the machine has is chosen."""
 ABI = 1
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-fvisibility=hidden")
-"""No -march: each function names its own instruction set. No contraction: the format rounds twice."""
 HERE = Path(__file__).parent
 
 
@@ -196,10 +194,9 @@ def find_compiler() -> str | None:
 
 
 def key_of(sources: Path, compiler: str) -> str:
-    """16 hexadecimal digits over the sources, the flags and the compiler's version."""
-    digest = hashlib.sha256(repr(FLAGS).encode())
-    digest.update(subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout)
-    for file in sorted([*sources.glob("*.h"), *sources.glob("*.cpp")]):
+    """16 hexadecimal digits over the sources, their flags and the compiler's version."""
+    digest = hashlib.sha256(subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout)
+    for file in sorted([*sources.glob("*.h"), *sources.glob("*.cpp"), sources / "FLAGS"]):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -210,7 +207,8 @@ def build(sources: Path, compiler: str, to: Path) -> str | None:
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent) as folder:
             made = Path(folder) / to.name
-            command = [compiler, *FLAGS, str(sources / "veneer.cpp"), "-o", str(made)]
+            flags = (sources / "FLAGS").read_text(encoding="utf-8").split()
+            command = [compiler, *flags, str(sources / "veneer.cpp"), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 return f"the kernels could not be built: {' '.join(command)}: {done.stderr.strip()[-500:]}"
