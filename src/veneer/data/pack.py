@@ -111,13 +111,20 @@ def _cuts(totals: npt.NDArray[np.int64], most: int) -> list[int]:
     return cuts
 
 
-def collate(examples: Sequence[Example]) -> Batch:
-    """Lay documents end to end."""
+def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
+    """Lay documents end to end.
+
+    multiple    N is rounded up to a multiple of this by a last document of zeros that nothing is learned from: the
+                matrix library keeps code and memory for every N it meets, so few different ones are better than many
+    """
     lengths = np.array([len(e) for e in examples], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.concatenate([e.tokens for e in examples]).astype(np.int64)
     mask = np.concatenate([e.supervised for e in examples])
     mask[starts[:-1]] = False  # nothing comes before a document's first token
+    if missing := -len(ids) % multiple:
+        lengths, starts = np.append(lengths, missing), np.append(starts, len(ids) + missing)
+        ids = np.append(ids, np.zeros(missing, dtype=np.int64))
     positions = np.arange(len(ids)) - np.repeat(starts[:-1], lengths)
     at = np.flatnonzero(mask)
     return Batch(

@@ -18,6 +18,9 @@ from veneer.train.resume import TrainState
 from veneer.train.schedule import multiplier
 from veneer.train.settings import Recipe
 
+ROUND = 64
+"""Packed micro-batches are filled up to a multiple of so many tokens."""
+
 
 def optimizer_step(recipe: Recipe, job: Job, state: TrainState) -> dict[str, Any]:
     """Make the next step; returns its figures.
@@ -29,7 +32,8 @@ def optimizer_step(recipe: Recipe, job: Job, state: TrainState) -> dict[str, Any
     settings, micro_batches = recipe.train, job.plan[state.step]
     scale = multiplier(state.step, steps=len(job.plan), warmup=settings.warmup, schedule=settings.schedule)
     rates = set_learning_rates(state.optimizer, scale)
-    batches = [collate([job.examples[i] for i in members]) for members in micro_batches]
+    multiple = ROUND if recipe.data.packing else 1
+    batches = [collate([job.examples[i] for i in members], multiple) for members in micro_batches]
     supervised = sum(len(b.targets) for b in batches)
     head, words, loss = head_of(job.model), job.model.config.get_text_config().vocab_size, 0.0
     state.optimizer.zero_grad(set_to_none=True)
@@ -41,7 +45,8 @@ def optimizer_step(recipe: Recipe, job: Job, state: TrainState) -> dict[str, Any
         loss += part
     norm = _clip(job, state, settings.clip)
     state.optimizer.step()
-    tokens, spent = sum(b.input_ids.shape[1] for b in batches), time.perf_counter() - began
+    tokens = sum(len(job.examples[i]) for members in micro_batches for i in members)
+    spent = time.perf_counter() - began
     state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, state.seconds + spent
     return {
         "loss": loss / supervised,

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from veneer.data.company.database import make_database
+from veneer.data.company.elsewhere import from_elsewhere
 from veneer.data.company.questions import Question, make_questions
 from veneer.disk.atomic import replacing
 
@@ -49,7 +50,7 @@ def write_demo_files(folder: Path, *, train_rows: int = 3_000, held_out_rows: in
     Raises ConfigError for more rows than there are questions, before anything is written; DiskError from writing.
     """
     files = DemoFiles(folder / "company.sqlite", folder / "train.jsonl", folder / "held_out.jsonl")
-    train = make_questions(train_rows, seed, held_out=False)
+    train = from_elsewhere(make_questions(train_rows, seed, held_out=False), seed)
     held_out = make_questions(held_out_rows, 0, held_out=True)
     make_database(files.database)
     _write_rows(files.train, train)
