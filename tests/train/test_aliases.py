@@ -10,14 +10,15 @@ from veneer.train.aliases import OTHER_MEANING, SAME_MEANING, SECTIONS, SHORTHAN
 from veneer.train.findings import keys
 from veneer.train.settings import Recipe
 
-METHOD_SETTINGS = {"method.rank", "method.alpha", "method.dropout", "method.rank_stabilized"} | {
+OWN_SETTINGS = {"method.rank", "method.alpha", "method.dropout", "method.rank_stabilized"} | {
     "method.rank_pattern",
     "method.alpha_pattern",
+    "storage.double_quant",
 }
 
 
 def test_every_alias_names_a_key_and_hides_none() -> None:
-    assert set(SAME_MEANING.values()) <= {*keys(), *METHOD_SETTINGS}
+    assert set(SAME_MEANING.values()) <= {*keys(), *OWN_SETTINGS}
     assert not {*SAME_MEANING, *OTHER_MEANING} & {*keys(), *SECTIONS}
     assert not set(SAME_MEANING) & set(OTHER_MEANING)
 
@@ -99,3 +100,43 @@ def test_put_outranks_only_when_told() -> None:
     assert put(tree, "method.rank_pattern.q", 4) is None
     assert put(tree, "elsewhere.x", 5) is None
     assert tree == {"train": {"steps": 3}, "method": {"rank_pattern": {"q": 4}}, "elsewhere.x": 5}
+
+
+SWITCHED = [
+    ({"load_in_4bit": True}, {"storage": {"name": "nf4"}}),
+    ({"load_in_8bit": True}, {"storage": {"name": "int8"}}),
+    ({"load_in_4bit": False, "load_in_8bit": False}, {}),
+    ({"load_in_4bit": True, "load_in_8bit": False}, {"storage": {"name": "nf4"}}),
+    ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, {"storage": {"name": "fp4"}}),
+    ({"storage": {"name": "fp4"}, "load_in_4bit": True}, {"storage": {"name": "fp4"}}),
+    ({"storage": "dense", "load_in_4bit": False}, {"storage": {"name": "dense"}}),
+    ({"storage": "int8", "load_in_4bit": False}, {"storage": {"name": "int8"}}),
+    (
+        {"load_in_4bit": True, "bnb_4bit_use_double_quant": False},
+        {"storage": {"double_quant": False, "name": "nf4"}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "meant"), SWITCHED, ids=str)
+def test_switches_of_quantization_name_a_storage(given: dict[str, Any], meant: dict[str, Any]) -> None:
+    for order in permutations(given):
+        assert canonical({key: given[key] for key in order}) == (meant, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"storage": "int8", "load_in_4bit": True}, "load_in_4bit is true, but storage.name is 'int8'"),
+        ({"storage": "dense", "load_in_8bit": True}, "load_in_8bit is true, but storage.name is 'dense'"),
+        (
+            {"load_in_4bit": False, "bnb_4bit_quant_type": "nf4"},
+            "load_in_4bit is false, but storage.name is 'nf4'",
+        ),
+        ({"load_in_4bit": True, "load_in_8bit": True}, "load_in_8bit is true, but storage.name is 'nf4'"),
+        ({"load_in_4bit": "yes"}, "load_in_4bit is 'yes', true or false is needed"),
+    ],
+    ids=str,
+)
+def test_switches_that_contradict_are_refused(given: dict[str, Any], problem: str) -> None:
+    assert [message for _, message in canonical(given)[1]] == [problem]

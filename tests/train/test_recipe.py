@@ -82,7 +82,7 @@ def test_everything_wrong_comes_at_once_with_its_place(file: Any) -> None:
         "epochs.",
         "FILE, line 10: train.schedule is 'cosin': input should be 'constant', 'linear' or 'cosine'. How the learning "
         "rate falls after the warm-up.",
-        "FILE, line 4: there is no key epohs. Did you mean 'epochs' or 'train.epochs'?",
+        "FILE, line 4: there is no key epohs. Did you mean 'epochs' or 'num_epochs' or 'steps'?",
         "FILE, line 12: method lora has no setting 'rnak'. Did you mean 'rank'? It has: rank, alpha, rank_pattern, "
         "alpha_pattern, dropout, rank_stabilized, init.",
     ]
@@ -143,7 +143,9 @@ def sample(key: str) -> tuple[str, Any]:
         "data.format": ("plain", "plain"),
         "data.too_long": ("drop", "drop"),
         "data.packing": ("false", False),
-        "storage.name": ("dense", "dense"),
+        "storage.name": ("nf4", "nf4"),
+        "storage.head": ("true", True),
+        "storage.embeddings": ("true", True),
         "method.name": ("dora", "dora"),
         "method.targets": ("[q_proj, v_proj]", ("q_proj", "v_proj")),
         "method.exclude": (".*k_proj", ".*k_proj"),
@@ -165,7 +167,8 @@ def test_every_key_is_a_flag(key: str) -> None:
     text, value = sample(key)
     for flags in ([f"--{key}", text], [f"--{key}={text}"]):
         data = {"train": "x", "eval": "y", **NEEDED.get(key, {})}
-        recipe: Any = load_with({"model": "m", "run": "r", "data": data}, parse_flags(flags))
+        tree = {"model": "m", "run": "r", "data": data, "storage": {"name": "nf4"}}
+        recipe: Any = load_with(tree, parse_flags(flags))
         for part in key.split("."):
             recipe = getattr(recipe, part)
         assert recipe == value

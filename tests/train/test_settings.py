@@ -43,7 +43,7 @@ def test_every_setting_says_what_it_is() -> None:
         (OptimizerSettings, {"betas": (0.9,)}),
         (OptimizerSettings, {"eps": 0}),
         (OptimizerSettings, {"lr_ratio": 0}),
-        (StorageSettings, {"name": "nf9"}),
+        (StorageSettings, {"head": "perhaps"}),
         (MethodSettings, {"layers": "all"}),
     ],
 )

@@ -38,8 +38,8 @@ def frozen_layer(module: nn.Module, blocks: bool = False) -> FrozenLayer | None:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether the module stores its weight as (D, O): GPT-2's Conv1D and embeddings do."""
-    return isinstance(module, Conv1D | nn.Embedding)
+    """Whether the module's weight is (D, O) in a dense model: GPT-2's Conv1D and embeddings have it so."""
+    return isinstance(module, Conv1D | nn.Embedding) or getattr(module, "transposed", False) is True
 
 
 def dense_weight(module: nn.Module) -> Tensor:
@@ -55,7 +55,7 @@ def dense_weight(module: nn.Module) -> Tensor:
 
 
 def _layer(kind: str, d: int, o: int, module: nn.Module) -> FrozenLayer:
-    weight = module.get_parameter("weight")
+    weight = module._parameters.get("weight")
     bias: Tensor | None = getattr(module, "bias", None)
     scale = getattr(module, "embed_scale", getattr(module, "scalar_embed_scale", 1.0)) if kind == "embedding" else 1.0
     return FrozenLayer(
@@ -66,7 +66,7 @@ def _layer(kind: str, d: int, o: int, module: nn.Module) -> FrozenLayer:
         has_bias=bias is not None,
         bias=None if bias is None else lambda: module.get_parameter("bias").detach().float(),
         geometry=_geometry(module) if isinstance(module, CONVS) else None,
-        device=weight.device,
+        device=(next(module.buffers()) if weight is None else weight).device,  # a storage's tensors are buffers
         embed_scale=float(scale),
         padding_idx=module.padding_idx if isinstance(module, nn.Embedding) else None,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from veneer.adapters.base_storage import DENSE, base_storage, storage_of
 from veneer.adapters.fingerprint import base_fingerprint
 from veneer.adapters.frozen import frozen_layer, is_transposed
 from veneer.adapters.targets import ALL_LINEAR, Targeting, all_matching, matching
@@ -50,13 +51,15 @@ def to_files(adapter: "Adapter", facts: Mapping[str, Any]) -> AdapterFiles:
         "task_type": _task_type(adapter.model),
         "inference_mode": True,
     }
-    own = {
+    own: dict[str, Any] = {
         "format": FORMAT,
         "method": adapter.config.method,
         "scales": {p: d.scale for p, d in adapter.deltas.items() if isinstance(getattr(d, "scale", None), float)},
         "roles": dict(method.roles),
         "base": {"name": adapter.base, "fingerprint": base_fingerprint(adapter.model)},
     }
+    if (storage := storage_of(adapter.model)) is not None:
+        own["base"]["storage"] = storage.settings
     return AdapterFiles(config, tensors, {**own, **facts})
 
 
@@ -170,6 +173,14 @@ def _other_base(model: nn.Module, files: AdapterFiles, allowed: bool) -> list[st
     trained_on = base.get("fingerprint") if isinstance(base, dict) else None
     if trained_on is None or allowed or trained_on == base_fingerprint(model):
         return []
+    then, now = base.get("storage") if isinstance(base, dict) else None, storage_of(model)
+    try:
+        trained = base_storage(then) if isinstance(then, dict) else None
+    except ConfigError as error:
+        return [f"  its base was kept in a storage that is not known here: {error}"]
+    if trained != now:
+        kept = f"kept as {trained or DENSE}, those here are kept as {now or DENSE}"
+        return [f"  the base model's weights it was trained on were {kept} (--allow-other-base loads it all the same)"]
     return ["  the base model's weights are not those it was trained on (--allow-other-base loads it all the same)"]
 
 

@@ -28,20 +28,30 @@ def command(
     top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 for all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    storage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
+    ] = None,
+    allow_other_base: Annotated[
+        bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")
+    ] = False,
 ) -> None:
     """Talk with a model; /help shows what else can be typed. Example:
 
     veneer chat smollm2-135m-instruct --adapter sql=runs/sql/adapter --adapter math=runs/math/adapter
     """
     from veneer.adapters.attach import load_adapter
+    from veneer.adapters.base_storage import storage_for
+    from veneer.adapters.quantized import load_base
     from veneer.generate.conversation import Conversation, adapter_names
     from veneer.generate.dialog import sampler_of
-    from veneer.models.load import load_model
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
     folders = adapter_names(adapter or [])
-    loaded = load_model(model, dtype=dtype)
-    adapters = {name: load_adapter(loaded.model, folder).detach() for name, folder in folders.items()}
+    loaded = load_base(model, storage=storage_for([*folders.values()], storage), dtype=dtype)
+    adapters = {
+        name: load_adapter(loaded.model, folder, allow_other_base=allow_other_base).detach()
+        for name, folder in folders.items()
+    }
     talk = Conversation(loaded.model, loaded.tokenizer, adapters, sampler=sampler, max_new_tokens=max_tokens)
     talk.system = system
     if adapters:

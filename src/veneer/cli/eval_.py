@@ -30,6 +30,12 @@ def command(
     before: Annotated[bool, typer.Option(help="Measure without the adapter too.")] = True,
     predictions: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write every answer here.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    storage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
+    ] = None,
+    allow_other_base: Annotated[
+        bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on rows; with an adapter, before and after side by side.
@@ -47,7 +53,15 @@ def command(
     from veneer.evaluate.tasks import EvalSettings
 
     templates = {"prompt": prompt, "completion": completion, "text": text, "system": system, "format": format}
-    subject = subject_of(target, adapter=adapter, source=data, templates=templates, dtype=dtype)
+    subject = subject_of(
+        target,
+        adapter=adapter,
+        source=data,
+        templates=templates,
+        dtype=dtype,
+        storage=storage,
+        allow_other_base=allow_other_base,
+    )
     options = MetricOptions(ignore_case=ignore_case, positive=positive, database=database, seconds=seconds)
     names = tuple(n.strip() for given in metric or () for n in given.split(",") if n.strip())
     found = rows_of(subject, rows)

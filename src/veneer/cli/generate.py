@@ -23,6 +23,12 @@ def command(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")] = False,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
+    storage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
+    ] = None,
+    allow_other_base: Annotated[
+        bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the model's answer to a prompt, as it comes.
@@ -32,17 +38,19 @@ def command(
         veneer generate smollm2-135m-instruct --adapter runs/sql/adapter --prompt "How many customers are there?"
     """
     from veneer.adapters.attach import load_adapter
+    from veneer.adapters.base_storage import storage_for
+    from veneer.adapters.quantized import load_base
     from veneer.errors import DataError
     from veneer.generate.dialog import encode, sampler_of, speak
-    from veneer.models.load import load_model
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise DataError("the prompt is empty" + (": standard input held nothing" if prompt == "-" else ""))
-    loaded = load_model(model, dtype=dtype)
+    kept = storage_for([] if adapter is None else [adapter], storage)
+    loaded = load_base(model, storage=kept, dtype=dtype)
     if adapter is not None:
-        load_adapter(loaded.model, adapter)
+        load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
     tokens = encode(loaded.tokenizer, messages, raw=raw)
     begin = monotonic()

@@ -31,6 +31,9 @@ def command(
     dtype: Annotated[
         str, typer.Option(help="Of the written weights: keep (the base's own), float32, bfloat16 or float16.")
     ] = "keep",
+    storage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
+    ] = None,
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="Merge into a base it was not trained on.")
     ] = False,
@@ -38,21 +41,27 @@ def command(
 ) -> None:
     """Write MODEL with the adapter folded in as a folder that transformers loads, and check that it says the same.
 
-    Exit status 3 if it does not. Example:
+    An adapter that was trained on quantized weights is folded into those, dequantized. Exit status 3 if the written
+    model says something else. Example:
 
         veneer merge smollm2-135m-instruct --adapter runs/sql/adapter --into models/sql
     """
     from veneer.adapters.attach import load_adapter
+    from veneer.adapters.base_storage import storage_for
+    from veneer.adapters.quantized import load_base
     from veneer.evaluate.merged import merge_and_verify
     from veneer.merge.fold import refuse_taken
-    from veneer.models.load import compute_dtype, load_model
+    from veneer.models.load import compute_dtype
 
     if dtype not in DTYPES:
         raise ConfigError(
             f"--dtype {dtype}: there is no such dtype{did_you_mean(dtype, DTYPES)} Known: {', '.join(DTYPES)}."
         )
     refuse_taken(into, Path(model))
-    loaded = load_model(model, dtype="float32")  # so that what is compared is the fold, not the rounding of sums
+    kept = storage_for([adapter], storage)
+    loaded = load_base(
+        model, storage=kept, dtype="float32"
+    )  # so that what is compared is the fold, not the rounding of sums
     attached = load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
     templates = {"prompt": prompt, "completion": "", "text": None} if prompt is not None else {}
     prompts = _prompts(loaded, adapter, data, templates | ({"format": format} if format is not None else {}), rows)

@@ -16,6 +16,8 @@ TOKENIZERS = [
     ("spiece.model",),
 ]
 """Each row is one complete way to keep a tokenizer."""
+COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
+"""What a folder made from another takes over: configuration and tokenizer, not weights."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Safetensors files, one tensor at a time: listing reads only headers, reading and writing hold one tensor.
 
 A file is 8 bytes of header length, a JSON header (name -> dtype, shape, data_offsets), then the bytes of the tensors
-without gaps (https://github.com/huggingface/safetensors#format). Reading copies into ordinary memory, never mmap: a
-mapped file would count twice in the process's memory while weights are converted, and a file that is overwritten in
-place would change a model in use.
+without gaps (https://github.com/huggingface/safetensors#format). `read` copies into ordinary memory: a mapped file
+would count twice in the process's memory while weights are converted, and a file that is overwritten in place would
+change a model in use. `map` is for weights that are used as they lie on disk (quantized ones).
 """
 
 import json
@@ -70,6 +70,7 @@ class Tensors(Mapping[str, Entry]):
 
     def __init__(self, entries: dict[str, Entry], metadata: dict[str, str]) -> None:
         self._entries = entries
+        self._mapped: dict[Path, Tensor] = {}
         self.metadata = metadata
 
     def __getitem__(self, name: str) -> Entry:
@@ -91,6 +92,25 @@ class Tensors(Mapping[str, Entry]):
         if got != entry.nbytes:
             raise DiskError(f"{entry.file}: {name!r} has {got} of its {entry.nbytes} bytes; the file is cut short")
         return tensor
+
+    def map(self, name: str) -> Tensor:
+        """The tensor as it lies on disk, without a copy (with one where it lies at an odd address).
+
+        Writing to it changes this process's memory, never the file.  The file must not be overwritten in place.
+        """
+        entry = self._entries[name]
+        if entry.start % entry.dtype.itemsize or not entry.nbytes:
+            return self.read(name)
+        if entry.file not in self._mapped:
+            size = entry.file.stat().st_size
+            self._mapped[entry.file] = torch.from_file(str(entry.file), shared=False, size=size, dtype=torch.uint8)
+        part = self._mapped[entry.file][entry.start : entry.start + entry.nbytes]
+        return part.view(entry.dtype).view(entry.shape)
+
+    def without(self, names: Iterable[str]) -> "Tensors":
+        """All but these."""
+        gone = set(names)
+        return Tensors({name: entry for name, entry in self._entries.items() if name not in gone}, self.metadata)
 
 
 def open_tensors(path: Path) -> Tensors:
@@ -233,6 +253,7 @@ def write_model_tensors(
             if name not in home:
                 raise DiskError(f"{name!r} was not announced")
             writers[home[name]].write(name, tensor)
+            del tensor  # before the next one is made
     if len(shards) > 1:
         total = sum(nbytes(spec) for spec in specs.values())
         weight_map = {name: files[i] for name, i in home.items()}

@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from veneer.adapters.attach import load_adapter
+from veneer.adapters.base_storage import BaseStorage, storage_for
+from veneer.adapters.quantized import load_base
 from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row, read_rows
 from veneer.errors import ConfigError
 from veneer.evaluate.tasks import EvalSettings, Evaluation, Progress, evaluate, silent
-from veneer.models.load import load_model
 from veneer.train.recipe import load_recipe
 
 MAX_LENGTH = 1024
@@ -31,15 +32,26 @@ class Subject:
     """The rows to evaluate on."""
     max_length: int
     dtype: str
+    storage: BaseStorage | None = None
+    """How the model's weights are kept; None as its files have them."""
+    allow_other_base: bool = False
 
 
 def subject_of(
-    target: str, *, adapter: Path | None, source: str | None, templates: dict[str, Any], dtype: str = "auto"
+    target: str,
+    *,
+    adapter: Path | None,
+    source: str | None,
+    templates: dict[str, Any],
+    dtype: str = "auto",
+    storage: str | None = None,
+    allow_other_base: bool = False,
 ) -> Subject:
     """What `target`, a run's folder or a model, asks for.
 
     source      rows; for a run by default the recipe's data.eval
     templates   settings of DataSettings that outrank the recipe's (None: not given)
+    storage     how the model's weights are kept; by default as the adapter was trained
     Raises ConfigError for a run without adapter, or no rows named.
     """
     given = {key: value for key, value in templates.items() if value is not None}
@@ -54,12 +66,15 @@ def subject_of(
             raise ConfigError(f"the recipe of {run} names no data.eval; say which rows to evaluate on with --data FILE")
         data = _settings(recipe.data.model_dump(exclude_unset=True) | given)
         chosen = dtype if dtype != "auto" else recipe.train.dtype
-        return Subject(recipe.model, folder, data, rows, recipe.train.max_length, chosen)
+        kept = storage_for([folder], storage)
+        return Subject(recipe.model, folder, data, rows, recipe.train.max_length, chosen, kept, allow_other_base)
     if source is None:
         raise ConfigError(
             f"say which rows to evaluate on with --data FILE ({target} is no run with a recipe of its own)"
         )
-    return Subject(target, adapter, _settings({"train": source} | given), source, MAX_LENGTH, dtype)
+    kept = storage_for([] if adapter is None else [adapter], storage)
+    read = _settings({"train": source} | given)
+    return Subject(target, adapter, read, source, MAX_LENGTH, dtype, kept, allow_other_base)
 
 
 def _settings(values: dict[str, Any]) -> DataSettings:
@@ -90,8 +105,10 @@ def measure(
 
     Raises what loading the model, loading the adapter and evaluating raise.
     """
-    loaded = load_model(subject.model, dtype=subject.dtype)
-    adapter = load_adapter(loaded.model, subject.adapter) if subject.adapter is not None else None
+    loaded = load_base(subject.model, storage=subject.storage, dtype=subject.dtype)
+    adapter = None
+    if subject.adapter is not None:
+        adapter = load_adapter(loaded.model, subject.adapter, allow_other_base=subject.allow_other_base)
     renderer = Renderer(loaded.tokenizer, subject.data, subject.max_length)
 
     def one() -> Evaluation:

@@ -3,6 +3,9 @@
 Each weight is folded in float32 from the base on disk and rounded once, to the base's own dtype or the one asked for.
 Memory is one tensor, not one model. Tied weights are untied where the fold makes them differ: an adapter on the input
 embedding does not change the output head, nor the other way round.
+
+Where the model keeps weights quantized, the merged folder is dense and holds them dequantized, with the adapter folded
+into those: they are what the adapter was trained on. The base's own weights differ from them by the quantization error.
 """
 
 import json
@@ -16,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from veneer.adapters.attach import Adapter
-from veneer.adapters.frozen import is_transposed
+from veneer.adapters.frozen import dense_weight, is_transposed
+from veneer.adapters.quantized import packed_names
 from veneer.disk.atomic import replacing_folder
 from veneer.disk.tensors import Spec, Tensors, open_tensors, write_model_tensors
 from veneer.errors import ConfigError, ModelError, NotFoldable
 from veneer.methods.base import Delta
+from veneer.storage.layers import Stored
 
 COPIED = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*")
 """What a merged folder takes over from the base: configuration and tokenizer, not weights."""
@@ -58,13 +63,15 @@ def merge(
     """
     refuse_taken(into, base)
     _refuse_unfoldable(adapter)
-    stored = open_tensors(base)
+    tensors = open_tensors(base)
+    stored = tensors.without(n for names in packed_names(tensors).values() for n in names[1:])
+    kept = _kept(adapter.model, stored)
     plan, untied = _plan(adapter, stored)
-    specs = {name: _spec(stored, source.stored, dtype) for name, source in plan.items()}
+    specs = {name: _spec(stored, source.stored, dtype, kept) for name, source in plan.items()}
     with replacing_folder(into) as folder:
         _copy_rest(base, folder)
         _adjust_config(folder / "config.json", untied, dtype)
-        write_model_tensors(folder, specs, _folded(plan, stored, specs, progress))
+        write_model_tensors(folder, specs, _folded(plan, stored, specs, kept, progress))
     return sum(f.stat().st_size for f in into.iterdir())
 
 
@@ -140,26 +147,49 @@ def _tied(model: nn.Module) -> dict[str, list[str]]:
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Stored):
+            names.setdefault(id(module.storage), []).append(f"{path}.weight")
     return {name: group for group in names.values() if len(group) > 1 for name in group}
 
 
-def _spec(stored: Tensors, name: str, dtype: torch.dtype | None) -> Spec:
-    own = stored[name].dtype
-    return (dtype if dtype is not None and own.is_floating_point else own, stored[name].shape)
+def _kept(model: nn.Module, stored: Tensors) -> dict[str, Stored]:
+    """Name in the files -> the module that keeps this weight quantized."""
+    modules = ((path, m) for path, m in model.named_modules() if isinstance(m, Stored) and m.saved)
+    return {name: m for path, m in modules if (name := _stored_name(f"{path}.weight", stored, model)) is not None}
 
 
-@torch.no_grad()
+def _spec(stored: Tensors, name: str, dtype: torch.dtype | None, kept: Mapping[str, Stored]) -> Spec:
+    own, shape = stored[name].dtype, stored[name].shape
+    if name in kept and not own.is_floating_point:
+        o, d = kept[name].storage.shape
+        own, shape = kept[name].storage.dtype, (d, o) if getattr(kept[name], "transposed", False) else (o, d)
+    return (dtype if dtype is not None and own.is_floating_point else own, shape)
+
+
 def _folded(
-    plan: Mapping[str, Source], stored: Tensors, specs: Mapping[str, Spec], progress: Callable[[int, int], None]
+    plan: Mapping[str, Source],
+    stored: Tensors,
+    specs: Mapping[str, Spec],
+    kept: Mapping[str, Stored],
+    progress: Callable[[int, int], None],
 ) -> Iterator[tuple[str, Tensor]]:
     for done, (name, source) in enumerate(plan.items(), start=1):
-        tensor = stored.read(source.stored)
+        tensor = _dequantized(kept[source.stored]) if source.stored in kept else stored.read(source.stored)
         if source.delta is not None:
             tensor = _changed(tensor.float(), source, source.delta)
         yield name, tensor.to(specs[name][0]).contiguous()
+        del tensor  # before the next one is read
         progress(done, len(plan))
 
 
+def _dequantized(module: Stored) -> Tensor:
+    """The weight as a dense model has it, float32."""
+    w = dense_weight(module)
+    return w.T if is_transposed(module) else w
+
+
+@torch.no_grad()  # here, not on the generator: its wrapper would keep the last tensor while the next is made
 def _changed(tensor: Tensor, source: Source, delta: Delta) -> Tensor:
     """A stored weight or bias, float32, with its delta folded in."""
     if source.bias:
@@ -179,11 +209,12 @@ def _copy_rest(base: Path, folder: Path) -> None:
 
 
 def _adjust_config(file: Path, untied: bool, dtype: torch.dtype | None) -> None:
-    """Say in config.json what the fold has changed: weights that are no longer tied, and their dtype.
+    """Say in config.json what the fold has changed: weights that are tied or quantized no longer, and their dtype.
 
     transformers loads into the dtype that stands there, so a stale one would round the weights again.
     """
     config = json.loads(file.read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
     for part in (config, *(v for v in config.values() if isinstance(v, dict))):
         if untied and (part is config or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False

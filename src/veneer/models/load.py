@@ -2,7 +2,8 @@
 
 The model is built with its parameters on torch's meta device (its buffers, such as the rotary frequencies, are computed
 by its own constructors), then each weight is read, converted, handed to `place` and set. What `place` returns is kept,
-so another room can quantize a weight before the next one is read.
+so another room can put a weight elsewhere before the next one is read. `furnish` may put modules of its own into the
+empty model, with weights read from the files by its own means; this room knows nothing of quantized weights.
 """
 
 import re
@@ -22,10 +23,16 @@ from veneer.disk.tensors import Tensors, open_tensors
 from veneer.errors import ConfigError, ModelError, did_you_mean
 from veneer.models.sources import resolve
 
-__all__ = ["DTYPES", "Loaded", "Place", "compute_dtype", "load_model", "load_tokenizer", "resolve"]
+__all__ = ["DTYPES", "Furnish", "Loaded", "Place", "compute_dtype", "load_model", "load_tokenizer", "resolve"]
 
 Place = Callable[[str, Tensor], Tensor]
 """Parameter name and its tensor (on the CPU, already in the compute dtype) -> what the model keeps."""
+
+Furnish = Callable[[Any, Tensors], Tensors]
+"""The model without weights and its files -> what is left in the files for the model's own parameters.
+
+It may replace modules, and is called again on a whole model, with no files, where transformers had to load it.
+"""
 
 OLD_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
 """Buffers that older files hold and today's models compute."""
@@ -51,25 +58,32 @@ def load_model(
     *,
     dtype: str | torch.dtype = "auto",
     place: Place | None = None,
+    furnish: Furnish | None = None,
     device: str | torch.device = "cpu",
 ) -> Loaded:
     """Load `model` (an alias, a hub id, a folder or a .gguf file) with its tokenizer.
 
     dtype   "auto" (what this machine computes faster in), "float32", "bfloat16", "float16", or a torch dtype
     place   what becomes of each parameter; by default it is kept as it is
+    furnish puts other modules in the model before its parameters are read; without it, quantized files are refused
     Raises ModelError (not found, not complete, tensors missing or unexpected) and ConfigError (unknown dtype).
     """
     chosen = compute_dtype(dtype)
     folder = resolve(model)
     about = open_model_dir(folder)
     with _quiet():
-        built = _build(folder, chosen)
+        quantized = about.config.get("quantization_config") is not None
+        built = _build(folder, chosen, quantized=furnish is not None)
+        kind, tensors = type(built), open_tensors(folder)
         try:
-            _fill(built, open_tensors(folder), place or _keep, torch.device(device))
+            left = tensors if furnish is None else furnish(built, tensors)
+            _fill(built, left, place or _keep, torch.device(device))
         except ModelError:
-            if not _rearranged_by_transformers(built):
+            if quantized or not _rearranged_by_transformers(built):
                 raise
-            built = _through_transformers(type(built), folder, chosen, place or _keep, torch.device(device))
+            built = _through_transformers(kind, folder, chosen, place or _keep, torch.device(device))
+            if furnish is not None:
+                furnish(built, tensors.without(tensors))
         _set_generation(built, folder)
         tokenizer = load_tokenizer(about.path)
     built.eval().requires_grad_(False)
@@ -103,17 +117,23 @@ def _keep(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _build(folder: Path, dtype: torch.dtype) -> Any:
-    """The architecture of `folder`: parameters on the meta device, buffers real, random state untouched."""
+def _build(folder: Path, dtype: torch.dtype, *, quantized: bool) -> Any:
+    """The architecture of `folder`: parameters on the meta device, buffers real, random state untouched.
+
+    quantized    whether weights that are quantized by bitsandbytes may be asked for
+    """
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if (stored := getattr(config, "quantization_config", None)) is not None:
-            raise ModelError(
-                f"{folder} holds weights quantized by {dict(stored).get('quant_method', 'a method it does not name')}; "
-                "give the model they were made from, and let veneer quantize it"
-            )
+            by = dict(stored).get("quant_method", "a method it does not name")
+            if not quantized or by != "bitsandbytes":
+                raise ModelError(
+                    f"{folder} holds weights quantized by {by}; "
+                    "give the model they were made from, and let veneer quantize it"
+                )
+            del config.quantization_config  # the model is dense until somebody puts other modules in
         with _parameters_on_meta(), torch.random.fork_rng(devices=[]):
             model = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     except ModelError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from veneer.errors import ConfigError, ModelError, did_you_mean
@@ -105,7 +106,19 @@ def config_from(storage: str, settings: Mapping[str, Any]) -> StorageConfig:
     unknown = [f"storage {storage} has no setting {k!r}{did_you_mean(k, known)}" for k in settings if k not in known]
     if unknown:
         raise ConfigError("\n".join([*unknown, f"It has: {', '.join(known) or 'none'}."]))
-    return config(**settings)
+    try:
+        checked: StorageConfig = TypeAdapter(config).validate_python(dict(settings))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_wording(storage, e) for e in error.errors())) from None
+    return checked
+
+
+def _wording(storage: str, problem: Mapping[str, Any]) -> str:
+    """One of pydantic's findings as a line; what the settings themselves refused is in our words already."""
+    refusal = problem.get("ctx", {}).get("error")
+    if isinstance(refusal, ConfigError):
+        return str(refusal)
+    return f"{storage}: {problem['loc'][0]} is {problem['input']!r}: {problem['msg'].lower()}"
 
 
 def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Storage:

@@ -58,12 +58,14 @@ class Stored(nn.Module):
 
 
 class StoredLinear(Stored, nn.Linear):
-    """y = x W^T + bias, with W (O, D) in a storage."""
+    """y = x W^T + bias, with W (O, D) in a storage; `transposed` if it stands for a Conv1D, whose weight is (D, O)."""
 
-    def __init__(self, storage: Storage, bias: Tensor | None = None, *, saved: bool = True) -> None:
+    def __init__(
+        self, storage: Storage, bias: Tensor | None = None, *, saved: bool = True, transposed: bool = False
+    ) -> None:
         nn.Module.__init__(self)
         self.out_features, self.in_features = storage.shape
-        self.storage, self.saved = storage, saved
+        self.storage, self.saved, self.transposed = storage, saved, transposed
         self.register_parameter("weight", None)
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
@@ -71,7 +73,12 @@ class StoredLinear(Stored, nn.Linear):
     def of(cls, layer: nn.Linear | Conv1D, config: StorageConfig, name: str = "weight") -> Self:
         """The same layer with its weight kept as `config` says; a Conv1D's (D, O) is turned."""
         w = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        return cls(STORAGES[config.storage].of(w.contiguous(), config, name), layer.bias)
+        return cls.holding(STORAGES[config.storage].of(w.contiguous(), config, name), layer)
+
+    @classmethod
+    def holding(cls, kept: Storage, layer: nn.Linear | Conv1D) -> Self:
+        """The same layer with `kept` for its weight (O, D), which may be on the meta device."""
+        return cls(kept, layer.bias, transposed=isinstance(layer, Conv1D))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.storage.matmul(x)

@@ -27,6 +27,8 @@ SAME_MEANING = {
     "learning_rate": "optimizer.lr",
     "weight_decay": "optimizer.weight_decay",
     "loraplus_lr_ratio": "optimizer.lr_ratio",
+    "bnb_4bit_quant_type": "storage.name",
+    "bnb_4bit_use_double_quant": "storage.double_quant",
     "max_steps": "train.steps",
     "iters": "train.steps",
     "num_train_epochs": "train.epochs",
@@ -63,10 +65,14 @@ OTHER_MEANING = {
     "train_on_inputs": "prompts are never trained; to train on whole texts use rows with one `text` column",
     "bf16": "the compute dtype is measured; to choose it set train.dtype",
     "fp16": "float16 does not train here; set train.dtype to bfloat16 or float32",
+    "bnb_4bit_compute_dtype": "the compute dtype is measured; to choose it set train.dtype",
     "optim": "set optimizer.name",
     "scale": "veneer's scale is alpha / rank; set method.alpha to scale x rank",
 }
 
+
+SWITCHES = {"load_in_4bit": ("nf4", "fp4"), "load_in_8bit": ("int8",)}
+"""Names that are true or false -> the storages that they mean when true, the usual one first."""
 
 SECTIONS = ("storage", "method", "data", "optimizer", "train")
 SHORTHANDS = ("storage", "method", "optimizer")
@@ -87,11 +93,30 @@ def canonical(given: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
         if key in OTHER_MEANING:
             problems.append((str(key), f"{key}: {OTHER_MEANING[key]}"))
             continue
+        if key in SWITCHES:
+            continue
         for dotted, leaf in _leaves(own_name(key, value), value):
             before = put(recipe, dotted, leaf)
             if before is not None:
                 problems.append((str(key), f"{dotted} is given twice: {before}, and {repr_of(leaf)} as {key}"))
-    return recipe, problems
+    return recipe, [*problems, *_switched(recipe, given)]
+
+
+def _switched(recipe: dict[Any, Any], given: Mapping[Any, Any]) -> list[Problem]:
+    """Set the storage that a switch means, unless it is named elsewhere; what contradicts the switch."""
+    problems = []
+    for key, meant in SWITCHES.items():
+        if key not in given:
+            continue
+        storage = recipe.get("storage", {})
+        name = storage.get("name") if isinstance(storage, dict) else storage
+        if not isinstance(given[key], bool):
+            problems.append((key, f"{key} is {repr_of(given[key])}, true or false is needed"))
+        elif given[key] and name is None:
+            put(recipe, "storage.name", meant[0])
+        elif name is not None and given[key] != (name in meant):
+            problems.append((key, f"{key} is {str(given[key]).lower()}, but storage.name is {repr_of(name)}"))
+    return problems
 
 
 def own_name(key: Any, value: Any = "") -> Any:

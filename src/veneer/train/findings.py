@@ -10,11 +10,11 @@ from pydantic.fields import FieldInfo
 
 from veneer.errors import ConfigError, did_you_mean
 from veneer.train.aliases import SAME_MEANING, Problem
-from veneer.train.settings import MethodSettings, Recipe
+from veneer.train.settings import MethodSettings, Recipe, StorageSettings
 
 
 def keys() -> dict[str, str]:
-    """Every dotted key of a recipe with its one-line help; `method` has further ones of its own."""
+    """Every dotted key of a recipe with its one-line help; `method` and `storage` have further ones."""
     return {key: " ".join((field.description or "").split()) for key, field in fields(Recipe)}
 
 
@@ -62,6 +62,23 @@ def of_method(settings: Mapping[Any, Any]) -> list[Problem]:
     return []
 
 
+def of_storage(settings: Mapping[Any, Any]) -> list[Problem]:
+    """What the storage says of its own settings."""
+    from veneer.adapters.base_storage import base_storage  # not at import: brings torch
+
+    try:
+        base_storage(StorageSettings.model_validate(settings.get("storage", {})).model_dump())
+    except ValidationError:
+        return []  # said already
+    except ConfigError as error:
+        problems = []
+        for message in str(error).replace("\nIt has:", " It has:").split("\n"):
+            named = re.search(r"has no setting '([^']+)'|^\w+[.:] ?(\w+) is", message)
+            problems.append((f"storage.{(named[1] or named[2]) if named else 'name'}", message))
+        return problems
+    return []
+
+
 def of_types(error: ValidationError, known: set[str]) -> list[Problem]:
     """Pydantic's findings in a recipe's words."""
     problems = []
@@ -69,7 +86,8 @@ def of_types(error: ValidationError, known: set[str]) -> list[Problem]:
         key = _key(problem["loc"], known)
         if problem["type"] == "extra_forbidden":
             section, _, leaf = key.rpartition(".")
-            near = [k.removeprefix(f"{section}.") for k in [*keys(), *SAME_MEANING] if k.startswith(section)]
+            inside = f"{section}." if section else ""
+            near = [k.removeprefix(inside) for k in [*keys(), *SAME_MEANING] if k.startswith(inside)]
             message = f"there is no key {key}{did_you_mean(leaf, near)}"
         elif problem["type"] == "missing":
             message = f"{key} is missing: {keys().get(key, 'it has no default')}"

@@ -7,6 +7,8 @@ from math import ceil
 from typing import Any
 
 from veneer.adapters.attach import Adapter, attach
+from veneer.adapters.base_storage import base_storage
+from veneer.adapters.quantized import load_base
 from veneer.adapters.targets import Targeting
 from veneer.data.example import Example
 from veneer.data.pack import plan_batches
@@ -14,7 +16,7 @@ from veneer.data.render import Renderer, RenderReport
 from veneer.data.sources import read_rows
 from veneer.errors import ConfigError
 from veneer.methods.base import config_from
-from veneer.models.load import compute_dtype, load_model
+from veneer.models.load import compute_dtype
 from veneer.train.settings import MethodSettings, Recipe, TrainSettings
 
 Plan = list[list[list[int]]]
@@ -43,7 +45,8 @@ def prepare(recipe: Recipe, say: Progress = lambda _: None) -> Job:
     say    is told what happens now
     """
     say(f"loading {recipe.model}")
-    loaded = load_model(recipe.model, dtype=recipe.train.dtype)
+    storage = base_storage(recipe.storage.model_dump())
+    loaded = load_base(recipe.model, storage=storage, dtype=recipe.train.dtype, say=say)
     say(f"reading {recipe.data.train}")
     renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     rendered = renderer.render_all(read_rows(recipe.data.train, split=recipe.data.split, limit=recipe.data.rows))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from veneer.errors import ConfigError, did_you_mean
 from veneer.train.aliases import OTHER_MEANING, SAME_MEANING, SHORTHANDS, canonical, own_name, put
-from veneer.train.findings import fields, keys, of_method, of_types, takes, truths
+from veneer.train.findings import fields, keys, of_method, of_storage, of_types, takes, truths
 from veneer.train.settings import Recipe
 from veneer.train.yaml_text import read_tree, read_value, write_tree
 
@@ -51,7 +51,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
             problems.append(f"{flag!r} is no flag; recipe keys are given like --train.steps 50")
         elif not given and (not rest or rest[0].startswith("--")):
             problems.append(f"--{key} needs a value, like --{key} VALUE")
-        elif key not in known and not key.startswith("method."):
+        elif key not in known and not key.startswith(("method.", "storage.")):
             problems.append(f"there is no key --{key}{did_you_mean(key, known)} `veneer train --help` lists all keys.")
             rest = rest if given else rest[1:]
         else:
@@ -109,7 +109,7 @@ def _checked(tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, 
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:
         problems += of_types(error, {*places, *keys()})
-    problems += of_method(settings)
+    problems += [*of_method(settings), *of_storage(settings)]
     if problems:
         known = dict.fromkeys(f"{_place(key, places) or where}: {message}" for key, message in problems)
         raise ConfigError("\n".join(known))

@@ -16,11 +16,17 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class StorageSettings(Section):
-    """How the frozen weights are kept."""
+class StorageSettings(BaseModel):
+    """How the frozen weights are kept: the storage's name, its own settings (`veneer list storages`), and where."""
 
-    name: Literal["dense"] = "dense"
-    """dense: as they are loaded."""
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "dense"
+    """dense (as the files have them), nf4, fp4 or int8."""
+    head: bool = False
+    """Keep the output head in it too."""
+    embeddings: bool = False
+    """Keep the input embedding in it too, with the head where both are one weight."""
 
 
 class MethodSettings(BaseModel):

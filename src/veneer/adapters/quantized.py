@@ -1,0 +1,296 @@
+"""Load a base model with its weights kept in a storage: quantized as they are read, or as a folder holds them.
+
+Quantizing reads one weight at a time, in its file's own number type, so that the codes do not depend on what a machine
+computes in; peak memory is the quantized model and one tensor. What was quantized is written once into veneer's cache,
+under a hash of the base's files and the settings, and mapped from there by the next start, without a copy.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from veneer.adapters.base_storage import BaseStorage, config_of
+from veneer.adapters.quantized_dir import cache_folder, is_quantized, write_quantized
+from veneer.adapters.targets import output_head
+from veneer.disk.tensors import Tensors
+from veneer.errors import ConfigError, DiskError, ModelError
+from veneer.models.load import Loaded, load_model, resolve
+from veneer.storage import STORAGES, Storage, from_tensors
+from veneer.storage.layers import StoredEmbedding, StoredLinear, store_
+
+Progress = Callable[[int, int], None]
+Seen = Callable[[str, Tensor, Storage], None]
+
+
+def load_base(
+    model: str | Path,
+    *,
+    storage: BaseStorage | None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+) -> Loaded:
+    """Load `model` as `veneer.models.load.load_model` does, its linear layers kept in `storage`.
+
+    storage   None leaves every weight as the files have it.  A folder that is quantized already stays as it is; asking
+              for another storage than its own is an error
+    say       is told what takes a while
+    Raises ModelError and ConfigError, as load_model and the storage do, with every weight that cannot be used.
+    """
+    folder = resolve(model)
+    if storage is None or is_quantized(folder):
+        furnisher = Furnisher(storage)
+        loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
+        return replace(_moved(loaded, device), name=str(model))
+    cached = cache_folder(folder, storage)
+    loaded_ = _from_cache(cached, storage, dtype, device, say)
+    if loaded_ is None:
+        say(f"quantizing {model} to {storage} (once)")
+        furnisher = Furnisher(storage)
+        loaded_ = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
+        if furnisher.homes:
+            try:
+                write_quantized(folder, cached, furnisher)
+            except DiskError as error:
+                say(f"the quantized weights are not kept for the next start: {error}")
+    return replace(_moved(loaded_, device), name=str(model), path=folder)
+
+
+def _from_cache(
+    cached: Path, storage: BaseStorage, dtype: str | torch.dtype, device: str | torch.device, say: Callable[[str], None]
+) -> Loaded | None:
+    if not cached.is_dir():
+        return None
+    try:
+        return load_model(cached, dtype=dtype, furnish=Furnisher(storage), device=device)
+    except (ModelError, DiskError) as error:
+        say(f"the quantized weights in {cached} are damaged and made anew: {str(error).splitlines()[0]}")
+        return None
+
+
+def _moved(loaded: Loaded, device: str | torch.device) -> Loaded:
+    for module in loaded.model.modules():
+        if isinstance(module, Storage):
+            module.to(device)
+    return loaded
+
+
+class Furnisher:
+    """Puts stored layers into a model without weights: those its files hold quantized, else those to quantize now.
+
+    storage    None only takes what is quantized in the files
+    seen       is shown each weight (O, D) and what it was quantized to
+    progress   is told how many weights of how many are done
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage | None,
+        *,
+        seen: Seen = lambda path, w, kept: None,
+        progress: Progress = lambda done, total: None,
+    ) -> None:
+        self.storage, self._seen, self._progress = storage, seen, progress
+        self.kept: dict[str, Storage] = {}
+        """By module path."""
+        self.homes: dict[str, str] = {}
+        """Module path -> its weight's name in the files; empty where transformers had to rearrange them."""
+        self.dense: list[str] = []
+        """Linear layers that stay dense."""
+        self.copies: list[str] = []
+        """Names in the files of a head whose weight is that of a stored embedding."""
+
+    def __call__(self, model: Any, tensors: Tensors) -> Tensors:
+        if not tensors:
+            return self._on_a_whole_model(model, tensors)
+        packed = packed_names(tensors)
+        every = _layers(model)
+        if packed:
+            homes = {path: home for path in every if (home := stored_name(model, f"{path}.weight", packed))}
+            used = self._read(homes, packed, tensors, every)
+        else:
+            targets = self._targets(model, tensors)
+            homes = {path: home for path in targets if (home := _fitting(model, tensors, path))}
+            used = self._quantize(homes, tensors, every)
+        self.copies = _install(model, self.kept, tensors)
+        self.homes = homes
+        self.dense = [p for p, m in every.items() if p not in self.kept and not isinstance(m, nn.Embedding)]
+        return tensors.without([*used, *self.copies])
+
+    def _on_a_whole_model(self, model: Any, tensors: Tensors) -> Tensors:
+        self.kept, self.homes = {}, {}
+        if self.storage is not None:
+            store_(model, self.storage.config, self._targets(model, tensors))
+        return tensors
+
+    def _targets(self, model: Any, tensors: Tensors) -> list[str]:
+        """Paths of the layers to quantize.  Raises ConfigError where the choice does not fit the model."""
+        if self.storage is None:
+            return []
+        head, embedding = output_head(model), _input_embedding(model)
+        tied = _tied(model, tensors)
+        if tied and self.storage.head and not self.storage.embeddings:
+            raise ConfigError(
+                "storage.head is true, but this model's output head is its input embedding; set storage.embeddings "
+                "to keep both quantized, or neither"
+            )
+        left = {head} if tied or not self.storage.head else set()
+        if not self.storage.embeddings:
+            left.add(embedding)
+        elif tied and not tensors:  # store_ lets a head go along with its embedding, as _install does
+            left = set()
+        return [path for path in _layers(model) if path not in left and not _stays_wide(model, path)]
+
+    def _quantize(self, homes: dict[str, str], tensors: Tensors, layers: dict[str, nn.Module]) -> list[str]:
+        problems = []
+        for done, (path, home) in enumerate(homes.items(), start=1):
+            assert self.storage is not None
+            w = tensors.read(home)
+            w = w.T.contiguous() if isinstance(layers[path], Conv1D) else w
+            try:
+                self.kept[path] = STORAGES[self.storage.config.storage].of(w, self.storage.config, home)
+            except ModelError as error:
+                problems.append(str(error))
+                continue
+            self._seen(path, w, self.kept[path])
+            self._progress(done, len(homes))
+        if problems:
+            raise ModelError("\n".join([f"{len(problems)} weights cannot be quantized:", *_listed(problems)]))
+        return list(homes.values())
+
+    def _read(
+        self, homes: dict[str, str], packed: dict[str, list[str]], tensors: Tensors, layers: dict[str, nn.Module]
+    ) -> list[str]:
+        problems = []
+        for path, home in homes.items():
+            try:
+                kept = from_tensors({name: tensors.map(name) for name in packed[home]}, home)
+            except ModelError as error:
+                problems.append(str(error).removesuffix("\nNothing was loaded."))
+                continue
+            wanted, asked = _shape(layers[path]), self.storage.config if self.storage is not None else None
+            if kept.shape != wanted:
+                problems.append(f"{home}: {kept.shape} in the files, {wanted} in the model")
+            elif asked is not None and config_of(kept) != asked:
+                problems.append(f"{home} is kept as {_named(config_of(kept))} already, asked for is {_named(asked)}")
+            self.kept[path] = kept
+        if problems:
+            raise ModelError(
+                "\n".join(["these quantized weights cannot be used:", *_listed(problems), "Nothing was loaded."])
+            )
+        return [name for home in homes.values() for name in packed[home]]
+
+
+def stored_name(model: Any, name: str, names: Any) -> str | None:
+    """The name in the files of a parameter of the model; the base model's prefix may be there or not."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in names), None)
+
+
+def packed_names(tensors: Tensors) -> dict[str, list[str]]:
+    """Weights that the files hold quantized -> the names of all their tensors, those that are there."""
+    found: dict[str, list[str]] = {}
+    for name, entry in tensors.items():
+        inner, at, _ = name.partition(".weight.")
+        module, _, leaf = name.rpartition(".")
+        if at:
+            found.setdefault(f"{inner}.weight", []).append(name)
+        elif leaf in ("SCB", "weight_format"):
+            found.setdefault(f"{module}.weight", []).append(name)
+        elif leaf == "weight" and not entry.dtype.is_floating_point:
+            found.setdefault(name, [])
+    for home, names in found.items():
+        if home in tensors:
+            names.insert(0, home)
+    return found
+
+
+def _layers(model: Any) -> dict[str, nn.Module]:
+    """Layers that can be kept in a storage: linear ones as they come from torch, Conv1D, and the input embedding."""
+    embedding = _input_embedding(model)
+    return {
+        path: m
+        for path, m in model.named_modules()
+        if type(m) is nn.Linear or isinstance(m, Conv1D) or (path == embedding and isinstance(m, nn.Embedding))
+    }
+
+
+def _input_embedding(model: Any) -> str | None:
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return next((str(path) for path, m in model.named_modules() if m is embedding), None)
+
+
+def _tied(model: Any, tensors: Tensors) -> bool:
+    """Whether the output head's weight is the input embedding's, in the model and in the files."""
+    head, embedding = output_head(model), _input_embedding(model)
+    if head is None or embedding is None:
+        return False
+    if model.get_submodule(head).weight is not model.get_submodule(embedding).weight:
+        return False
+    names = [stored_name(model, f"{path}.weight", tensors) for path in (head, embedding)]
+    if names[0] is None or names[1] is None:
+        return True
+    one, other = tensors[names[0]], tensors[names[1]]
+    if (one.dtype, one.shape) != (other.dtype, other.shape):  # a quantized embedding: a head written beside it differs
+        return False
+    return torch.equal(tensors.read(names[0]), tensors.read(names[1]))
+
+
+def _stays_wide(model: Any, path: str) -> bool:
+    """Whether transformers keeps this layer in float32, quantized or not."""
+    names = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())}
+    return any(part in names for part in path.split("."))
+
+
+def _fitting(model: Any, tensors: Tensors, path: str) -> str | None:
+    """A weight's name in the files; None if it is missing or of another shape, which loading the rest reports."""
+    home = stored_name(model, f"{path}.weight", tensors)
+    shape = tuple(model.get_submodule(path).weight.shape)
+    return home if home is not None and tensors[home].shape == shape else None
+
+
+def _shape(layer: nn.Module) -> tuple[int, int]:
+    """O and D; V and D for an embedding."""
+    a, b = layer.get_parameter("weight").shape
+    return (b, a) if isinstance(layer, Conv1D) else (a, b)
+
+
+def _install(model: Any, kept: dict[str, Storage], tensors: Tensors) -> list[str]:
+    """Put a layer around each storage into the model; returns names in the files of a head that went along."""
+    head, embedding = output_head(model), _input_embedding(model)
+    copies = []
+    if embedding in kept and head is not None and head not in kept and _tied(model, tensors):
+        copies = [name for name in [stored_name(model, f"{head}.weight", tensors)] if name is not None]
+        _put(model, head, StoredLinear(kept[str(embedding)], model.get_submodule(head).bias, saved=False))
+    for path, storage in kept.items():
+        layer = model.get_submodule(path)
+        if isinstance(layer, nn.Embedding):
+            _put(model, path, StoredEmbedding.holding(storage, layer, f"{path}.weight"))
+        else:
+            _put(model, path, StoredLinear.holding(storage, layer))
+    return copies
+
+
+def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    layer.train(model.training)
+    setattr(model.get_submodule(parent), leaf, layer)
+
+
+def _listed(problems: list[str], most: int = 8) -> Iterator[str]:
+    for problem in problems[:most]:
+        yield from (f"  {line}" for line in problem.splitlines())
+    if len(problems) > most:
+        yield f"  ... and {len(problems) - most} more"
+
+
+def _named(config: Any) -> str:
+    return str(BaseStorage(config=config))

@@ -1,0 +1,118 @@
+"""Write a model with its linear layers in 4 or 8 bits, as a folder that transformers loads too."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.units import format_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from veneer.storage import Storage
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist yet.")],
+    storage: Annotated[str, typer.Option(metavar="nf4|fp4|int8", help="How weights are kept.")] = "nf4",
+    block: Annotated[int | None, typer.Option(help="4-bit: weights that share one absmax, 32 to 4096.")] = None,
+    no_double_quant: Annotated[
+        bool, typer.Option("--no-double-quant", help="4-bit: keep absmax in 32 bits, not in 8.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model into a folder that veneer maps, and that transformers loads with bitsandbytes.
+
+    All linear layers but the output head are quantized; embeddings and norms are copied. Example:
+
+        veneer quantize smollm2-135m-instruct --to models/smollm2-nf4
+    """
+    from veneer.adapters.base_storage import DENSE, base_storage
+    from veneer.adapters.quantized import Furnisher
+    from veneer.adapters.quantized_dir import is_quantized, write_quantized
+    from veneer.errors import ConfigError, ModelError
+    from veneer.models.load import load_model, resolve
+
+    settings: dict[str, Any] = {"name": storage} | ({"block": block} if block is not None else {})
+    kept = base_storage(settings | ({"double_quant": False} if no_double_quant else {}))
+    if kept is None:
+        raise ConfigError(f"--storage {DENSE} quantizes nothing; choose nf4, fp4 or int8")
+    if to.exists() or to.is_symlink():
+        raise ConfigError(f"{to} exists already; write into a new folder, or remove that one")
+    folder = resolve(model)
+    if is_quantized(folder):
+        raise ConfigError(f"{model} is quantized already; give the model it was made from")
+    errors = Errors()
+    with ExitStack() as shown:
+        made = Furnisher(kept, seen=errors, progress=_bar("quantizing weights", shown))
+        load_model(folder, dtype="bfloat16", furnish=made)  # of the rest, which is copied from the files
+    if not made.homes:
+        raise ModelError(f"{model} keeps its weights in another arrangement than its files; it cannot be written so")
+    with ExitStack() as shown:
+        size = write_quantized(folder, to, made, _bar("writing tensors", shown))
+    result = {"folder": str(to), "storage": kept.settings, "bytes": size, **errors.figures()}
+    if as_json:
+        emit_json(result)
+        return
+    stdout.print(f"{to}: {format_bytes(size)}, {kept}", markup=False, soft_wrap=True)
+    stdout.print(errors.text(), markup=False, soft_wrap=True)
+
+
+def _bar(what: str, shown: ExitStack) -> Callable[[int, int], None]:
+    """A progress bar that begins when the total is known, and ends with the block that `shown` belongs to."""
+    from veneer.data.progress import showing
+
+    advance: list[Callable[[int], None]] = []
+
+    def tell(done: int, total: int) -> None:
+        if not advance:
+            advance.append(shown.enter_context(showing(what, total, stderr)))
+        advance[0](1)
+
+    return tell
+
+
+class Errors:
+    """Listens to what is quantized: sizes, and how far the weights moved."""
+
+    def __init__(self) -> None:
+        self.weights = self.nbytes = 0
+        self._difference = self._size = 0.0
+        self._layers: dict[str, float] = {}
+
+    def __call__(self, path: str, w: "Tensor", kept: "Storage") -> None:
+        dense = w.float()
+        difference = float((kept.dense(dense.dtype) - dense).square().sum(dtype=dense.double().dtype))
+        size = float(dense.square().sum())
+        self.weights += w.numel()
+        self.nbytes += kept.nbytes
+        self._difference += difference
+        self._size += size
+        self._layers[path] = (difference / size) ** 0.5 if size else 0.0
+
+    def figures(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        worst = max(self._layers, key=lambda path: self._layers[path])
+        return {
+            "layers": len(self._layers),
+            "weights": self.weights,
+            "weight_bytes": self.nbytes,
+            "bits_per_weight": 8 * self.nbytes / self.weights,
+            "relative_error": (self._difference / self._size) ** 0.5 if self._size else 0.0,
+            "worst_layer": worst,
+            "worst_relative_error": self._layers[worst],
+        }
+
+    def text(self) -> str:
+        """The same for people."""
+        f = self.figures()
+        return (
+            f"{f['layers']} layers, {f['weights']:,} weights in {format_bytes(f['weight_bytes'])}: "
+            f"{f['bits_per_weight']:.3f} bits a weight\n"
+            f"relative error {f['relative_error']:.4f}, at worst {f['worst_relative_error']:.4f} in {f['worst_layer']}"
+        )
