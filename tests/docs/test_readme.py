@@ -1,0 +1,107 @@
+"""What the README shows runs, in its order; what it claims of methods is what the registry has."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import ROOT, Block, blocks, run_shell
+from veneer.disk.adapter_dir import read_adapter
+from veneer.methods import METHODS
+
+README = ROOT / "README.md"
+
+
+@pytest.mark.usefixtures("rows")
+def test_every_block_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = []
+    for block in blocks(README):
+        run(block, workplace)
+        ran.append(block.language)
+    assert {"sh", "yaml", "python"} == set(ran)
+    assert read_adapter(workplace / "runs/sql/adapter").facts["recipe"]["optimizer"]["lr_ratio"] == 4
+    assert read_adapter(workplace / "runs/python/adapter").facts["recipe"]["optimizer"]["lr"] == 5e-4
+    assert (workplace / "models/sql/model.safetensors").is_file()
+    assert "exact_match" in capsys.readouterr().out, "veneer eval showed no table"
+
+
+def run(block: Block, folder: Path) -> None:
+    """YAML is written to the file that its first line names; Python is executed; shell lines are run."""
+    if block.language == "yaml":
+        name = block.text.partition("\n")[0].removeprefix("# ")
+        assert name.endswith(".yaml"), f"README.md:{block.line}: the first line should be a comment with a file's name"
+        (folder / name).write_text(block.text, encoding="utf-8")
+    elif block.language == "python":
+        exec(compile(block.text, f"README.md:{block.line}", "exec"), {"__name__": "readme"})
+    else:
+        assert block.language == "sh", f"README.md:{block.line}: no test runs blocks of {block.language!r}"
+        run_shell(block)
+
+
+def test_a_wrong_command_would_be_seen() -> None:
+    for line in ("make demos", "veneer trian recipe.yaml", "pip install veneer"):
+        with pytest.raises(AssertionError):
+            run_shell(Block("sh", line + "\n", 1))
+
+
+def test_it_is_short_and_says_early_how_to_begin() -> None:
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert next(n for n, line in enumerate(lines, start=1) if line.startswith("make ")) <= 15
+    recipe, python = (next(b.text.splitlines() for b in blocks(README) if b.language == x) for x in ("yaml", "python"))
+    assert len(recipe) <= 12 and len(python) <= 10
+
+
+def test_the_table_is_the_registry() -> None:
+    text = README.read_text(encoding="utf-8")
+    table = text[text.index("| method |") : text.index("Besides:")]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.M) == list(METHODS)
+
+
+SPECIAL: dict[str, dict[str, object]] = {
+    "bottleneck": {"targets": ["mlp"]},
+    "bitfit": {"targets": ["q_proj"]},
+    "mora": {"rank": 4},
+}
+"""Settings for methods whose defaults do not fit a tiny model."""
+FROM_PYTHON_ONLY = ("eva",)
+
+
+@pytest.fixture(scope="module")
+def biased(made_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose attention has biases, for methods that train these."""
+    return made_model(tmp_path_factory.mktemp("models") / "biased", attention_bias=True)
+
+
+@pytest.mark.usefixtures("rows", "workplace")
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in FROM_PYTHON_ONLY])
+def test_every_method_of_the_table_trains_from_a_recipe(method: str, biased: Path) -> None:
+    from veneer import load_adapter, load_model, recipe_from, train_adapter
+
+    tree = {
+        "model": str(biased),
+        "method": {"name": method, **SPECIAL.get(method, {})},
+        "data": {"train": "train.jsonl", "prompt": "{question}", "completion": "{sql}"},
+        "optimizer": {"lr": 0.01},
+        "train": {"steps": 3, "tokens_per_step": 256, "dtype": "float32"},
+        "run": "run",
+    }
+    outcome, _ = train_adapter(recipe_from(tree))
+    load_adapter(load_model(biased, dtype="float32").model, outcome.adapter)  # raises if it changes nothing
+    assert outcome.steps == 3
+    assert json.loads((Path(outcome.adapter) / "veneer.json").read_text())["method"] == method
+
+
+@pytest.mark.usefixtures("rows", "workplace")
+@pytest.mark.parametrize("method", FROM_PYTHON_ONLY)
+def test_what_the_readme_excepts_is_refused_by_a_recipe(method: str, tiny_model: Path) -> None:
+    from veneer import recipe_from, train_adapter
+    from veneer.errors import ConfigError
+
+    assert f"`{method}` starts from data" in README.read_text(encoding="utf-8")
+    data = {"train": "train.jsonl", "prompt": "question", "completion": "sql"}
+    tree = {"model": str(tiny_model), "method": method, "data": data, "run": "run"}
+    with pytest.raises(ConfigError, match="give `look`"):
+        train_adapter(recipe_from(tree))

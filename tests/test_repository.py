@@ -1,0 +1,59 @@
+"""The files around the code: versions, targets, and what CI runs."""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PINS = {
+    str(canonicalize_name(r.name)): next(iter(r.specifier)).version
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+    for r in [Requirement(line)]
+}
+INSTALLED_BY_SETUP = ("data", "metrics", "test", "dev")
+ASKED = [
+    requirement
+    for requirement in map(
+        Requirement,
+        [*PROJECT["dependencies"], *(r for e in INSTALLED_BY_SETUP for r in PROJECT["optional-dependencies"][e])],
+    )
+    if requirement.name != "veneer"
+]
+
+
+@pytest.mark.parametrize("requirement", ASKED, ids=str)
+def test_every_dependency_is_pinned_within_its_range(requirement: Requirement) -> None:
+    pin = PINS.get(canonicalize_name(requirement.name))
+    assert pin is not None, f"constraints.txt has no {requirement.name}"
+    assert requirement.specifier.contains(pin, prereleases=True), f"{requirement} is pinned to {pin}"
+
+
+def test_pins_are_exact_sorted_and_of_every_platform() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
+    assert lines == sorted(lines) and len(lines) == len(PINS)
+    assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9][\w.]*", line) for line in lines), "no +cpu, no ranges"
+
+
+def test_make_has_its_targets_and_each_sets_itself_up() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in ("setup", "demo", "test", "check", "bench", "docs"):
+        assert re.search(rf"^{target}: \$\(STAMP\)$", makefile, re.M), f"{target} should depend on the stamp"
+
+
+def test_ci_runs_what_a_contributor_runs() -> None:
+    script = ROOT / ".ci" / "run"
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert os.access(script, os.X_OK) and "set -euo pipefail" in lines
+    assert [line for line in lines if line.startswith("make ")] == ["make check", "make test"]
+
+
+def test_the_license_is_the_one_named() -> None:
+    assert PROJECT["license"] == "Apache-2.0"
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").split()[:4] == ["Apache", "License", "Version", "2.0,"]
