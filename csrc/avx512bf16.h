@@ -26,8 +26,11 @@ struct Planes {
 
 VN_FN inline void make_planes(const float *levels, Planes &planes) {
     alignas(64) uint8_t bytes[4][256];
-    for (int i = 0; i < 256; i++)
-        for (int p = 0; p < 4; p++) bytes[p][i] = uint8_t(bits_of(levels[i]) >> (8 * p));
+    for (int i = 0; i < 256; i += 16)
+        for (int p = 0; p < 4; p++) {
+            const I byte = _mm512_srl_epi32(loadu(levels + i), _mm_cvtsi32_si128(8 * p));
+            _mm_store_si128(reinterpret_cast<__m128i *>(bytes[p] + i), _mm512_cvtepi32_epi8(byte));
+        }
     for (int p = 0; p < 4; p++)
         for (int q = 0; q < 4; q++) planes.plane[p][q] = loadu(bytes[p] + 64 * q);
 }
@@ -243,77 +246,106 @@ struct Product {
 // One row of x (D) -> chunks of 128 as four vectors of 32: vector s holds, at j, what meets nibble s of word j of the
 // codes: 4 j + 1, 4 j, 4 j + 3, 4 j + 2.  Zeros beyond D.
 VN_FN inline void permute_x(const uint16_t *x, int64_t d, uint16_t *to) {
-    static const int within[4] = {1, 0, 3, 2};
-    for (int64_t k = 0; k < d; k += 128, to += 128)
-        for (int s = 0; s < 4; s++)
-            for (int64_t j = 0; j < 32; j++) {
-                const int64_t at = k + 4 * j + within[s];
-                to[32 * s + j] = at < d ? x[at] : uint16_t(0);
-            }
+    static const uint16_t within[4] = {1, 0, 3, 2};
+    alignas(64) uint16_t each_fourth[32];  // in two vectors of 32: 16 of them
+    for (int j = 0; j < 32; j++) each_fourth[j] = uint16_t(4 * (j % 16));
+    const I index = loadu(each_fourth);
+    for (int64_t k = 0; k < d; k += 128, to += 128) {
+        I part[4];
+        for (int i = 0; i < 4; i++) {
+            const int64_t left = d - k - 32 * i;
+            const __mmask32 there = left >= 32 ? ~0u : left > 0 ? (1u << left) - 1 : 0;
+            part[i] = _mm512_maskz_loadu_epi16(there, x + k + 32 * i);
+        }
+        for (int s = 0; s < 4; s++) {
+            const I at = _mm512_add_epi16(index, _mm512_set1_epi16(int16_t(within[s])));
+            const I low = _mm512_permutex2var_epi16(part[0], at, part[1]);
+            const I high = _mm512_permutex2var_epi16(part[2], at, part[3]);
+            _mm512_storeu_si512(to + 32 * s, _mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1));
+        }
+    }
 }
 
-// A chunk of 128 weights: its two or four blocks' values and its 64 bytes of codes.
-template <bool SMALL> struct Chunk {
-    I table, table2, codes;  // table2: the third and fourth block of 32, if SMALL
+// Where a row of W stands, and what the chunks of it need.
+struct Row {
+    const uint8_t *codes;
+    const float *absmax;
 };
 
-template <bool SMALL>
-VN_FN VN_INLINE Chunk<SMALL> load_chunk(const uint8_t *codes, __mmask64 there, const float *absmax, int shift, int64_t k,
-                                        int64_t d, F levels) {
-    Chunk<SMALL> c;
-    const int64_t last = (d - 1) >> shift;  // beyond D the codes are 0 and x is 0: any finite absmax will do
-    F v[4];
-    for (int i = 0; i < 4; i += SMALL ? 1 : 2)
-        v[i] = _mm512_mul_ps(levels, _mm512_set1_ps(absmax[least((k + 32 * i) >> shift, last)]));
-    c.table = to_bf16(v[0], SMALL ? v[1] : v[2]);
-    if (SMALL) c.table2 = to_bf16(v[2], v[3]);
-    c.codes = _mm512_maskz_loadu_epi8(there, codes);
-    return c;
+// A chunk of 128 weights: the values of its blocks and its 64 bytes of codes.  G is 32, 64, or 128 for that and more.
+template <int G> struct Chunk {
+    I table, table2, codes;  // table2: the third and fourth block of 32
+};
+
+// Chunk c of a row of D weights; the last one may be short: its codes are then filled with 0, whose x is 0.
+template <int G, bool SHORT>
+VN_FN VN_INLINE Chunk<G> load_chunk(const Row &row, int64_t c, int shift, int64_t d, F levels) {
+    constexpr int BLOCKS = G == 32 ? 4 : G == 64 ? 2 : 1;
+    Chunk<G> chunk;
+    F v[BLOCKS];
+    for (int b = 0; b < BLOCKS; b++) {
+        int64_t at = G == 128 ? (c * 128) >> shift : c * BLOCKS + b;
+        if (SHORT) at = least(at, (d - 1) >> shift);
+        v[b] = _mm512_mul_ps(levels, _mm512_set1_ps(row.absmax[at]));
+    }
+    chunk.table = BLOCKS == 1 ? _mm512_broadcast_i64x4(to_bf16(v[0])) : to_bf16(v[0], v[BLOCKS > 1 ? 1 : 0]);
+    if (BLOCKS == 4) chunk.table2 = to_bf16(v[BLOCKS - 2], v[BLOCKS - 1]);
+    const int64_t left = (d - c * 128) / 2;
+    chunk.codes = SHORT ? _mm512_maskz_loadu_epi8((1ull << left) - 1, row.codes + c * 64) : loadu(row.codes + c * 64);
+    return chunk;
 }
 
-// The 32 weights that nibble s of each word stands for.
-template <bool SMALL, int S> VN_FN VN_INLINE I nibble(const Chunk<SMALL> &c, I block_of_word) {
+// The 32 weights that nibble S of each word stands for.
+template <int G, int S> VN_FN VN_INLINE I nibble(const Chunk<G> &c, I block_of_word) {
     const I shifted = S ? _mm512_srli_epi16(c.codes, 4 * S) : c.codes;
     const I index = _mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(15), block_of_word, 0xea);  // (a & b) | c
-    if (SMALL) return _mm512_permutex2var_epi16(c.table, index, c.table2);
+    if (G == 32) return _mm512_permutex2var_epi16(c.table, index, c.table2);
     return _mm512_permutexvar_epi16(index, c.table);
 }
 
+// One chunk of R rows of W against N rows of permuted x, added to sums (R, N, P).
+template <int G, bool SHORT, int R, int N, int P>
+VN_FN VN_INLINE void dot_chunk(const Row (&rows)[R], int64_t c, int shift, int64_t d, F levels, I block_of_word,
+                               const uint16_t *x, int64_t ldx, int64_t ahead, F (&sums)[R][N][P]) {
+    x += c * 128;
+    for (int r = 0; r < R; r++) {
+        _mm_prefetch(reinterpret_cast<const char *>(rows[r].codes + c * 64 + ahead), _MM_HINT_T0);
+        const Chunk<G> chunk = load_chunk<G, SHORT>(rows[r], c, shift, d, levels);
+        const I n0 = nibble<G, 0>(chunk, block_of_word), n1 = nibble<G, 1>(chunk, block_of_word);
+        const I n2 = nibble<G, 2>(chunk, block_of_word), n3 = nibble<G, 3>(chunk, block_of_word);
+        for (int i = 0; i < N; i++) {
+            const uint16_t *xi = x + i * ldx;
+            sums[r][i][0] = dot_pairs(sums[r][i][0], n0, loadu(xi));
+            sums[r][i][P - 1] = dot_pairs(sums[r][i][P - 1], n1, loadu(xi + 32));
+            sums[r][i][0] = dot_pairs(sums[r][i][0], n2, loadu(xi + 64));
+            sums[r][i][P - 1] = dot_pairs(sums[r][i][P - 1], n3, loadu(xi + 96));
+        }
+    }
+}
+
 // R rows of W against N rows of permuted x.
-template <bool SMALL, int R, int N>
-VN_FN inline void dot_rows(const Vectors &v, const float *const absmax[R], int64_t row, int64_t at, int64_t ahead) {
+template <int G, int R, int N>
+VN_FN inline void dot_rows(const Vectors &v, const float *absmax, int64_t row, int64_t at, int64_t ahead) {
     const veneer_weight &w = *v.w;
-    const int64_t stride = w.cols / 2, ldx = round_up(w.cols, 128);
-    const uint8_t *codes = w.codes + row * stride;
+    const int64_t d = w.cols, ldx = round_up(d, 128);
     const uint16_t *x = static_cast<const uint16_t *>(v.x) + at * ldx;
     const int shift = __builtin_ctzll(uint64_t(w.block));
+    Row rows[R];
+    for (int r = 0; r < R; r++) rows[r] = {w.codes + (row + r) * d / 2, absmax + r * (d >> shift)};
     const F levels = _mm512_loadu_ps(w.levels);
-    alignas(64) uint16_t block[32];
-    for (int j = 0; j < 32; j++) block[j] = uint16_t(SMALL ? j / 8 * 16 : j / 16 * 16);
+    alignas(64) uint16_t block[32];  // of each word, times 16: the upper bits of its index into the table
+    for (int j = 0; j < 32; j++) block[j] = uint16_t(G == 32 ? j / 8 * 16 : j / 16 * 16);
     const I block_of_word = loadu(block);
     constexpr int P = R * N <= 8 ? 2 : 1;  // partial sums, to hide the dot product's latency
     F sums[R][N][P];
     for (int r = 0; r < R; r++)
         for (int i = 0; i < N; i++)
             for (int p = 0; p < P; p++) sums[r][i][p] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < w.cols; k += 128, x += 128) {
-        const int64_t left = (w.cols - k) / 2;
-        const __mmask64 there = left >= 64 ? ~0ull : (1ull << left) - 1;
-        for (int r = 0; r < R; r++) {
-            const uint8_t *from = codes + r * stride + k / 2;
-            _mm_prefetch(reinterpret_cast<const char *>(from + ahead), _MM_HINT_T0);
-            const Chunk<SMALL> c = load_chunk<SMALL>(from, there, absmax[r], shift, k, w.cols, levels);
-            const I n0 = nibble<SMALL, 0>(c, block_of_word), n1 = nibble<SMALL, 1>(c, block_of_word);
-            const I n2 = nibble<SMALL, 2>(c, block_of_word), n3 = nibble<SMALL, 3>(c, block_of_word);
-            for (int i = 0; i < N; i++) {
-                const uint16_t *xi = x + i * ldx;
-                sums[r][i][0] = dot_pairs(sums[r][i][0], n0, loadu(xi));
-                sums[r][i][P - 1] = dot_pairs(sums[r][i][P - 1], n1, loadu(xi + 32));
-                sums[r][i][0] = dot_pairs(sums[r][i][0], n2, loadu(xi + 64));
-                sums[r][i][P - 1] = dot_pairs(sums[r][i][P - 1], n3, loadu(xi + 96));
-            }
-        }
-    }
+    const int64_t whole = d / 128;
+    for (int64_t c = 0; c < whole; c++)
+        dot_chunk<G, false, R, N, P>(rows, c, shift, d, levels, block_of_word, x, ldx, ahead, sums);
+    if (G < 128 && whole * 128 < d)
+        dot_chunk<G, true, R, N, P>(rows, whole, shift, d, levels, block_of_word, x, ldx, ahead, sums);
     uint16_t *y = static_cast<uint16_t *>(v.y);
     for (int r = 0; r < R; r++)
         for (int i = 0; i < N; i++) {
@@ -323,18 +355,15 @@ VN_FN inline void dot_rows(const Vectors &v, const float *const absmax[R], int64
         }
 }
 
-template <bool SMALL, int R>
+template <int G, int R>
 VN_FN inline void dot_row_group(const Vectors &v, const float *absmax, int64_t row, int64_t ahead) {
-    const int64_t per_row = v.w->cols / v.w->block;
-    const float *rows[R];
-    for (int r = 0; r < R; r++) rows[r] = absmax + r * per_row;
     int64_t i = 0;
-    for (; i + 4 <= v.n; i += 4) dot_rows<SMALL, R, 4>(v, rows, row, i, ahead);
-    for (; i + 2 <= v.n; i += 2) dot_rows<SMALL, R, 2>(v, rows, row, i, ahead);
-    for (; i < v.n; i++) dot_rows<SMALL, R, 1>(v, rows, row, i, ahead);
+    for (; i + 4 <= v.n; i += 4) dot_rows<G, R, 4>(v, absmax, row, i, ahead);
+    for (; i + 2 <= v.n; i += 2) dot_rows<G, R, 2>(v, absmax, row, i, ahead);
+    for (; i < v.n; i++) dot_rows<G, R, 1>(v, absmax, row, i, ahead);
 }
 
-template <bool SMALL> VN_FN inline bool matvec_rows(const Vectors &v, int64_t first, int64_t last) {
+template <int G> VN_FN inline bool matvec_rows(const Vectors &v, int64_t first, int64_t last) {
     const veneer_weight &w = *v.w;
     const int64_t per_row = w.cols / w.block, ahead = 4 * (w.cols / 2);
     Planes planes;
@@ -349,9 +378,9 @@ template <bool SMALL> VN_FN inline bool matvec_rows(const Vectors &v, int64_t fi
         const float *absmax = v.absmax ? v.absmax + row * per_row : decoded;
         if (decoded) decode_absmax(w, planes, row * per_row, (row + rows) * per_row, decoded);
         if (rows == 4)
-            dot_row_group<SMALL, 4>(v, absmax, row, ahead);
+            dot_row_group<G, 4>(v, absmax, row, ahead);
         else
-            dot_row_group<SMALL, 1>(v, absmax, row, ahead);
+            dot_row_group<G, 1>(v, absmax, row, ahead);
         row += rows;
     }
     return true;
@@ -359,7 +388,9 @@ template <bool SMALL> VN_FN inline bool matvec_rows(const Vectors &v, int64_t fi
 
 // Rows [first, last) of W; v.x is bfloat16, permuted, (N, D rounded up to 128).
 VN_FN inline bool matvec(const Vectors &v, int64_t first, int64_t last) {
-    return v.w->block == 32 ? matvec_rows<true>(v, first, last) : matvec_rows<false>(v, first, last);
+    if (v.w->block == 32) return matvec_rows<32>(v, first, last);
+    if (v.w->block == 64) return matvec_rows<64>(v, first, last);
+    return matvec_rows<128>(v, first, last);
 }
 
 }  // namespace avx512bf16

@@ -195,6 +195,31 @@ bool has_f16c() {
 }
 #endif
 
+// Looked up once: CPUID costs microseconds in a virtual machine.
+struct InstructionSets {
+    bool has[VENEER_ISAS] = {};
+
+    InstructionSets() {
+        has[VENEER_SCALAR] = true;
+#ifdef VN_X86
+        __builtin_cpu_init();
+        has[VENEER_AVX2] = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+        has[VENEER_AVX512] = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+        has[VENEER_AVX512BF16] =
+            has[VENEER_AVX512] && __builtin_cpu_supports("avx512vbmi") && has_bf16_products();
+#endif
+#ifdef VN_ARM
+        has[VENEER_NEON] = true;
+#endif
+    }
+};
+
+const InstructionSets &instruction_sets() {
+    static const InstructionSets found;
+    return found;
+}
+
 int status(bool good) { return good ? VENEER_OK : VENEER_NO_MEMORY; }
 
 }  // namespace
@@ -203,21 +228,7 @@ extern "C" {
 
 int veneer_abi(void) { return VENEER_ABI; }
 
-int veneer_has(int isa) {
-    if (isa == VENEER_SCALAR) return 1;
-#ifdef VN_X86
-    __builtin_cpu_init();
-    if (isa == VENEER_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (isa == VENEER_AVX512) return avx512;
-    if (isa == VENEER_AVX512BF16) return avx512 && __builtin_cpu_supports("avx512vbmi") && has_bf16_products();
-#endif
-#ifdef VN_ARM
-    if (isa == VENEER_NEON) return 1;
-#endif
-    return 0;
-}
+int veneer_has(int isa) { return isa >= 0 && isa < VENEER_ISAS && instruction_sets().has[isa]; }
 
 void veneer_use_pool(void *gomp_parallel) { pool().store(reinterpret_cast<GompParallel>(gomp_parallel)); }
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from veneer.errors import ConfigError, InputError, ModelError
 from veneer.kernels import ops
 from veneer.kernels.contract import BLOCKS
+from veneer.kernels.direct import Direct
 from veneer.kernels.reference import Packed
 from veneer.storage.base import Storage, StorageConfig, check_ids, check_matrix
 
@@ -76,6 +77,7 @@ class FourBit(Storage):
         for name in ("codes", "absmax", "levels", "nested_absmax", "nested_levels"):
             self.register_buffer(name, getattr(packed, name), persistent=False)
         self._packed = packed
+        self._direct: Direct | None = None
 
     @classmethod
     @abstractmethod
@@ -118,6 +120,7 @@ class FourBit(Storage):
         self.moved()
 
     def moved(self) -> None:
+        self._direct = None
         self._packed = Packed(
             self.codes,
             self.absmax,
@@ -137,7 +140,9 @@ class FourBit(Storage):
     def matmul(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float16:  # no kernel in float16: its range is too small for sums
             return ops.matmul_4bit(x.float(), self._packed, self.shape[0]).half()
-        return ops.matmul_4bit(x, self._packed, self.shape[0])
+        if self._direct is None:
+            self._direct = Direct(self._packed, *self.shape)
+        return self._direct.matmul(x) if self._direct.takes(x) else ops.matmul_4bit(x, self._packed, self.shape[0])
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         check_ids(ids, self.shape[0])
