@@ -66,7 +66,7 @@ def alone(model: Any, documents: list[Tensor]) -> Tensor:
 
 def softmax_attention(q: Any, k: Any, v: Any, scale: float, window: int | None) -> Any:
     """One query at a time, float64: what the formula says, for (S, H, T, E) and (S, K, T, E)."""
-    s, h, t, e = q.shape
+    s, h, t, _ = q.shape
     out = np.zeros((s, h, t, v.shape[-1]))
     for b in range(s):
         for head in range(h):
@@ -178,13 +178,13 @@ def test_the_model_is_as_it_was_afterwards_even_after_an_error() -> None:
 
 
 def test_without_documents_it_refuses() -> None:
-    with attending_documents(LLAMA), pytest.raises(ModelError, match="passes no documents on.*data.packing to false"):
+    with attending_documents(LLAMA), pytest.raises(ModelError, match=r"passes no documents on.*data.packing to false"):
         LLAMA(input_ids=tokens_of(5, 0)[None])
 
 
 def test_soft_capping_in_attention_is_refused_by_name() -> None:
     gemma = made(Gemma2Config(**SHAPE, head_dim=8))
-    with pytest.raises(ModelError, match="Gemma2Attention cannot .*softcap.*data.packing to false"):
+    with pytest.raises(ModelError, match=r"Gemma2Attention cannot .*softcap.*data.packing to false"):
         packed(gemma, [tokens_of(5, 0), tokens_of(4, 1)])
 
 

@@ -1,27 +1,325 @@
-"""Whole runs on the tiny model."""
+"""Whole runs on the tiny model: what they write, and that interrupting them changes nothing."""
 
+import errno
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+from veneer.adapters.attach import load_adapter
+from veneer.disk.tensors import TensorWriter
+from veneer.errors import ConfigError, DataError, DiskError, TrainingError
+from veneer.models.load import load_model
+from veneer.train import loop
+from veneer.train.events import Event
+from veneer.train.held_out import mean_loss
 from veneer.train.loop import train
+from veneer.train.recipe import load_recipe, write_recipe
 from veneer.train.settings import Recipe
 
 Make = Callable[..., Recipe]
 
 
-def weights(run: str | Path) -> bytes:
-    return (Path(run) / "adapter" / "adapter_model.safetensors").read_bytes()
+def weights(recipe: Recipe) -> bytes:
+    return (Path(recipe.run) / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def events(run: str | Path) -> list[dict]:
-    return [json.loads(line) for line in (Path(run) / "events.jsonl").read_text().splitlines()]
+def events(recipe: Recipe, kind: str = "step") -> list[dict[str, Any]]:
+    lines = (Path(recipe.run) / "events.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == kind]
 
 
-def test_a_run_learns_and_says_so(job: Make) -> None:
-    recipe = job(**{"train.steps": 30, "data.rows": 6, "method": {"name": "lora", "rank": 8}})
-    told = []
-    outcome, done = train(recipe, [told.append])
-    assert [e["step"] for e in events(recipe.run)] == list(range(1, 31)) == [e.step for e in told]
-    assert events(recipe.run)[-1]["loss"] < 0.5 * events(recipe.run)[0]["loss"]
-    assert outcome.steps == 30
+def checkpoints(recipe: Recipe) -> list[str]:
+    return sorted(p.name for p in (Path(recipe.run) / "checkpoints").glob("*"))
+
+
+def interrupt_after(step: int, times: int = 1) -> Callable[[Event], None]:
+    """A listener that presses Ctrl-C while this step is told of."""
+
+    def press(event: Event) -> None:
+        if event.kind == "step" and event.step == step:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    return press
+
+
+def interrupted(recipe: Recipe, step: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, [interrupt_after(step)])
+
+
+def test_a_run_learns_and_says_what_it_did(job: Make, rows: Path) -> None:
+    method = {"name": "lora", "rank": 8}
+    recipe = job(**{"train.steps": 30, "data": {"train": str(rows), "rows": 6, "eval": str(rows)}, "method": method})
+    told: list[Event] = []
+    outcome, job_done = train(recipe, [told.append])
+    assert job_done is not None
+    assert [e["step"] for e in events(recipe)] == [e.step for e in told if e.kind == "step"] == list(range(1, 31))
+    assert events(recipe)[-1]["loss"] < 0.5 * events(recipe)[0]["loss"]
+    assert [e["step"] for e in events(recipe, "evaluation")] == [30]
+    assert outcome.loss == pytest.approx(sum(e["loss"] for e in events(recipe)[-3:]) / 3)
+    assert (outcome.steps, outcome.resumed_from) == (30, None)
+    assert outcome.trained_parameters == sum(p.numel() for p in job_done.adapter.parameters())
+    assert outcome.adapter_bytes == sum(f.stat().st_size for f in Path(outcome.adapter).iterdir())
+    assert outcome.tokens_per_second == pytest.approx(sum(e["tokens"] for e in events(recipe)) / outcome.seconds)
+    facts = json.loads((Path(outcome.adapter) / "veneer.json").read_text())
+    assert facts["metrics"] == {"loss": outcome.loss, "eval_loss": outcome.eval_loss}
+    assert facts["data"] == {"sha256": job_done.data_hash, "rows": 6}
+
+
+def test_what_is_saved_is_what_was_trained(job: Make, rows: Path) -> None:
+    recipe = job(**{"data.eval": str(rows)})
+    outcome, done = train(recipe)
+    assert done is not None
+    fresh = load_model(recipe.model, dtype="float32").model
+    adapter = load_adapter(fresh, outcome.adapter)
+    assert all(torch.equal(a, b) for a, b in zip(adapter.parameters(), done.adapter.parameters(), strict=True))
+    assert mean_loss(fresh, done.held_out, recipe) == outcome.eval_loss  # and its dropout was off
+
+
+def test_the_recipe_in_the_folder_is_the_run(job: Make) -> None:
+    recipe = job()
+    train(recipe)
+    kept = load_recipe(Path(recipe.run) / "recipe.yaml")
+    assert kept == recipe
+    assert write_recipe(kept) in (Path(recipe.run) / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_detached_the_model_is_what_it_was(job: Make, recompute: bool) -> None:
+    recipe = job(**{"train.recompute": recompute, "train.steps": 2})
+    _, done = train(recipe)
+    assert done is not None
+    assert not any(d.training for d in done.adapter.deltas.values())
+    fresh = load_model(recipe.model, dtype="float32").model
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert not torch.equal(done.model(input_ids=ids).logits, fresh(input_ids=ids).logits)
+        done.adapter.detach()
+        assert torch.equal(done.model(input_ids=ids).logits, fresh(input_ids=ids).logits)
+    want = fresh.state_dict()
+    assert all(torch.equal(v, want[k]) for k, v in done.model.state_dict().items())
+    assert not any(p.requires_grad for p in done.model.parameters())
+    assert done.model.config._attn_implementation == fresh.config._attn_implementation
+    assert [m.training for m in done.model.modules()] == [m.training for m in fresh.modules()]
+
+
+def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(job: Make) -> None:
+    same, again, other = job("a"), job("b"), job("c", **{"train.seed": 1})
+    for recipe in (same, again, other):
+        train(recipe)
+    assert weights(same) == weights(again) != weights(other)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"train.eval_every": 1}, {"train.recompute": True}, {"train.checkpoint_every": 1}, {"train.checkpoint_every": 0}],
+    ids=str,
+)
+def test_watching_a_run_does_not_change_it(job: Make, rows: Path, changes: dict[str, Any]) -> None:
+    plain, watched = job("plain", **{"data.eval": str(rows)}), job("watched", **{"data.eval": str(rows), **changes})
+    train(plain)
+    train(watched)
+    assert weights(plain) == weights(watched)
+
+
+def test_packing_changes_the_speed_alone(job: Make) -> None:
+    changes: dict[str, Any] = {"method": {"name": "lora", "rank": 4}}
+    packed, single = job("packed", **changes), job("single", **changes, **{"data.packing": False})
+    train(packed)
+    train(single)
+    for a, b in zip(events(packed), events(single), strict=True):
+        assert (a["tokens"], a["supervised"]) == (b["tokens"], b["supervised"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("stops", [[1], [3], [5], [6], [2, 4]], ids=str)
+def test_interrupted_and_started_again_it_ends_with_the_same_bytes(job: Make, rows: Path, stops: list[int]) -> None:
+    """Two steps and a half are an epoch; dropout draws chance in every step."""
+    changes: dict[str, Any] = {"data.eval": str(rows), "train.eval_every": 2, "train.checkpoint_every": 4}
+    straight, broken = job("straight", **changes), job("broken", **changes)
+    straight_outcome, _ = train(straight)
+    for stop in stops:
+        interrupted(broken, stop)
+        assert checkpoints(broken) == [f"step-{stop}"]
+        assert not (Path(broken.run) / "adapter").exists()
+    outcome, _ = train(broken)
+    assert weights(broken) == weights(straight)
+    assert [e["step"] for e in events(broken)] == [1, 2, 3, 4, 5, 6]
+    assert [e["loss"] for e in events(broken)] == [e["loss"] for e in events(straight)]
+    assert [(e["step"], e["loss"]) for e in events(broken, "evaluation")] == [
+        (e["step"], e["loss"]) for e in events(straight, "evaluation")
+    ]
+    assert outcome.resumed_from == max(stops)
+    assert (outcome.loss, outcome.eval_loss) == (straight_outcome.loss, straight_outcome.eval_loss)
+
+
+def test_a_crash_goes_on_from_the_last_checkpoint(job: Make) -> None:
+    changes = {"train.checkpoint_every": 2}
+    straight, broken = job("straight", **changes), job("broken", **changes)
+    train(straight)
+
+    def crash(event: Event) -> None:
+        if event.step == 5:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(broken, [crash])
+    assert [e["step"] for e in events(broken)] == [1, 2, 3, 4, 5]
+    said: list[str] = []
+    outcome, _ = train(broken, say=said.append)
+    assert outcome.resumed_from == 4
+    assert said[-1] == "going on after step 4"
+    assert [e["step"] for e in events(broken)] == [1, 2, 3, 4, 5, 6]
+    assert weights(broken) == weights(straight)
+
+
+def test_a_second_press_stops_at_once(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"train.checkpoint_every": 2}
+    straight, broken = job("straight", **changes), job("broken", **changes)
+    train(straight)
+    step = loop.optimizer_step
+
+    def pressed_twice(recipe: Recipe, ready: Any, state: Any) -> dict[str, Any]:
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(recipe, ready, state)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "optimizer_step", pressed_twice)
+        train(broken)
+    assert [e["step"] for e in events(broken)] == [1, 2, 3]
+    assert checkpoints(broken) == ["step-2"]
+    train(broken)
+    assert weights(broken) == weights(straight)
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"train.checkpoint_every": 2}
+    straight, broken = job("straight", **changes), job("broken", **changes)
+    train(straight)
+    write = TensorWriter.write
+
+    def filling(writer: TensorWriter, name: str, tensor: torch.Tensor) -> None:
+        if (Path(broken.run) / "checkpoints" / "step-2").exists() and name == "random":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(writer, name, tensor)
+
+    with monkeypatch.context() as patch, pytest.raises(DiskError, match=r"the disk is full: .*step-4"):
+        patch.setattr(TensorWriter, "write", filling)
+        train(broken)
+    assert checkpoints(broken) == ["step-2"]
+    train(broken)
+    assert weights(broken) == weights(straight)
+
+
+def test_a_run_that_is_done_says_so_and_loads_nothing(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = job(**{"train.steps": 2})
+    outcome, _ = train(recipe)
+    monkeypatch.setattr(loop, "prepare", lambda *_: pytest.fail("the model was loaded"))
+    said: list[str] = []
+    again, done = train(recipe, say=said.append)
+    assert asdict(again) == asdict(outcome)
+    assert done is None
+    assert said == [f"{recipe.run} is done already"]
+
+
+def test_another_recipe_in_the_same_folder_is_refused(job: Make) -> None:
+    train(job(**{"train.steps": 2}))
+    with pytest.raises(ConfigError, match=r"another recipe:\n  train.steps is 2 there, 3 here\nGive this"):
+        train(job(**{"train.steps": 3}))
+
+
+def test_a_recipe_that_failed_before_its_first_step_may_be_corrected(job: Make) -> None:
+    with pytest.raises(DataError):
+        train(job(data={"train": "/nowhere.jsonl"}))
+    train(job(**{"train.steps": 1}))
+
+
+def test_changed_rows_are_refused_when_going_on(job: Make, rows: Path, tmp_path: Path) -> None:
+    own = tmp_path / "rows.jsonl"
+    own.write_bytes(rows.read_bytes())
+    recipe = job(**{"data.train": str(own)})
+    interrupted(recipe, 2)
+    lines = own.read_text().splitlines(keepends=True)
+    own.write_text("".join([*lines[:-1], lines[0]]))
+    with pytest.raises(TrainingError, match=r"rows are not those of checkpoint .*step-2; put the old file"):
+        train(recipe)
+    own.write_bytes(rows.read_bytes())
+    train(recipe)
+
+
+def test_a_folder_of_something_else_is_refused_before_anything_is_loaded(job: Make, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds files of something else \(thesis.tex\)"):
+        train(job(model="/nowhere"))
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"file cannot be a run's folder"):
+        train(job("file", model="/nowhere"))
+
+
+def test_the_newest_checkpoints_are_kept(job: Make) -> None:
+    recipe = job(**{"train.checkpoint_every": 1, "train.keep_checkpoints": 2})
+    train(recipe)
+    assert checkpoints(recipe) == ["step-4", "step-5"]  # after the last step there is the adapter
+
+
+def test_lost_events_do_not_lose_the_adapter(job: Make) -> None:
+    recipe = job()
+    interrupted(recipe, 6)
+    (Path(recipe.run) / "events.jsonl").unlink()
+    outcome, _ = train(recipe)
+    assert outcome.loss != outcome.loss  # not a number: nobody knows it any more
+    assert outcome.adapter_bytes > 0
+
+
+KILLED_AGAIN_AND_AGAIN = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from veneer.train.loop import train
+from veneer.train.recipe import load_recipe
+
+torch.set_num_threads(1)
+recipe, rng, kills = load_recipe(sys.argv[1]), random.Random(int(sys.argv[2])), 0
+while True:
+    child = os.fork()
+    if child == 0:
+        train(recipe)
+        os._exit(0)
+    time.sleep(rng.uniform(0.1, 0.6) if kills < 6 else 60)
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        sys.exit(f"{kills} kills" if os.waitstatus_to_exitcode(status) == 0 else "failed")
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    kills += 1
+"""
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(job: Make, tmp_path: Path) -> None:
+    """One process loads torch, its children train and are killed by SIGKILL, at up to 6 random moments."""
+    changes = {"train.checkpoint_every": 1, "train.steps": 8}
+    straight, broken = job("straight", **changes), job("broken", **changes)
+    train(straight)
+    (tmp_path / "recipe.yaml").write_text(write_recipe(broken))
+    arguments = [KILLED_AGAIN_AND_AGAIN, str(tmp_path / "recipe.yaml"), str(random.randrange(1000))]
+    ended = subprocess.run(
+        [sys.executable, "-c", *arguments], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert ended.stderr.splitlines()[-1].endswith(" kills"), (arguments[2], ended.stderr)
+    assert [e["step"] for e in events(broken)] == list(range(1, 9)), arguments[2]
+    assert weights(broken) == weights(straight), arguments[2]

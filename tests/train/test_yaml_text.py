@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from veneer.errors import ConfigError
@@ -84,7 +84,6 @@ TREES = st.dictionaries(
 )
 
 
-@settings(max_examples=300)
 @given(TREES)
 def test_what_is_written_is_read_back_as_it_was(tree: dict[str, Any]) -> None:
     assert read_value(write_tree(tree)) == tree

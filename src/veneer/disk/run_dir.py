@@ -21,6 +21,7 @@ import yaml
 from veneer.disk.atomic import replacing, write_json
 from veneer.errors import ConfigError, DiskError
 
+ABSENT = "absent"
 HEADER = "# Written by veneer train: every key of this run with the value in force.\n"
 
 
@@ -148,11 +149,11 @@ def _step(path: Path) -> int:
 
 def _changed(root: Path, before: str, after: str) -> str:
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(after))
-    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    differing = [key for key in {**old, **new} if old.get(key, ABSENT) != new.get(key, ABSENT)]
     return "\n".join(
         [
             f"{root} holds a run of another recipe:",
-            *(f"  {key} is {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in differing),
+            *(f"  {key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in differing),
             "Give this recipe another folder (run: ...), or remove that one.",
         ]
     )

@@ -36,7 +36,7 @@ class TrainState:
 
 def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
     """Write the state after a step, whole or not at all; `data` is a hash of the examples."""
-    tensors = {f"parameter.{n.path}:{n.name}": n.parameter.detach() for n in state.adapter.named()}
+    tensors = _own(state.adapter)
     for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
     tensors["random"] = torch.get_rng_state()
@@ -65,23 +65,30 @@ def load_checkpoint(folder: Path, state: TrainState, data: str) -> None:
         raise TrainingError(
             f"the training rows are not those of checkpoint {folder}; put the old file back, or start a new run"
         )
-    _restore_parameters(folder, state.adapter, tensors)
+    _restore_adapter(folder, state.adapter, tensors)
     _restore_optimizer(state.optimizer, tensors)
     torch.set_rng_state(random)
     state.step, state.tokens, state.seconds = step, tokens, seconds
 
 
-@torch.no_grad()
-def _restore_parameters(folder: Path, adapter: Adapter, tensors: dict[str, Tensor]) -> None:
-    named = {f"parameter.{n.path}:{n.name}": n.parameter for n in adapter.named()}
-    saved = {k: t for k, t in tensors.items() if k.startswith("parameter.")}
+def _own(adapter: Adapter) -> dict[str, Tensor]:
+    """Every parameter and buffer of the deltas: views of them, by name."""
+    own = {f"parameter.{n.path}:{n.name}": n.parameter.detach() for n in adapter.named()}
+    for path, delta in adapter.deltas.items():
+        own |= {f"buffer.{path}:{name}": buffer for name, buffer in delta.named_buffers()}
+    return own
+
+
+def _restore_adapter(folder: Path, adapter: Adapter, tensors: dict[str, Tensor]) -> None:
+    named = _own(adapter)
+    saved = {k: t for k, t in tensors.items() if k.startswith(("parameter.", "buffer."))}
     differing = sorted(named.keys() ^ saved.keys()) + [
         k for k in named if k in saved and named[k].shape != saved[k].shape
     ]
     if differing:
         raise TrainingError(f"checkpoint {folder} is of another adapter; these differ: {', '.join(differing[:8])}")
-    for key, parameter in named.items():
-        parameter.copy_(saved[key])
+    for key, tensor in named.items():
+        tensor.copy_(saved[key])
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
