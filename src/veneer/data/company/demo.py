@@ -6,6 +6,7 @@ from pathlib import Path
 
 from veneer.data.company.database import make_database
 from veneer.data.company.elsewhere import from_elsewhere
+from veneer.data.company.paraphrase import in_other_words
 from veneer.data.company.questions import Question, make_questions
 from veneer.disk.atomic import replacing
 
@@ -50,7 +51,7 @@ def write_demo_files(folder: Path, *, train_rows: int = 3_000, held_out_rows: in
     Raises ConfigError for more rows than there are questions, before anything is written; DiskError from writing.
     """
     files = DemoFiles(folder / "company.sqlite", folder / "train.jsonl", folder / "held_out.jsonl")
-    train = from_elsewhere(make_questions(train_rows, seed, held_out=False), seed)
+    train = in_other_words(from_elsewhere(make_questions(train_rows, seed, held_out=False), seed), seed)
     held_out = make_questions(held_out_rows, 0, held_out=True)
     make_database(files.database)
     _write_rows(files.train, train)
