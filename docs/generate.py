@@ -35,10 +35,11 @@ def pages() -> dict[Path, str]:
 
 def recipe_page() -> str:
     """Every key of a recipe, with the names that others give it."""
-    from veneer.cli.list_ import methods
+    from veneer.cli.list_ import methods, storages
     from veneer.train.aliases import OTHER_MEANING, SAME_MEANING
     from veneer.train.settings import Recipe
 
+    own = {"method": methods, "storage": storages}
     parts = [
         "# Recipe keys\n",
         GENERATED,
@@ -55,8 +56,8 @@ def recipe_page() -> str:
             if not is_section(f)
         ]
         parts.append(table(("key", "takes", "default", "meaning"), rows))
-        if name == "method":
-            parts += [method_settings(item) for item in methods()]
+        if name in own:
+            parts += [own_settings(name, item) for item in own[name]()]
     parts.append("## Names from elsewhere\n\nThese are accepted, and written back under the name on the right.\n")
     parts.append(table(("given", "is"), [(f"`{k}`", f"`{v}`") for k, v in SAME_MEANING.items()]))
     parts.append("These mean something else here, so they are refused:\n")
@@ -77,14 +78,15 @@ def is_section(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
-def method_settings(item: dict[str, Any]) -> str:
-    """A method's own settings."""
-    head = f"### method: {item['name']}\n\n{item['summary']} Layers: {', '.join(item['layers'])}.\n"
+def own_settings(section: str, item: dict[str, Any]) -> str:
+    """What a method or a storage can be told besides."""
+    layers = f" Layers: {', '.join(item['layers'])}." if "layers" in item else ""
+    head = f"### {section}: {item['name']}\n\n{item['summary']}{layers}\n"
     if not item["settings"]:
-        return head + "It has no settings of its own.\n"
+        return f"{head}\nIt has no settings of its own.\n"
     rows = [
         (
-            f"`method.{s['name']}`",
+            f"`{section}.{s['name']}`",
             ", ".join(f"`{c}`" for c in s.get("choices", ())),
             f"`{json.dumps(s['default'])}`",
             s["help"],

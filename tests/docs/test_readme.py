@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,43 @@ FROM_PYTHON_ONLY = ("eva",)
 def biased(made_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model whose attention has biases, for methods that train these."""
     return made_model(tmp_path_factory.mktemp("models") / "biased", attention_bias=True)
+
+
+def named_besides(what: str) -> list[str]:
+    """What the README's line under the table lists."""
+    line = re.search(rf"{what}: ([^;\n]*?)[;.]", README.read_text(encoding="utf-8").partition("Besides:")[2])
+    assert line is not None, f"the README names no {what}"
+    return re.findall(r"`(\w+)`", line[1])
+
+
+@pytest.mark.usefixtures("rows", "workplace")
+@pytest.mark.parametrize(
+    ("section", "key", "name"),
+    [
+        (section, key, name)
+        for what, section, key in (
+            ("storages", "storage", "name"),
+            ("optimizers", "optimizer", "name"),
+            ("schedules", "train", "schedule"),
+        )
+        for name in named_besides(what)
+    ],
+)
+def test_what_the_readme_names_besides_trains_from_a_recipe(
+    section: str, key: str, name: str, made_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    from veneer import recipe_from, train_adapter
+
+    tree: dict[str, Any] = {
+        "model": str(made_model(tmp_path / "wide", hidden_size=64)),
+        "data": {"train": "train.jsonl", "prompt": "{question}", "completion": "{sql}"},
+        "train": {"steps": 2, "tokens_per_step": 256, "dtype": "float32"},
+        "run": "run",
+    }
+    tree.setdefault(section, {})[key] = name
+    outcome, _ = train_adapter(recipe_from(tree))
+    facts = read_adapter(Path(outcome.adapter)).facts["recipe"]
+    assert outcome.steps == 2 and facts[section][key] == name
 
 
 @pytest.mark.usefixtures("rows", "workplace")

@@ -20,7 +20,7 @@ Item = dict[str, Any]
 
 
 def command(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help="methods, metrics, ...; all if absent.")] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="methods, metrics, ...; all if absent.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what there is to choose from: methods, prompts, storages, metrics, models, schedules, optimizers.
@@ -122,7 +122,8 @@ def summary(registry: Any, name: str) -> str:
     thing = registry[name]
     alone = sum(registry[other].__module__ == thing.__module__ for other in registry) == 1
     doc = inspect.getdoc(sys.modules[thing.__module__] if alone else thing) or ""
-    return doc.partition("\n")[0].removeprefix(f"{name}: ")
+    said = doc.partition("\n")[0].removeprefix(f"{name}: ")
+    return said[:1].upper() + said[1:]
 
 
 def settings_of(config: type) -> list[Item]:
