@@ -31,7 +31,7 @@ data:
   prompt: "{{question}}"
   completion: "{{sql}}"
   format: plain
-optimizer: {{lr: 2e-3}}
+optimizer: {{lr: 4e-3}}
 train: {{epochs: 1, tokens_per_step: 1024, max_length: 256, warmup: 0.05}}
 run: {folder}/run
 """
