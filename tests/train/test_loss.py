@@ -15,6 +15,7 @@ from veneer.adapters.attach import attach
 from veneer.data.example import Example
 from veneer.data.pack import collate
 from veneer.methods.base import config_from
+from veneer.models.load import load_model, load_tokenizer
 from veneer.train import loss as module
 from veneer.train.loss import backward, head_of, hidden_states, summed_loss
 
@@ -178,6 +179,38 @@ def test_an_adapter_on_the_head_alone_gets_its_gradient() -> None:
     ours = gradients(adapter)
     (plain_loss(model, examples) / 2).backward()
     assert close(ours, gradients(adapter))
+
+
+@pytest.mark.model
+def test_the_real_model_packed_has_the_losses_of_its_documents_alone(smollm2: Any) -> None:
+    model = load_model(smollm2, dtype="float32").model
+    texts = [
+        "The capital of France is Paris.",
+        "SELECT name FROM customers WHERE city = 'Oslo'",
+        "One, two, three, four",
+    ]
+    tokenizer = load_tokenizer(smollm2)
+    tokens = [np.array(tokenizer(t).input_ids, dtype=np.int32) for t in texts]
+    examples = [Example(t, np.arange(len(t)) > 0, "x", i) for i, t in enumerate(tokens)]
+    batch = collate(examples, 64)
+    with torch.no_grad():
+        hidden = hidden_states(model, batch, packed=True)
+        losses = F.cross_entropy(head_of(model)(hidden), batch.targets, reduction="none")
+        for e, part in zip(examples, losses.split([len(e) - 1 for e in examples]), strict=True):
+            assert part.sum().item() == pytest.approx(plain_loss(model, [e]).item(), rel=1e-5)
+
+
+def test_filling_up_to_a_round_number_changes_nothing() -> None:
+    """What is filled up is a document of its own, which nothing is learned from and nothing attends to."""
+    examples = [example(12, 0), example(7, 1)]
+    plain, filled = collate(examples), collate(examples, 64)
+    assert filled.input_ids.shape == (1, 64)
+    losses = []
+    for batch in (plain, filled):
+        losses.append(backward(hidden_states(DOUBLE, batch, packed=True), batch.targets, head_of(DOUBLE), 64, 3))
+        losses.append(gradients(LORA_OF_DOUBLE))
+    assert losses[0] == pytest.approx(losses[2], rel=1e-7)
+    assert close(losses[1], losses[3], 1e-9)
 
 
 def test_nothing_to_predict_is_a_loss_of_zero() -> None:

@@ -94,6 +94,17 @@ def test_other_rows_are_refused_and_nothing_is_changed(saved: tuple[Path, TrainS
     assert all(torch.equal(a, b) for a, b in zip(before, everything(state), strict=True))
 
 
+def test_another_base_is_refused(saved: tuple[Path, TrainState], job: Make) -> None:
+    """The same shape and recipe, other weights: someone replaced the model's folder."""
+    folder, state = saved
+    with torch.no_grad():
+        state.adapter.model.get_parameter("model.layers.0.mlp.up_proj.weight").add_(0.5)
+    with pytest.raises(
+        TrainingError, match=r"the base model's weights are not those of checkpoint .*step-1; put the old"
+    ):
+        load_checkpoint(folder, state, "hash")
+
+
 def test_another_adapter_is_refused_by_its_parameters(saved: tuple[Path, TrainState], job: Make) -> None:
     folder, _ = saved
     _, other = begun(job(method={"name": "lora", "rank": 4, "targets": ["q_proj"]}))

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from veneer.adapters.attach import Adapter
+from veneer.adapters.fingerprint import base_fingerprint
 from veneer.disk.atomic import replacing_folder
 from veneer.disk.tensors import writing_tensors
 from veneer.errors import DiskError, TrainingError
@@ -40,7 +41,13 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
     for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
     tensors["random"] = torch.get_rng_state()
-    facts = {"step": state.step, "tokens": state.tokens, "seconds": state.seconds, "data": data}
+    facts = {
+        "step": state.step,
+        "tokens": state.tokens,
+        "seconds": state.seconds,
+        "data": data,
+        "base": base_fingerprint(state.adapter.model),
+    }
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with replacing_folder(folder) as temporary:
         with writing_tensors(temporary / "state.safetensors", specs) as writer:
@@ -50,20 +57,28 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
 
 
 def load_checkpoint(folder: Path, state: TrainState, data: str) -> None:
-    """Put the state back in place.  Raises TrainingError if rows or parameters are not those of the checkpoint."""
+    """Put the state back in place.
+
+    Raises TrainingError if the rows, the base model or the parameters are not those of the checkpoint, DiskError if it
+    is damaged; the state is then as it was.
+    """
     try:
         tensors = load_file(folder / "state.safetensors")
         facts: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         random, step, tokens, seconds = tensors["random"], facts["step"], facts["tokens"], facts["seconds"]
-        saved = facts["data"]
+        rows, base = facts["data"], facts["base"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DiskError(
             f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}); remove it to go on from an earlier "
             "one, or from the start"
         ) from error
-    if saved != data:
+    if rows != data:
         raise TrainingError(
             f"the training rows are not those of checkpoint {folder}; put the old file back, or start a new run"
+        )
+    if base != base_fingerprint(state.adapter.model):
+        raise TrainingError(
+            f"the base model's weights are not those of checkpoint {folder}; put the old ones back, or start a new run"
         )
     _restore_adapter(folder, state.adapter, tensors)
     _restore_optimizer(state.optimizer, tensors)
