@@ -1,6 +1,7 @@
 """One base, one fingerprint: whatever dtype it was loaded in; another base, another."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from torch import nn
 
 from tests.golden.toys import llama
 from veneer.adapters.attach import attach
+from veneer.adapters.base_storage import base_storage
 from veneer.adapters.fingerprint import SAMPLES, base_fingerprint, fingerprint
 from veneer.methods.lora import LoRAConfig
+from veneer.storage.layers import store_
 
 
 def test_it_is_what_its_description_says() -> None:
@@ -73,3 +76,21 @@ def test_buffers_are_no_part_of_it() -> None:
     before = base_fingerprint(module)
     module.register_buffer("cache", torch.ones(3))
     assert base_fingerprint(module) == before
+
+
+def test_a_quantized_base_is_told_by_its_codes_and_how_they_are_kept() -> None:
+    def of(settings: str | dict[str, Any]) -> str:
+        model = llama()
+        kept = base_storage(settings)
+        assert kept is not None
+        store_(model, kept.config, [p for p, m in model.named_modules() if isinstance(m, nn.Linear) and p != "lm_head"])
+        return base_fingerprint(model)
+
+    others = ["nf4", "fp4", "int8", {"name": "nf4", "block": 128}, {"name": "nf4", "double_quant": False}]
+    assert len({base_fingerprint(llama()), *map(of, others)}) == 6
+    assert of("nf4") == of("nf4")
+    model = llama()
+    store_(model, base_storage("nf4").config, ["model.layers.0.mlp.up_proj"])  # type: ignore[union-attr]
+    before = base_fingerprint(model)
+    model.get_submodule("model.layers.0.mlp.up_proj").storage.codes[0] += 1
+    assert base_fingerprint(model) != before

@@ -1,6 +1,7 @@
 """The reference implementation of safetensors reads what we write, and we read what it writes."""
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,29 @@ def test_an_unfinished_write_leaves_the_earlier_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"), writing_tensors(file, {"a": (torch.float32, (2,))}):
         raise RuntimeError("stop")
     assert file.read_bytes() == before
+
+
+def test_mapped_tensors_are_the_file_and_writing_to_them_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    wanted = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5, dtype=torch.uint8), "none": torch.empty(0, 3)}
+    with writing_tensors(path, {n: (t.dtype, tuple(t.shape)) for n, t in wanted.items()}) as writer:
+        for name, tensor in wanted.items():
+            writer.write(name, tensor)
+    path.chmod(0o444)
+    tensors, before = open_tensors(path), path.read_bytes()
+    for name, tensor in wanted.items():
+        assert torch.equal(tensors.map(name), tensor)
+    a = tensors.map("a")
+    assert a.untyped_storage().data_ptr() == tensors.map("b").untyped_storage().data_ptr()
+    a.fill_(7)
+    assert path.read_bytes() == before
+    assert list(tensors.without(["a", "none"])) == ["b"]
+
+
+def test_a_tensor_at_an_odd_address_is_copied(tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    header = {"u": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+    header["f"] = {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"\x01" + struct.pack("<2f", 2, 3))
+    assert open_tensors(path).map("f").tolist() == [2.0, 3.0]

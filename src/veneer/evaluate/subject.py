@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from veneer.adapters.attach import load_adapter
-from veneer.adapters.base_storage import BaseStorage, storage_for
+from veneer.adapters.base_storage import storage_for
 from veneer.adapters.quantized import load_base
 from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
@@ -32,8 +32,8 @@ class Subject:
     """The rows to evaluate on."""
     max_length: int
     dtype: str
-    storage: BaseStorage | None = None
-    """How the model's weights are kept; None as its files have them."""
+    storage: str | None = None
+    """How the model's weights are kept; None as they were when the adapter was trained."""
     allow_other_base: bool = False
 
 
@@ -66,15 +66,14 @@ def subject_of(
             raise ConfigError(f"the recipe of {run} names no data.eval; say which rows to evaluate on with --data FILE")
         data = _settings(recipe.data.model_dump(exclude_unset=True) | given)
         chosen = dtype if dtype != "auto" else recipe.train.dtype
-        kept = storage_for([folder], storage)
-        return Subject(recipe.model, folder, data, rows, recipe.train.max_length, chosen, kept, allow_other_base)
+        length = recipe.train.max_length
+        return Subject(recipe.model, folder, data, rows, length, chosen, storage, allow_other_base)
     if source is None:
         raise ConfigError(
             f"say which rows to evaluate on with --data FILE ({target} is no run with a recipe of its own)"
         )
-    kept = storage_for([] if adapter is None else [adapter], storage)
     read = _settings({"train": source} | given)
-    return Subject(target, adapter, read, source, MAX_LENGTH, dtype, kept, allow_other_base)
+    return Subject(target, adapter, read, source, MAX_LENGTH, dtype, storage, allow_other_base)
 
 
 def _settings(values: dict[str, Any]) -> DataSettings:
@@ -105,7 +104,8 @@ def measure(
 
     Raises what loading the model, loading the adapter and evaluating raise.
     """
-    loaded = load_base(subject.model, storage=subject.storage, dtype=subject.dtype)
+    storage = storage_for([] if subject.adapter is None else [subject.adapter], subject.storage)
+    loaded = load_base(subject.model, storage=storage, dtype=subject.dtype)
     adapter = None
     if subject.adapter is not None:
         adapter = load_adapter(loaded.model, subject.adapter, allow_other_base=subject.allow_other_base)

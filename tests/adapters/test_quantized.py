@@ -1,0 +1,404 @@
+"""A base whose weights are quantized as they are read: the same as quantizing it afterwards, and what hangs on it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from tests.contracts.test_methods import SETTINGS
+from tests.methods.layers import moved
+from veneer.adapters import quantized
+from veneer.adapters.attach import attach, load_adapter
+from veneer.adapters.base_storage import base_storage, storage_of
+from veneer.adapters.fingerprint import base_fingerprint
+from veneer.adapters.quantized import load_base
+from veneer.disk.tensors import open_tensors, write_model_tensors
+from veneer.errors import AdapterMismatch, ConfigError, DiskError, ModelError, NotFoldable
+from veneer.merge.fold import merge
+from veneer.methods.base import METHODS, config_from
+from veneer.models.load import Loaded, load_model
+from veneer.storage import STORAGES
+from veneer.storage.layers import StoredEmbedding, StoredLinear
+
+IDS = torch.arange(40)[None]
+NF4 = base_storage("nf4")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "quantized"
+
+
+def loaded(base: Path, storage: Any = "nf4", **more: Any) -> Loaded:
+    return load_base(base, storage=base_storage(storage), dtype="float32", **more)
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model(IDS).logits
+    return out
+
+
+def stored(model: nn.Module) -> dict[str, Any]:
+    return {p: m for p, m in model.named_modules() if isinstance(m, StoredLinear | StoredEmbedding)}
+
+
+def dequantized(base: Path, model: Any) -> Any:
+    """A dense model with the weights that `model` computes with, put in by hand."""
+    dense: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval().requires_grad_(False)
+    for path, module in stored(model).items():
+        weight = dense.get_submodule(path).weight
+        w = module.storage.dense(torch.float32)
+        weight.data.copy_(w.T if module.__dict__.get("transposed") else w)
+    return dense
+
+
+CHOICES = [
+    "nf4",
+    "fp4",
+    "int8",
+    {"name": "nf4", "block": 32, "double_quant": False},
+    {"name": "nf4", "embeddings": True},
+]
+
+
+@pytest.mark.parametrize("storage", CHOICES, ids=str)
+def test_every_linear_layer_is_what_its_storage_makes_of_it(tiny_model: Path, storage: Any) -> None:
+    model = loaded(tiny_model, storage).model
+    dense = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    kept = base_storage(storage)
+    assert kept is not None
+    linear = {p for p, m in dense.named_modules() if isinstance(m, nn.Linear)} - {"lm_head"}
+    more = {"lm_head", "model.embed_tokens"} if kept.embeddings else set()
+    assert set(stored(model)) == linear | more
+    for path in linear:
+        w = dense.get_submodule(path).weight.detach()
+        want = STORAGES[kept.config.storage].of(w, kept.config).dense(torch.float32)
+        assert torch.equal(model.get_submodule(path).storage.dense(torch.float32), want)
+    assert torch.allclose(logits(model), logits(dequantized(tiny_model, model)), atol=1e-4)
+    assert not torch.allclose(logits(model), logits(dense), atol=1e-2)
+    assert storage_of(model) == kept
+    assert not any(p.requires_grad or p.is_meta for p in model.parameters())
+
+
+def test_an_untied_head_is_kept_too_if_asked(tiny_untied: Path) -> None:
+    model = loaded(tiny_untied, {"name": "nf4", "head": True}).model
+    assert "lm_head" in stored(model) and "model.embed_tokens" not in stored(model)
+    assert storage_of(model) == base_storage({"name": "nf4", "head": True})
+    assert torch.allclose(logits(model), logits(dequantized(tiny_untied, model)), atol=1e-4)
+
+
+def test_a_tied_head_alone_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"storage\.head is true, but this model's output head is its input embedding"
+    ):
+        loaded(tiny_model, {"name": "nf4", "head": True})
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory, made_model: Callable[..., Path]) -> Path:
+    """Conv1D layers, square ones among them, whose files lack the `transformer.` prefix."""
+    folder = made_model(tmp_path_factory.mktemp("gpt2") / "base")
+    shape = GPT2Config(n_layer=2, n_embd=64, n_head=4, n_positions=64, vocab_size=384, initializer_range=0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        GPT2LMHeadModel(shape).save_pretrained(folder)
+    tensors = open_tensors(folder)
+    specs = {n.removeprefix("transformer."): (e.dtype, e.shape) for n, e in tensors.items()}
+    renamed = [(n.removeprefix("transformer."), tensors.read(n)) for n in tensors]
+    write_model_tensors(folder, specs, renamed)
+    return folder
+
+
+def test_gpt2s_turned_weights(gpt2: Path, tmp_path: Path) -> None:
+    first, again = loaded(gpt2), loaded(gpt2)
+    assert len(stored(first.model)) == 8
+    assert torch.allclose(logits(first.model), logits(dequantized(gpt2, first.model)), atol=1e-4)
+    assert torch.equal(logits(first.model), logits(again.model))
+    adapter = attach(first.model, config_from("lora", {"rank": 2}), ("c_proj", "c_attn")).eval()
+    for n, delta in enumerate(adapter.deltas.values()):
+        moved(delta, 0.1, seed=n)
+    want = logits(first.model)
+    merge(adapter, first.path, tmp_path / "merged")
+    merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert torch.allclose(logits(merged.eval()), want, atol=1e-3)
+
+
+def test_the_second_start_maps_what_the_first_wrote(
+    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    first = loaded(tiny_model, say=told.append)
+    assert told == [f"quantizing {tiny_model} to nf4 (block 64, double_quant True) (once)"]
+    monkeypatch.setattr(quantized.Furnisher, "_quantize", None)
+    again = loaded(tiny_model, say=told.append)
+    assert len(told) == 1
+    assert torch.equal(logits(first.model), logits(again.model))
+    assert base_fingerprint(first.model) == base_fingerprint(again.model)
+    assert first.path == again.path == tiny_model
+    (folder,) = [f for f in cache.iterdir() if f.name != "hashes"]
+    codes = again.model.model.layers[0].mlp.up_proj.storage.codes
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    ranges = [tuple(int(x, 16) for x in line[0].split("-")) for line in maps]
+    assert any(low <= codes.data_ptr() < high for low, high in ranges), "the codes are not where the file is mapped"
+
+
+def test_other_settings_and_other_weights_are_quantized_anew(tiny_model: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    for storage in ("nf4", "fp4", {"name": "nf4", "block": 128}, "nf4"):
+        loaded(base, storage, say=told.append)
+    assert len(told) == 3
+    tensors = open_tensors(base)
+    changed = [(n, tensors.read(n) + (n.endswith("down_proj.weight"))) for n in tensors]
+    write_model_tensors(base, {n: (e.dtype, e.shape) for n, e in tensors.items()}, changed)
+    model = loaded(base, say=told.append).model
+    assert len(told) == 4
+    assert model.model.layers[0].mlp.down_proj.storage.dense(torch.float32).mean() > 0.9
+
+
+def test_a_damaged_copy_is_made_anew(tiny_model: Path, cache: Path) -> None:
+    told: list[str] = []
+    want = logits(loaded(tiny_model).model)
+    (file,) = cache.glob("*/model.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
+    assert torch.equal(logits(loaded(tiny_model, say=told.append).model), want)
+    assert "are damaged and made anew" in told[0] and "quantizing" in told[1]
+    told.clear()
+    loaded(tiny_model, say=told.append)
+    assert told == []
+
+
+def test_a_full_disk_costs_only_the_next_start(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> int:
+        raise DiskError("the disk is full")
+
+    told: list[str] = []
+    monkeypatch.setattr(quantized, "write_quantized", full)
+    assert stored(loaded(tiny_model, say=told.append).model)
+    assert told[1] == "the quantized weights are not kept for the next start: the disk is full"
+
+
+def test_a_head_that_differs_from_the_embedding_it_is_said_to_be_tied_to(
+    tiny_model: Path, tiny_untied: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_untied, base)
+    config = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (base / "config.json").write_text(json.dumps(config))
+    want = logits(load_model(base, dtype="float32").model)
+    for _ in range(2):  # quantized, then mapped
+        model = loaded(base, {"name": "int8", "embeddings": True}).model
+        assert set(stored(model)) >= {"model.embed_tokens"} and "lm_head" not in stored(model)
+        assert float((logits(model) - want).norm() / want.norm()) < 0.1
+
+
+def test_quantizing_does_not_depend_on_the_compute_dtype(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = loaded(tiny_model).model
+    monkeypatch.setattr(quantized, "_from_cache", lambda *_: None)
+    narrow = load_base(tiny_model, storage=NF4, dtype="bfloat16").model
+    assert narrow.dtype == torch.bfloat16
+    for path, module in stored(wide).items():
+        assert torch.equal(module.storage.codes, narrow.get_submodule(path).storage.codes)
+
+
+def broken(tiny_model: Path, folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
+    """A quantized folder with something wrong in it."""
+    from veneer.adapters.quantized_dir import write_quantized
+
+    made = quantized.Furnisher(NF4)
+    load_model(tiny_model, dtype="float32", furnish=made)
+    write_quantized(tiny_model, folder, made)
+    files = open_tensors(folder)
+    tensors = {name: files.read(name) for name in files}
+    change(tensors)
+    write_model_tensors(folder, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, tensors.items())
+    return folder
+
+
+UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.down_proj.weight"
+STATE = ".quant_state.bitsandbytes__nf4"
+
+
+def both(tensors: dict[str, Tensor]) -> None:
+    tensors.pop(f"{UP}.absmax")
+    tensors[DOWN] = tensors[DOWN][:-1]
+
+
+def other_shape(tensors: dict[str, Tensor]) -> None:
+    state = json.loads(bytes(tensors[UP + STATE].tolist()))
+    state["shape"] = state["shape"][::-1]
+    tensors[UP + STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (both, rf"(?s){UP} is no whole.*absmax: missing.*{DOWN}.*the codes hold 1023 bytes"),
+        (lambda t: t.pop(UP), rf"(?s){UP} is no whole 4-bit weight.*the codes hold 0 bytes"),
+        (lambda t: t.pop(UP + STATE), rf"(?s){UP} is no whole.*there should be one key .*found none"),
+        (lambda t: t.update({f"{UP}.quant_state.bitsandbytes__fp4": t[UP + STATE]}), r"(?s)there should be one key"),
+        (lambda t: t.update({f"{UP}.quant_state.bitsandbytes__nf5": t.pop(UP + STATE)}), rf"{UP}: no storage knows"),
+        (
+            lambda t: t.update({f"{UP}.zeros": torch.zeros(1)}),
+            rf"(?s){UP} is no whole.*zeros: not a key of this layout",
+        ),
+        (
+            lambda t: t.update({f"{UP}.nested_absmax": torch.full((1,), float("nan"))}),
+            r"(?s)nested_absmax holds numbers",
+        ),
+        (other_shape, rf"{UP}: \(32, 64\) in the files, \(64, 32\) in the model"),
+        (lambda t: [t.pop(k) for k in list(t) if k.startswith(UP)], rf"{UP}: needed by the model, not in the files"),
+        (
+            lambda t: t.update({"x.weight.absmax": torch.zeros(1)}),
+            r"x\.weight\.absmax: in the files, unknown to the mo",
+        ),
+    ],
+)
+def test_a_folder_with_something_wrong_in_it(
+    tiny_model: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], message: str
+) -> None:
+    folder = broken(tiny_model, tmp_path / "broken", change)
+    with pytest.raises(ModelError, match=message) as caught:
+        load_base(folder, storage=None, dtype="float32")
+    assert "Nothing was loaded" in str(caught.value)
+
+
+def test_quantized_folders_stay_as_they_are(tiny_model: Path, tmp_path: Path) -> None:
+    folder = broken(tiny_model, tmp_path / "whole", lambda _: None)
+    want = logits(loaded(tiny_model).model)
+    for storage in ("dense", "nf4"):
+        model = loaded(folder, storage).model
+        assert torch.equal(logits(model), want)
+        assert not hasattr(model.config, "quantization_config")
+    with pytest.raises(ModelError, match=r"is kept as nf4 \(block 64, double_quant True\) already, asked for is fp4"):
+        loaded(folder, "fp4")
+    with pytest.raises(ModelError, match="holds weights quantized by bitsandbytes"):
+        load_model(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "gptq"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="holds weights quantized by gptq"):
+        loaded(folder, "dense")
+
+
+def test_weights_that_cannot_be_quantized_are_named_together(tiny_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    files = open_tensors(base)
+    tensors = {name: files.read(name) for name in files}
+    for name in (UP, DOWN):
+        tensors[name][3, 2] = float("nan")
+    write_model_tensors(base, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, tensors.items())
+    with pytest.raises(ModelError, match=rf"(?s)2 weights cannot be quantized:\n  {UP}:.*  {DOWN}:"):
+        loaded(base)
+    tensors.pop(UP)
+    write_model_tensors(base, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, tensors.items())
+    with pytest.raises(ModelError, match="cannot be quantized"):
+        loaded(base)
+
+
+def test_the_adapters_gradients_are_those_over_the_dequantized_base(tiny_model: Path) -> None:
+    ours = loaded(tiny_model).model
+    theirs = dequantized(tiny_model, ours)
+    grads = []
+    for model in (ours, theirs):
+        adapter = attach(model, config_from("lora", {"rank": 2, "init": "random"})).eval()
+        model(IDS).logits.square().mean().backward()
+        grads.append([p.grad for p in adapter.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert a is not None and b is not None
+        assert float((a - b).norm()) <= 1e-4 * float(b.norm())
+
+
+def test_a_step_moves_the_adapter_and_nothing_else(tiny_model: Path) -> None:
+    model = loaded(tiny_model).model
+    adapter = attach(model, config_from("lora", {"rank": 2, "init": "random"}))
+    before = {n: t.clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    began = [p.detach().clone() for p in adapter.parameters()]
+    optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
+    model(IDS).logits.square().mean().backward()
+    optimizer.step()
+    assert all(p.grad is None for p in model.parameters())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        assert torch.equal(tensor, before[name]), name
+    assert not any(torch.equal(a, b) for a, b in zip(began, adapter.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory: pytest.TempPathFactory, made_model: Callable[..., Path]) -> Path:
+    """With biases, which some methods train."""
+    folder = made_model(tmp_path_factory.mktemp("biased") / "base", attention_bias=True, mlp_bias=True)
+    tensors = open_tensors(folder)
+    rng = torch.Generator().manual_seed(0)
+    changed = [(n, torch.randn(e.shape, generator=rng) if "bias" in n else tensors.read(n)) for n, e in tensors.items()]
+    write_model_tensors(folder, {n: (e.dtype, e.shape) for n, e in tensors.items()}, changed)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_nf4(biased: Path, tmp_path: Path, method: str) -> None:
+    """Trained, saved, loaded on the same base, merged into what it was trained on."""
+    base = loaded(biased)
+    model = base.model
+    config = config_from(method, (SETTINGS.get(method) or [{}])[0])
+    targets = "all-linear" if "linear" in METHODS[method].kinds else ("mlp",)
+    adapter = attach(model, config, targets, look=lambda: model(IDS)).eval()
+    for n, delta in enumerate(adapter.deltas.values()):
+        moved(delta, 0.1, seed=n)
+    model(IDS).logits.square().mean().backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in adapter.parameters())
+    want = logits(model)
+    adapter.save(tmp_path / "adapter")
+    facts = json.loads((tmp_path / "adapter" / "veneer.json").read_text())
+    assert facts["base"]["storage"] == NF4.settings
+    again = loaded(biased)
+    load_adapter(again.model, tmp_path / "adapter")
+    assert torch.allclose(logits(again.model), want, atol=1e-4)
+    try:
+        merge(adapter, base.path, tmp_path / "merged")
+    except NotFoldable:
+        return
+    merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert torch.allclose(logits(merged), want, atol=2e-3)
+
+
+def test_a_merge_is_dequantized_everywhere(tiny_model: Path, tmp_path: Path) -> None:
+    """From the dense base's files and from a quantized folder, layers without a delta too, embeddings if kept so."""
+    folder = broken(tiny_model, tmp_path / "whole", lambda _: None)
+    for n, (base, storage) in enumerate(
+        [(tiny_model, "nf4"), (folder, "dense"), (tiny_model, {"name": "nf4", "embeddings": True})]
+    ):
+        there = loaded(base, storage)
+        adapter = attach(there.model, config_from("lora", {"rank": 2, "init": "random"}), ("q_proj",)).eval()
+        want = logits(there.model)
+        merge(adapter, there.path, tmp_path / f"merged{n}", dtype=torch.float32)
+        merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / f"merged{n}", dtype=torch.float32).eval()
+        assert torch.allclose(logits(merged), want, atol=1e-4)
+
+
+def test_an_adapter_knows_its_base_and_how_it_was_kept(tiny_model: Path, tiny_untied: Path, tmp_path: Path) -> None:
+    adapter = attach(loaded(tiny_model).model, config_from("lora", {"rank": 2, "init": "random"}))
+    adapter.save(tmp_path / "nf4")
+    for storage, kept in (("fp4", "fp4 "), ("dense", "dense"), ({"name": "nf4", "double_quant": False}, "nf4 ")):
+        other = loaded(tiny_model, storage).model
+        with pytest.raises(
+            AdapterMismatch, match=rf"were kept as nf4 \(block 64, double_quant True\), those here.* {kept}"
+        ):
+            load_adapter(other, tmp_path / "nf4")
+        assert load_adapter(other, tmp_path / "nf4", allow_other_base=True).attached
+    with pytest.raises(AdapterMismatch, match="weights are not those it was trained on"):
+        load_adapter(loaded(tiny_untied).model, tmp_path / "nf4")
+    dense = attach(loaded(tiny_model, "dense").model, config_from("lora", {"rank": 2, "init": "random"}))
+    dense.save(tmp_path / "dense")
+    with pytest.raises(AdapterMismatch, match="were kept as dense, those here are kept as nf4"):
+        load_adapter(loaded(tiny_model).model, tmp_path / "dense")

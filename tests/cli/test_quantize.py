@@ -1,0 +1,78 @@
+"""`veneer quantize` writes a folder that is used like any model, and says how far the weights moved."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from veneer.adapters.base_storage import base_storage, storage_of
+from veneer.adapters.quantized import load_base
+from veneer.cli.main import invoke
+from veneer.disk.tensors import open_tensors
+
+
+def run(*arguments: object) -> int:
+    return invoke(["quantize", *map(str, arguments)])
+
+
+def test_a_folder_and_its_figures(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "nf4"
+    assert run(tiny_model, "--to", out, "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    model = load_base(out, storage=None, dtype="float32").model
+    assert storage_of(model) == base_storage("nf4")
+    files = open_tensors(tiny_model)
+    difference = size = weights = held = 0.0
+    for path in (n.removesuffix(".weight") for n in files if "proj" in n):
+        kept = model.get_submodule(path).storage
+        w, near = files.read(f"{path}.weight").double().numpy(), kept.dense(torch.float32).double().numpy()
+        difference, size = difference + np.square(near - w).sum(), size + np.square(w).sum()
+        weights, held = weights + w.size, held + kept.nbytes
+    assert result["layers"] == 14 and result["weights"] == weights and result["weight_bytes"] == held
+    assert result["bits_per_weight"] == pytest.approx(8 * held / weights)
+    assert result["relative_error"] == pytest.approx((difference / size) ** 0.5, rel=1e-4)
+    assert 0.07 < result["relative_error"] <= result["worst_relative_error"] < 0.12
+    assert result["bytes"] == sum(f.stat().st_size for f in out.iterdir())
+    assert result["folder"] == str(out) and result["storage"]["name"] == "nf4"
+
+
+def test_settings_and_words(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "fp4"
+    assert run(tiny_model, "--to", out, "--storage", "fp4", "--block", 32, "--no-double-quant") == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{out}: ") and first.endswith(", fp4 (block 32)")
+    assert second.startswith("14 layers, 18,432 weights in ") and second.endswith(" bits a weight")
+    assert third.startswith("relative error 0.1")
+    wanted = base_storage({"name": "fp4", "block": 32, "double_quant": False})
+    assert storage_of(load_base(out, storage=None).model) == wanted
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--storage", "nf5"], "there is no storage 'nf5'"),
+        (["--storage", "dense"], "--storage dense quantizes nothing; choose nf4, fp4 or int8"),
+        (["--block", "65"], "nf4: block is 65, should be one of 32"),
+        (["--storage", "int8", "--block", "64"], "storage int8 has no setting 'block'"),
+        (["--storage", "int8", "--no-double-quant"], "storage int8 has no setting 'double_quant'"),
+    ],
+)
+def test_wrong_settings(
+    tiny_model: Path, tmp_path: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tiny_model, "--to", tmp_path / "q", *more) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()
+
+
+def test_what_is_there_is_not_replaced_and_nothing_is_quantized_twice(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").mkdir()
+    assert run(tiny_model, "--to", tmp_path / "taken") == 2
+    assert "taken exists already; write into a new folder" in capsys.readouterr().err
+    assert run(tiny_model, "--to", tmp_path / "q") == 0
+    assert run(tmp_path / "q", "--to", tmp_path / "again") == 2
+    assert "is quantized already; give the model it was made from" in capsys.readouterr().err
