@@ -1,186 +1,174 @@
-"""veneer train: starts, goes on, says it is done; flags, messages and exit statuses."""
+"""`veneer train`: flags over a recipe, what it prints for people and for programs, and progress on stderr alone."""
 
+import io
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from rich.console import Console
 
+import veneer.cli.train as train_module
 from veneer.cli.main import invoke
-from veneer.train import loop
+from veneer.cli.train import TrainProgress
+from veneer.train.events import Event
 from veneer.train.recipe import keys
+
+KEYS = {"adapter", "adapter_bytes", "steps", "seconds", "peak_bytes", "loss", "tokens_per_second",
+        "trained_parameters", "eval_loss", "resumed_from"}  # fmt: skip
 
 
 @pytest.fixture
-def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., str]:
-    """Write a recipe of 8 steps over 12 rows and return its path: `recipe("again", **{"train": {...}})`."""
-
-    def write(run: str = "run", **changes: Any) -> str:
-        lines = [{"prompt": f"how many {'customers ' * (n % 5)}{n}?", "completion": f"SELECT {n}"} for n in range(12)]
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        tree = {
-            "model": str(tiny_model),
-            "run": str(tmp_path / run),
-            "data": {"train": str(tmp_path / "rows.jsonl")},
-            "lora_r": 4,
-            "lora_dropout": 0.1,
-            "learning_rate": 0.01,
-            "train": {"steps": 8, "tokens_per_step": 128, "max_length": 128, "dtype": "float32"},
-        }
-        file = tmp_path / f"{run}.yaml"
-        file.write_text(yaml.safe_dump({**tree, **changes}))
-        return str(file)
-
-    return write
+def recipe(tiny_model: Path, tmp_path: Path) -> str:
+    rows = [{"question": f"how many {n}?", "sql": f"SELECT {n}"} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    data = {"train": str(tmp_path / "rows.jsonl"), "prompt": "{question}", "completion": "{sql}"}
+    tree = {
+        "model": str(tiny_model),
+        "run": str(tmp_path / "run"),
+        "data": data,
+        "method": {"rank": 2},
+        "train": {"steps": 4, "tokens_per_step": 64, "max_length": 64, "dtype": "float32"},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    return str(tmp_path / "recipe.yaml")
 
 
-def weights(run: Path) -> bytes:
-    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def test_for_people(recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["train", recipe()]) == 0
-    out, err = capsys.readouterr()
-    first, second = out.splitlines()
-    assert first.startswith("8 steps in ")
-    assert "tokens/s), loss " in first
-    assert second.startswith(f"adapter: {tmp_path / 'run' / 'adapter'} (")
-    assert "step 1/8: loss " in err
-    assert "step 8/8: loss " in err
-    assert "step 4/8" not in err  # not a line for every step
-
-
-def test_json_is_one_object_and_the_second_time_says_done(
-    recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_json_is_all_of_stdout_and_progress_is_on_stderr(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke(["train", recipe(), "--json"]) == 0
-    first = capsys.readouterr()
-    result = json.loads(first.out)
-    assert {"adapter", "steps", "seconds", "peak_bytes", "loss", "tokens_per_second"} <= set(result)
-    assert (result["steps"], result["resumed_from"]) == (8, None)
-    assert invoke(["train", recipe(), "--json"]) == 0
-    again = capsys.readouterr()
-    assert json.loads(again.out) == result
-    assert f"{tmp_path / 'run'} is done already" in again.err
-    assert "loading" in first.err
-    assert "loading" not in again.err
+    assert invoke(["train", recipe, "--json"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert set(result) == KEYS and captured.out.count("\n") == 1
+    assert result["steps"] == 4 and result["resumed_from"] is None and result["eval_loss"] is None
+    assert result["adapter"] == str(tmp_path / "run" / "adapter") and result["seconds"] > 0
+    assert result["adapter_bytes"] == sum(f.stat().st_size for f in Path(result["adapter"]).iterdir())
+    lines = captured.err.splitlines()
+    assert lines[0].startswith("loading ") and lines[1].startswith("reading ")
+    assert lines[2].startswith("step 1/4: loss ") and lines[-1].startswith("step 4/4: loss ")
+    assert len(lines) == 4, "one line a minute, the first step and the last"
 
 
-def test_flags_outrank_the_file(recipe: Callable[..., str], tmp_path: Path) -> None:
-    arguments = ["--train.steps", "2", "--lora_r=2", "--optimizer.lr", "1e-3", "--method.targets", "[q_proj]"]
-    assert invoke(["train", recipe(), *arguments]) == 0
-    written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
-    assert (written["train"]["steps"], written["method"]["rank"], written["optimizer"]["lr"]) == (2, 2, 1e-3)
-    assert len((tmp_path / "run" / "events.jsonl").read_text().splitlines()) == 2
+def test_for_people_and_again(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / ("[red] a long name " + "x" * 80)
+    flags = ["--run", str(run), "--data.eval", str(tmp_path / "rows.jsonl"), "--train.steps=2"]
+    assert invoke(["train", recipe, *flags]) == 0
+    captured = capsys.readouterr()
+    first, second = captured.out.splitlines()
+    assert first.startswith("2 steps in ") and ", evaluation loss " in first and ", peak memory " in first
+    assert second.startswith(f"adapter: {run}/adapter (")
+    assert "step 2: evaluation loss" in captured.err
+    before = {f: f.read_bytes() for f in run.rglob("*") if f.is_file()}
+    assert invoke(["train", recipe, *flags]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [first, second] and captured.err == f"{run} is done already\n"
+    assert {f: f.read_bytes() for f in run.rglob("*") if f.is_file()} == before
 
 
-def test_help_has_every_key_and_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["train", "--help"]) == 0
-    out = capsys.readouterr().out
-    assert all(f"--{key}" in out for key in keys())
-    assert "veneer train recipe.yaml" in out
+def test_flags_outrank_the_recipe_and_reach_the_method(recipe: str, tmp_path: Path) -> None:
+    assert invoke(["train", recipe, "--method.rank", "3", "--lora_alpha", "6", "--max_steps", "1"]) == 0
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (3, 6)
+    assert len((tmp_path / "run" / "events.jsonl").read_text().splitlines()) == 1
+
+
+def test_ctrl_c_says_how_to_go_on(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_two(self: TrainProgress, event: Event) -> None:
+        if event.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(TrainProgress, "__call__", after_two)
+    handler = signal.getsignal(signal.SIGINT)
+    assert invoke(["train", recipe, "--json"]) == 1
+    captured = capsys.readouterr()
+    run = tmp_path / "run"
+    assert captured.err.splitlines()[-1] == f"veneer: interrupted. The same command goes on with the run in {run}."
+    assert captured.out == "" and not (run / "adapter").exists()
+    assert signal.getsignal(signal.SIGINT) is handler
+    monkeypatch.undo()
+    assert invoke(["train", recipe, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["resumed_from"] == 2 and "going on after step 2" in captured.err
+    assert invoke(["train", recipe, "--run", str(tmp_path / "whole")]) == 0
+    adapters = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
+    assert adapters[0] == adapters[1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "changes", "status", "message"),
+    ("arguments", "message"),
     [
-        (["--train.stesp", "3"], {}, 2, "there is no key --train.stesp. Did you mean 'train.steps'"),
-        (["--train.steps", "-3"], {}, 2, "--train.steps: train.steps is -3: input should be greater"),
-        ([], {"batch_size": 4}, 2, "run.yaml, line 1: batch_size: batches are counted in tokens here"),
-        ([], {"model": "/nowhere"}, 2, "/nowhere"),
-        (["--data.train", "/nowhere.jsonl"], {}, 2, "/nowhere.jsonl"),
-        (["--method.targets", "[q_prj]"], {}, 2, "q_proj"),
-        (["--method.rank", "0"], {}, 2, "--method.rank: "),
-        (["--run", "/proc/x"], {}, 1, "/proc/x cannot be a run's folder"),
+        (["--train.steps", "3"], "the recipe comes first: veneer train RECIPE --train.steps"),
+        (["absent.yaml"], "there is no recipe absent.yaml"),
+        (["RECIPE", "--train.stesp", "3"], "there is no key --train.stesp. Did you mean 'train.steps'"),
+        (["RECIPE", "--train.steps"], "--train.steps needs a value, like --train.steps VALUE"),
+        (["RECIPE", "--method.rnak", "3"], "has no setting 'rnak'. Did you mean 'rank'?"),
+        (["RECIPE", "more"], "'more' is no flag; recipe keys are given like --train.steps 50"),
     ],
-    ids=lambda x: str(x)[:30],
 )
-def test_what_is_wrong_is_said_in_one_message(
-    recipe: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    changes: dict[str, Any],
-    status: int,
-    message: str,
+def test_bad_flags(
+    recipe: str, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke(["train", recipe(**changes), *arguments]) == status
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert message in err
-    assert "Traceback" not in err
+    assert invoke(["train", *(recipe if a == "RECIPE" else a for a in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
+    assert not (tmp_path / "run").exists()
 
 
-def test_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke(["train", str(tmp_path / "recipe.yaml")]) == 2
-    assert f"there is no recipe {tmp_path / 'recipe.yaml'}." in capsys.readouterr().err
-    assert invoke(["train"]) == 2
-    assert invoke(["train", "--train.steps", "5"]) == 2
-    assert "the recipe comes first: veneer train RECIPE --train.steps" in capsys.readouterr().err
+def test_help_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for key, words in keys().items():
+        assert f"--{key} {words}" in text
+    assert "veneer train recipe.yaml --train.epochs 2 --optimizer.lr 1e-3" in text
 
 
-def test_an_interrupted_run_says_how_to_go_on(
-    recipe: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert invoke(["train", recipe("straight")]) == 0
-    step = loop.optimizer_step
-
-    def pressed(settings: Any, job: Any, state: Any) -> dict[str, Any]:
-        if state.step == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(settings, job, state)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "optimizer_step", pressed)
-        assert invoke(["train", recipe("broken")]) == 1
-    assert f"interrupted. The same command goes on with the run in {tmp_path / 'broken'}." in capsys.readouterr().err
-    assert invoke(["train", recipe("broken"), "--json"]) == 0
-    out, err = capsys.readouterr()
-    assert json.loads(out)["resumed_from"] == 3
-    assert "going on after step 3" in err
-    assert weights(tmp_path / "broken") == weights(tmp_path / "straight")
+def event(step: int, kind: str = "step", **figures: Any) -> Event:
+    return Event(kind, step, 4, {"loss": 1.5, "tokens_per_second": 80.0, "rss_bytes": 2**30, **figures})
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """What is compared bit by bit with another process has to add up in the same order."""
-    import torch
+def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], io.StringIO]:
+    """Let the progress write to a text of its own, as on a terminal or not."""
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    def install(terminal: bool) -> io.StringIO:
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=terminal, width=120, highlight=False)
+        monkeypatch.setattr(train_module, "stderr", console)
+        return text
+
+    return install
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_ctrl_c_to_the_real_command(recipe: Callable[..., str], tmp_path: Path) -> None:
-    """The same in a process of its own, at whatever step it is when the signal comes."""
-    steps = 150
-    longer = {"steps": steps, "tokens_per_step": 128, "max_length": 128, "dtype": "float32"}
-    running = subprocess.Popen(
-        [sys.executable, "-m", "veneer", "train", recipe("broken", train=longer)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    events = tmp_path / "broken" / "events.jsonl"
-    while not (events.exists() and len(events.read_text().splitlines()) >= 3):
-        assert running.poll() is None, running.communicate()[1]
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate()
-    assert running.returncode == 1
-    assert "interrupted. The same command goes on" in err
-    done = len(events.read_text().splitlines())
-    assert [p.name for p in (tmp_path / "broken" / "checkpoints").iterdir()] == [f"step-{done}"]
-    assert done < steps
-    assert invoke(["train", recipe("broken", train=longer)]) == 0
-    assert [json.loads(line)["step"] for line in events.read_text().splitlines()] == list(range(1, steps + 1))
-    assert invoke(["train", recipe("straight", train=longer)]) == 0
-    assert weights(tmp_path / "broken") == weights(tmp_path / "straight")
+def test_elsewhere_a_line_a_minute(shown: Callable[[bool], io.StringIO], monkeypatch: pytest.MonkeyPatch) -> None:
+    text, now = shown(False), [5.0]
+    monkeypatch.setattr(train_module.time, "monotonic", lambda: now[0])
+    with TrainProgress() as progress:
+        for step, at in ((1, 5.0), (2, 64.0), (3, 66.0), (4, 67.0)):
+            now[0] = at
+            progress(event(step))
+        progress(event(4, "evaluation", perplexity=4.48))
+    lines = text.getvalue().splitlines()
+    assert lines[:3] == [f"step {n}/4: loss 1.500  80 tokens/s  1 GiB" for n in (1, 3, 4)]
+    assert lines[3:] == ["step 4: evaluation loss 1.5000, perplexity 4.48"]
+
+
+def test_on_a_terminal_a_bar(shown: Callable[[bool], io.StringIO]) -> None:
+    text = shown(True)
+    with TrainProgress() as progress:
+        progress.say("reading rows.jsonl [all]")
+        for step in range(1, 5):
+            progress(event(step))
+    written = text.getvalue()
+    assert "reading rows.jsonl [all]" in written and "4/4" in written and "80 tokens/s" in written
+
+
+def test_nothing_is_shown_of_a_run_that_never_began(shown: Callable[[bool], io.StringIO]) -> None:
+    text = shown(False)
+    with TrainProgress():
+        pass
+    assert text.getvalue() == ""

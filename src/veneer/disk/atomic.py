@@ -56,6 +56,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 path.replace(old)
             temporary.replace(path)
             _sync(path.parent)
+        except DiskError as error:  # about a file in the temporary folder: named by the place it was meant for
+            raise DiskError(str(error).replace(str(temporary), str(path))) from error
         finally:
             if old.exists() and not path.exists():  # interrupted between the two renames
                 old.replace(path)

@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NEAR = 25.0
+"""In typical differences: root mean square over the words at a position (centered), median over positions.  In merges
+of SmolLM2-135M into bfloat16 most texts that part do so below 4, the widest gap seen was 18."""
+
 
 @dataclass(frozen=True)
 class Drift:
@@ -21,8 +25,8 @@ class Drift:
     greedy_agreement: float
     """Share of rows whose greedy text is the same: the best token agrees at every position."""
     near_ties: int
-    """Rows whose texts part where the first model's two best logits are no further apart than twice the largest
-    difference there, so that rounding alone may have turned them round."""
+    """Rows whose texts part where the first model's two best logits are at most NEAR times the typical difference
+    apart, so that rounding may have turned them round."""
 
     @property
     def parted(self) -> int:
@@ -50,17 +54,20 @@ def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Drift:
     A number that is no number in either makes the drifts nan.
     """
     largest = difference = size = 0.0
-    same = ties = 0
+    typical: list[Tensor] = []
+    gaps: list[float] = []
     for a, b in zip(first, second, strict=True):
         largest = float(torch.tensor([largest, (a - b).abs().max()]).max())  # unlike Python's max, keeps a nan
         centered_a, centered_b = (x - x.mean(-1, keepdim=True) for x in (a, b))
-        difference += float((centered_a - centered_b).square().sum())
+        squares = (centered_a - centered_b).square()
+        difference += float(squares.sum())
         size += float(centered_a.square().sum())
+        typical.append(squares.mean(-1).sqrt())
         apart = (a.argmax(-1) != b.argmax(-1)).nonzero().flatten()
-        if len(apart) == 0:
-            same += 1
-        else:
+        if len(apart):
             best = a[apart[0]].topk(2).values
-            ties += int(best[0] - best[1] <= (a[apart[0]] - b[apart[0]]).abs().max() * 2)
+            gaps.append(float(best[0] - best[1]))
+    noise = float(torch.cat(typical).quantile(0.5))
     relative = (difference / size) ** 0.5 if size else (0.0 if difference == 0 else float("inf"))
-    return Drift(len(first), largest, relative, same / len(first), ties)
+    same = len(first) - len(gaps)
+    return Drift(len(first), largest, relative, same / len(first), sum(gap <= NEAR * noise for gap in gaps))
