@@ -46,9 +46,9 @@ def test_a_key_given_twice_names_both_lines() -> None:
     [
         ("a: 1\nb: [1, 2\nc: 3", "recipe.yaml, line 3: not valid YAML: "),
         ("a: 1\n\tb: 2", "recipe.yaml, line 2: not valid YAML: "),
-        ("", "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ...), but this is NoneType"),
-        ("- a\n- b", "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ...), but this is list"),
-        ("hello", "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ...), but this is str"),
+        ("", "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ..., run: ...), but this is empty"),
+        ("- a\n- b", "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ..., run: ...), but this is a list"),
+        ("hello", "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ..., run: ...), but this is a single value"),
         ("a: 1\n5: 2", "recipe.yaml, line 2: 5 is no name; if it is meant as one, put quotes around it"),
         ("a: 1\non: 2", "recipe.yaml, line 2: on is no name; if it is meant as one, put quotes around it"),
         ("? [a, b]\n: 2", "recipe.yaml, line 1: "),
@@ -79,9 +79,8 @@ def test_a_file_of_references_is_read_in_no_time() -> None:
 
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text())
-TREES = st.dictionaries(
-    st.text(), st.recursive(LEAVES, lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=8)
-)
+INNER = st.lists(LEAVES, max_size=4) | st.dictionaries(st.text(), LEAVES, max_size=4) | LEAVES
+TREES = st.dictionaries(st.text(), st.dictionaries(st.text(), INNER, max_size=4) | INNER, max_size=4)
 
 
 @given(TREES)

@@ -59,9 +59,8 @@ def command(
         )
     refuse_taken(into, Path(model))
     kept = storage_for([adapter], storage)
-    loaded = load_base(
-        model, storage=kept, dtype="float32"
-    )  # so that what is compared is the fold, not the rounding of sums
+    # in float32, so that what is compared is the fold, not the rounding of sums
+    loaded = load_base(model, storage=kept, dtype="float32")
     attached = load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
     templates = {"prompt": prompt, "completion": "", "text": None} if prompt is not None else {}
     prompts = _prompts(loaded, adapter, data, templates | ({"format": format} if format is not None else {}), rows)

@@ -53,7 +53,7 @@ def read_rows(source: str, *, split: str = "train", limit: int | None = None) ->
     else:
         rows = [Row(columns, source, n) for n, columns in enumerate(read_hub(source, split, limit), start=1)]
     if not rows:
-        raise DataError(f"{source} holds no rows")
+        raise DataError(f"{source} holds no rows; write some into it, or name another file")
     return rows
 
 
@@ -75,7 +75,7 @@ def _read_file(source: str, path: Path, suffix: str, limit: int | None) -> list[
         )
     try:
         if path.stat().st_size == 0:
-            raise DataError(f"{source} is empty (0 bytes)")
+            raise DataError(f"{source} is empty (0 bytes); write rows into it, or name another file")
         return [Row(columns, source, line) for line, columns in READERS[suffix](source, path, limit)]
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror or error}") from error

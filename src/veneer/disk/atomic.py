@@ -112,5 +112,7 @@ def _explanation(error: OSError, path: Path) -> str:
             f"the disk is full: {path} was not written ({free} bytes free). "
             "Earlier files are whole; free some space and run again."
         )
+    if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+        return f"{path} was not written: {error.filename} is a file where a folder is needed. Earlier files are whole."
     about = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
     return f"{path} was not written: {error.strerror or error}{about}. Earlier files are whole."

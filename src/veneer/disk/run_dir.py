@@ -62,7 +62,9 @@ class RunDir:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
-            raise DiskError(f"{self.root} cannot be a run's folder: {error.strerror}") from error
+            raise DiskError(
+                f"{self.root} cannot be a run's folder: {error.strerror}; name another (run: ..., or --run)"
+            ) from error
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

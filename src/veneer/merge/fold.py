@@ -81,6 +81,9 @@ def refuse_taken(into: Path, base: Path) -> None:
         raise ConfigError(f"{into} is the base model itself; merge into a new folder")
     if into.exists() or into.is_symlink():
         raise ConfigError(f"{into} exists already; merge into a new folder, or remove that one")
+    above = next(p for p in into.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{into} cannot be written: {above} is a file; merge into a new folder elsewhere")
 
 
 def _refuse_unfoldable(adapter: Adapter) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from veneer.errors import ConfigError, did_you_mean
-from veneer.train.aliases import SAME_MEANING, Problem
+from veneer.train.aliases import SAME_MEANING, SECTIONS, Problem
 from veneer.train.settings import MethodSettings, Recipe, StorageSettings
 
 
@@ -87,7 +87,7 @@ def of_types(error: ValidationError, known: set[str]) -> list[Problem]:
         if problem["type"] == "extra_forbidden":
             section, _, leaf = key.rpartition(".")
             inside = f"{section}." if section else ""
-            near = [k.removeprefix(inside) for k in [*keys(), *SAME_MEANING] if k.startswith(inside)]
+            near = [k.removeprefix(inside) for k in [*SECTIONS, *keys(), *SAME_MEANING] if k.startswith(inside)]
             message = f"there is no key {key}{did_you_mean(leaf, near)}"
         elif problem["type"] == "missing":
             message = f"{key} is missing: {keys().get(key, 'it has no default')}"

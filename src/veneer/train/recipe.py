@@ -49,11 +49,11 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
         key, given, value = flag.removeprefix("--").partition("=")
         if not flag.startswith("--"):
             problems.append(f"{flag!r} is no flag; recipe keys are given like --train.steps 50")
-        elif not given and (not rest or rest[0].startswith("--")):
-            problems.append(f"--{key} needs a value, like --{key} VALUE")
         elif key not in known and not key.startswith(("method.", "storage.")):
             problems.append(f"there is no key --{key}{did_you_mean(key, known)} `veneer train --help` lists all keys.")
-            rest = rest if given else rest[1:]
+            rest = rest[1:] if not given and rest and not rest[0].startswith("--") else rest
+        elif not given and (not rest or rest[0].startswith("--")):
+            problems.append(f"--{key} needs a value, like --{key} VALUE")
         else:
             try:
                 overrides[key] = _value(key, value if given else rest.pop(0))
@@ -74,9 +74,16 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise ConfigError(f"there is no recipe {path}{did_you_mean(path.name, near)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the recipe {path} cannot be read: {error}") from error
+        raise ConfigError(
+            f"there is no recipe {path}{did_you_mean(path.name, near)} It was looked for in {path.absolute().parent}; "
+            "a recipe is a YAML file that names model, data and run."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"the recipe {path} cannot be read: {error.strerror}; give the path of a YAML file"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the recipe {path} cannot be read: {error}; save it as UTF-8 text") from error
 
 
 def _value(key: str, text: str) -> Any:

@@ -57,9 +57,8 @@ def read_tree(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
     except YAML_ERRORS as error:
         raise ConfigError(f"{path}{_mark(error)}: not valid YAML: {_problem(error)}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(
-            f"{path}: a recipe is a YAML mapping (model: ..., data: ...), but this is {type(tree).__name__}"
-        )
+        found = {type(None): "empty", list: "a list"}.get(type(tree), "a single value")
+        raise ConfigError(f"{path}: a recipe is a YAML mapping (model: ..., data: ..., run: ...), but this is {found}")
     return tree, lines
 
 
