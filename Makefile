@@ -5,7 +5,7 @@
 #   make bench    the quick benchmarks     make docs     write the generated pages of docs/ anew
 #
 #   PYTHON=/path/to/python3.12    which Python, if not the first one found
-#   TORCH_INDEX=URL               where torch comes from, if the index of your pip has no CPU build of it (README)
+#   TORCH_INDEX=URL               a further index, for a CPU build of torch where pip's own has none (README)
 #   WORKERS=2                     test processes            ARGS='-k lora'    more options for pytest
 
 PYTHON ?=
@@ -16,7 +16,8 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
+    $(TORCH_INDEX:%=--extra-index-url %)
 
 .PHONY: setup demo test check bench docs clean
 
@@ -33,7 +34,6 @@ $(STAMP): pyproject.toml constraints.txt
 	done; \
 	echo "setting up $(VENV) with $$($$python --version) (once; minutes)"; \
 	"$$python" -m venv $(VENV)
-	$(if $(TORCH_INDEX),$(INSTALL) --index-url $(TORCH_INDEX) torch)
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
 
@@ -51,6 +51,7 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/hooks.py
+	$(BIN)/python benchmarks/kernels.py --quick
 	$(BIN)/python benchmarks/openmp_spin.py --rounds 5
 
 docs: $(STAMP)

@@ -57,3 +57,9 @@ def test_ci_runs_what_a_contributor_runs() -> None:
 def test_the_license_is_the_one_named() -> None:
     assert PROJECT["license"] == "Apache-2.0"
     assert (ROOT / "LICENSE").read_text(encoding="utf-8").split()[:4] == ["Apache", "License", "Version", "2.0,"]
+
+
+def test_the_quick_benchmarks_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    scripts = re.findall(r"\$\(BIN\)/python (benchmarks/\S+)", makefile)
+    assert scripts and all((ROOT / script).is_file() for script in scripts)
