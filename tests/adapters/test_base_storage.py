@@ -38,6 +38,11 @@ def test_a_name_and_its_settings() -> None:
             r"storage\.head is 1.*\nstorage\.embeddings is 'x', true or fal",
         ),
         ({"name": "dense", "head": True}, r"storage\.head is true, but dense keeps every weight as it is"),
+        (
+            {"name": "nf4", "backend": "cuda"},
+            r"storage\.backend is 'cuda', should be one of auto, veneer, bitsandbytes",
+        ),
+        ({"name": "int8", "backend": "bitsandbytes"}, r"storage\.backend is bitsandbytes, but int8 has only one"),
         ({"name": "int8", "block": 64}, r"storage int8 has no setting 'block'"),
     ],
 )

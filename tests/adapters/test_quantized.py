@@ -402,3 +402,18 @@ def test_an_adapter_knows_its_base_and_how_it_was_kept(tiny_model: Path, tiny_un
     dense.save(tmp_path / "dense")
     with pytest.raises(AdapterMismatch, match="were kept as dense, those here are kept as nf4"):
         load_adapter(loaded(tiny_model).model, tmp_path / "dense")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bitsandbytes_may_compute(tmp_path: Path, tiny_model: Path, made_model: Callable[..., Path]) -> None:
+    wide = made_model(tmp_path / "wide", hidden_size=64, intermediate_size=128)
+    theirs = loaded(wide, {"name": "nf4", "backend": "bitsandbytes"}).model
+    assert all(m.storage.backend == "bitsandbytes" for m in stored(theirs).values())
+    assert float((logits(theirs) - logits(loaded(wide).model)).abs().max()) < 1e-4
+    adapter = attach(theirs, config_from("lora", {"rank": 2, "init": "random"}))
+    theirs(IDS).logits.square().mean().backward()
+    assert all(bool(p.grad.any()) for p in adapter.parameters())
+    adapter.save(tmp_path / "adapter")
+    load_adapter(loaded(wide).model, tmp_path / "adapter")  # whose kernels computed does not matter
+    with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj: its rows of 32 are no multiple of the block"):
+        loaded(tiny_model, {"name": "nf4", "backend": "bitsandbytes"})

@@ -145,6 +145,7 @@ def sample(key: str) -> tuple[str, Any]:
         "data.packing": ("false", False),
         "storage.name": ("nf4", "nf4"),
         "storage.head": ("true", True),
+        "storage.backend": ("bitsandbytes", "bitsandbytes"),
         "storage.embeddings": ("true", True),
         "method.name": ("dora", "dora"),
         "method.targets": ("[q_proj, v_proj]", ("q_proj", "v_proj")),
@@ -244,14 +245,9 @@ def test_any_recipe_is_read_back_as_it_was(model: str, run: str, lr: float, seed
     assert again == recipe
 
 
-SOME = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 10**30) | st.floats() | st.text(max_size=5) | st.dates(),
-    lambda x: (
-        st.lists(x, max_size=3)
-        | st.dictionaries(st.text(max_size=5) | st.sampled_from(sorted(SAME_MEANING)), x, max_size=3)
-    ),
-    max_leaves=6,
-)
+PLAIN = st.none() | st.booleans() | st.integers(-3, 10**30) | st.floats() | st.text(max_size=5) | st.dates()
+INNER = st.dictionaries(st.text(max_size=5) | st.sampled_from(sorted(SAME_MEANING)), PLAIN, max_size=3)
+SOME = PLAIN | st.lists(PLAIN, max_size=3) | INNER | st.dictionaries(st.text(max_size=5), INNER | PLAIN, max_size=3)
 NAMES = st.sampled_from(
     [*keys(), *SAME_MEANING, *OTHER_MEANING, "data", "train", "method", "optimizer", "storage"]
 ) | st.text(max_size=8)

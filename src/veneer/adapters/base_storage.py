@@ -1,7 +1,7 @@
 """How a base model's weights are kept: which storage, and whether embeddings and the output head are kept in it too."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from veneer.adapters.targets import output_head
 from veneer.disk.adapter_dir import read_adapter
 from veneer.errors import ConfigError
 from veneer.storage import STORAGES, Storage, StorageConfig, config_from
+from veneer.storage.bnb import BACKENDS, Backend
+from veneer.storage.fourbit import FourBitConfig
 from veneer.storage.layers import Stored
 
 DENSE = "dense"
@@ -25,10 +27,12 @@ class BaseStorage:
     """Keep the output head in it too."""
     embeddings: bool = False
     """Keep the input embedding in it too, with the head where both are one weight."""
+    backend: Backend = field(default="auto", compare=False)
+    """Whose kernels compute: a matter of the machine, not of the weights."""
 
     @property
     def settings(self) -> dict[str, Any]:
-        """As a recipe's `storage` section says it."""
+        """As a recipe's `storage` section says it, without the backend."""
         return {
             "name": self.config.storage,
             **asdict(self.config),
@@ -53,9 +57,13 @@ def base_storage(settings: str | Mapping[str, Any]) -> BaseStorage | None:
     if wrong := [f"storage.{key} is {value!r}, true or false is needed" for key, value in which.items()
                  if not isinstance(value, bool)]:  # fmt: skip
         raise ConfigError("\n".join(wrong))
+    if (backend := given.pop("backend", "auto")) not in BACKENDS:
+        raise ConfigError(f"storage.backend is {backend!r}, should be one of {', '.join(BACKENDS)}")
     config = config_from(name, given)
+    if backend != "auto" and not isinstance(config, FourBitConfig):
+        raise ConfigError(f"storage.backend is {backend}, but {name} has only one; leave it out")
     if name != DENSE:
-        return BaseStorage(config=config, **which)
+        return BaseStorage(config=config, backend=backend, **which)
     if idle := [key for key, value in which.items() if value]:
         raise ConfigError(f"storage.{idle[0]} is true, but dense keeps every weight as it is; name a storage")
     return None

@@ -21,6 +21,7 @@ from veneer.disk.tensors import Tensors
 from veneer.errors import ConfigError, DiskError, ModelError
 from veneer.models.load import Loaded, load_model, resolve
 from veneer.storage import STORAGES, Storage, from_tensors
+from veneer.storage.fourbit import FourBit
 from veneer.storage.layers import StoredEmbedding, StoredLinear, store_
 
 Progress = Callable[[int, int], None]
@@ -46,7 +47,7 @@ def load_base(
     if storage is None or is_quantized(folder):
         furnisher = Furnisher(storage)
         loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
-        return replace(_moved(loaded, device), name=str(model))
+        return replace(_ready(loaded, storage, device), name=str(model))
     cached = cache_folder(folder, storage)
     loaded_ = _from_cache(cached, storage, dtype, device, say)
     if loaded_ is None:
@@ -58,7 +59,7 @@ def load_base(
                 write_quantized(folder, cached, furnisher)
             except DiskError as error:
                 say(f"the quantized weights are not kept for the next start: {error}")
-    return replace(_moved(loaded_, device), name=str(model), path=folder)
+    return replace(_ready(loaded_, storage, device), name=str(model), path=folder)
 
 
 def _from_cache(
@@ -73,10 +74,12 @@ def _from_cache(
         return None
 
 
-def _moved(loaded: Loaded, device: str | torch.device) -> Loaded:
-    for module in loaded.model.modules():
+def _ready(loaded: Loaded, storage: BaseStorage | None, device: str | torch.device) -> Loaded:
+    for path, module in loaded.model.named_modules():
         if isinstance(module, Storage):
             module.to(device)
+        if isinstance(module, FourBit) and storage is not None:
+            module.compute_with(storage.backend, path.removesuffix(".storage"))
     return loaded
 
 

@@ -22,6 +22,7 @@ from veneer.kernels import ops
 from veneer.kernels.contract import BLOCKS
 from veneer.kernels.direct import Direct
 from veneer.kernels.reference import Packed
+from veneer.storage import bnb
 from veneer.storage.base import Storage, StorageConfig, check_ids, check_matrix
 
 NESTED_BLOCK = 256
@@ -69,6 +70,8 @@ class FourBit(Storage):
     levels: Tensor
     nested_absmax: Tensor | None
     nested_levels: Tensor | None
+    backend: bnb.Backend = "auto"
+    """Whose kernels multiply: auto is bitsandbytes on CUDA, veneer's elsewhere."""
 
     def __init__(self, packed: Packed, shape: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__()
@@ -137,7 +140,15 @@ class FourBit(Storage):
     def dense(self, dtype: torch.dtype) -> Tensor:
         return ops.dequantize_4bit(self._packed, self.shape, dtype)
 
+    def compute_with(self, backend: bnb.Backend, name: str = "weight") -> None:
+        """Choose whose kernels multiply; raises ConfigError or ModelError, with `name`, where they cannot."""
+        if backend == "bitsandbytes":
+            bnb.check(self._packed, self.shape, name)
+        self.backend = backend
+
     def matmul(self, x: Tensor) -> Tensor:
+        if bnb.chosen(self.backend, x):
+            return bnb.matmul(x, self._packed, self.shape, self.quant_type)
         if x.dtype == torch.float16:  # no kernel in float16: its range is too small for sums
             return ops.matmul_4bit(x.float(), self._packed, self.shape[0]).half()
         if self._direct is None:

@@ -27,6 +27,8 @@ class StorageSettings(BaseModel):
     """Keep the output head in it too."""
     embeddings: bool = False
     """Keep the input embedding in it too, with the head where both are one weight."""
+    backend: Literal["auto", "veneer", "bitsandbytes"] = "auto"
+    """Whose 4-bit kernels compute: auto is bitsandbytes on CUDA, veneer's elsewhere."""
 
 
 class MethodSettings(BaseModel):

@@ -1,0 +1,83 @@
+"""bitsandbytes' kernels on a 4-bit weight kept here: the same tensors, its arithmetic.
+
+On CUDA they are what `auto` takes; on a CPU they can be chosen, which is how this code path is tested. Nothing here was
+run on CUDA.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from veneer.errors import ConfigError, ModelError
+from veneer.kernels.reference import Packed
+
+Backend = Literal["auto", "veneer", "bitsandbytes"]
+BACKENDS: tuple[Backend, ...] = ("auto", "veneer", "bitsandbytes")
+NESTED_BLOCK = 256
+"""The only one that its kernels know."""
+
+
+@cache
+def installed() -> bool:
+    """Whether bitsandbytes can be imported."""
+    return find_spec("bitsandbytes") is not None
+
+
+def chosen(backend: Backend, x: Tensor) -> bool:
+    """Whether bitsandbytes multiplies with x."""
+    return backend == "bitsandbytes" or (backend == "auto" and x.is_cuda and installed())
+
+
+def check(packed: Packed, shape: tuple[int, int], name: str) -> None:
+    """Refuse a weight W (O, D) that bitsandbytes computes with wrongly, or not at all.
+
+    Version 0.50.2 dequantizes rows that are no multiple of the block wrongly on a CPU.
+    Raises ConfigError where it is not installed, ModelError for such a weight.
+    """
+    if not installed():
+        raise ConfigError("storage.backend is bitsandbytes, which is not installed; run pip install bitsandbytes")
+    if packed.codes.device.type == "cpu" and shape[1] % packed.block:
+        raise ModelError(
+            f"{name}: its rows of {shape[1]} are no multiple of the block of {packed.block}, which bitsandbytes reads "
+            "wrongly on a CPU; set storage.backend to veneer, or storage.block to a divisor"
+        )
+    if packed.nested_absmax is not None and packed.nested_block != NESTED_BLOCK:
+        raise ModelError(
+            f"{name}: its absmax are quantized in blocks of {packed.nested_block}, bitsandbytes' kernels take "
+            f"{NESTED_BLOCK} only; set storage.backend to veneer"
+        )
+
+
+def matmul(x: Tensor, packed: Packed, shape: tuple[int, int], quant_type: str) -> Tensor:
+    """y (..., O) = x (..., D) W^T in x's dtype, with a gradient for x."""
+    import bitsandbytes
+
+    multiply: Any = bitsandbytes.matmul_4bit  # type: ignore[attr-defined]
+    y: Tensor = multiply(x, packed.codes.view(-1, 1), quant_state=_state(x.dtype, packed, shape, quant_type))
+    return y
+
+
+def _state(dtype: torch.dtype, packed: Packed, shape: tuple[int, int], quant_type: str) -> Any:
+    """bitsandbytes' description of W, to be dequantized to `dtype`."""
+    import bitsandbytes.functional
+
+    QuantState: Any = bitsandbytes.functional.QuantState
+    nested = offset = None
+    if packed.nested_absmax is not None:
+        nested = QuantState(
+            absmax=packed.nested_absmax, code=packed.nested_levels, blocksize=packed.nested_block, dtype=torch.float32
+        )
+        offset = torch.tensor(packed.offset, device=packed.codes.device)
+    return QuantState(
+        absmax=packed.absmax,
+        shape=torch.Size(shape),
+        code=packed.levels,
+        blocksize=packed.block,
+        quant_type=quant_type,
+        dtype=dtype,
+        offset=offset,
+        state2=nested,
+    )
