@@ -11,7 +11,7 @@ import pytest
 
 from tests.docs.blocks import ROOT, blocks
 from tests.test_architecture import ORDER
-from veneer.methods.base import Kind, Role
+from veneer.methods.base import Role
 
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "csrc").rglob("*.md")]
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
@@ -78,9 +78,16 @@ def test_every_room_is_in_the_house() -> None:
 
 def test_the_glossary_has_the_words_of_the_contract() -> None:
     page = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-    assert all(role in page for role in get_args(Role)) and get_args(Kind)
+    assert all(role in page for role in get_args(Role))
     words = re.findall(r"^\| ([a-z][\w, -]*) \|", page.partition("Letters for shapes")[0], re.M)
     assert words[1:] == sorted(words[1:], key=str.casefold), "in alphabetical order"
+
+
+def test_every_environment_variable_is_named() -> None:
+    page = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    code = "".join(f.read_text(encoding="utf-8") for f in (ROOT / "src").rglob("*.py"))
+    read = set(re.findall(r"\bVENEER_[A-Z_]+\b", code))
+    assert read == set(re.findall(r"^\| `(VENEER_[A-Z_]+)` \|", page, re.M))
 
 
 def test_formats_name_every_file_and_every_key_of_a_run(workplace: Path, tiny_model: Path) -> None:
