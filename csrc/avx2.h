@@ -26,7 +26,6 @@ VN_FN VN_INLINE I zero_i() { return _mm256_setzero_si256(); }
 VN_FN VN_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
 VN_FN VN_INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
 VN_FN VN_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-VN_FN VN_INLINE F clamp1(F v) { return _mm256_min_ps(_mm256_max_ps(v, set1(-1.f)), set1(1.f)); }
 
 VN_FN VN_INLINE float sum(F v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

@@ -26,7 +26,6 @@ VN_FN VN_INLINE I zero_i() { return _mm512_setzero_si512(); }
 VN_FN VN_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
 VN_FN VN_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
 VN_FN VN_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-VN_FN VN_INLINE F clamp1(F v) { return _mm512_min_ps(_mm512_max_ps(v, set1(-1.f)), set1(1.f)); }
 VN_FN VN_INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
 
 VN_FN VN_INLINE F load_half(const uint16_t *p, int dtype) {

@@ -266,122 +266,92 @@ VN_FN inline void permute_x(const uint16_t *x, int64_t d, uint16_t *to) {
     }
 }
 
-// Where a row of W stands, and what the chunks of it need.
-struct Row {
-    const uint8_t *codes;
-    const float *absmax;
-};
+// One row of W against N rows of permuted x, in chunks of 128 weights.  The levels themselves are looked up, rounded to
+// bfloat16, and each chunk's sums are then multiplied by the absmax of its blocks in float32: as exact as rounding
+// level * absmax, and cheap enough that memory is the limit.  W is read front to back, which is what prefetching
+// hardware follows: four rows at a time stream at two thirds of the speed.
+// G is 32, 64, or 128 for that and more; lanes [16 b / BLOCKS, 16 (b + 1) / BLOCKS) of a chunk's sums are block b's.
+template <int G, int N> struct RowSums {
+    static constexpr int BLOCKS = G == 32 ? 4 : G == 64 ? 2 : 1;
+    F sums[N][BLOCKS];
 
-// A chunk of 128 weights: the values of its blocks and its 64 bytes of codes.  G is 32, 64, or 128 for that and more.
-template <int G> struct Chunk {
-    I table, table2, codes;  // table2: the third and fourth block of 32
-};
-
-// Chunk c of a row of D weights; the last one may be short: its codes are then filled with 0, whose x is 0.
-template <int G, bool SHORT>
-VN_FN VN_INLINE Chunk<G> load_chunk(const Row &row, int64_t c, int shift, int64_t d, F levels) {
-    constexpr int BLOCKS = G == 32 ? 4 : G == 64 ? 2 : 1;
-    Chunk<G> chunk;
-    F v[BLOCKS];
-    for (int b = 0; b < BLOCKS; b++) {
-        int64_t at = G == 128 ? (c * 128) >> shift : c * BLOCKS + b;
-        if (SHORT) at = least(at, (d - 1) >> shift);
-        v[b] = _mm512_mul_ps(levels, _mm512_set1_ps(row.absmax[at]));
+    VN_FN VN_INLINE void clear() {
+        for (int i = 0; i < N; i++)
+            for (int b = 0; b < BLOCKS; b++) sums[i][b] = _mm512_setzero_ps();
     }
-    chunk.table = BLOCKS == 1 ? _mm512_broadcast_i64x4(to_bf16(v[0])) : to_bf16(v[0], v[BLOCKS > 1 ? 1 : 0]);
-    if (BLOCKS == 4) chunk.table2 = to_bf16(v[BLOCKS - 2], v[BLOCKS - 1]);
-    const int64_t left = (d - c * 128) / 2;
-    chunk.codes = SHORT ? _mm512_maskz_loadu_epi8((1ull << left) - 1, row.codes + c * 64) : loadu(row.codes + c * 64);
-    return chunk;
-}
 
-// The 32 weights that nibble S of each word stands for.
-template <int G, int S> VN_FN VN_INLINE I nibble(const Chunk<G> &c, I block_of_word) {
-    const I shifted = S ? _mm512_srli_epi16(c.codes, 4 * S) : c.codes;
-    const I index = _mm512_ternarylogic_epi32(shifted, _mm512_set1_epi16(15), block_of_word, 0xea);  // (a & b) | c
-    if (G == 32) return _mm512_permutex2var_epi16(c.table, index, c.table2);
-    return _mm512_permutexvar_epi16(index, c.table);
-}
-
-// One chunk of R rows of W against N rows of permuted x, added to sums (R, N, P).
-template <int G, bool SHORT, int R, int N, int P>
-VN_FN VN_INLINE void dot_chunk(const Row (&rows)[R], int64_t c, int shift, int64_t d, F levels, I block_of_word,
-                               const uint16_t *x, int64_t ldx, int64_t ahead, F (&sums)[R][N][P]) {
-    x += c * 128;
-    for (int r = 0; r < R; r++) {
-        _mm_prefetch(reinterpret_cast<const char *>(rows[r].codes + c * 64 + ahead), _MM_HINT_T0);
-        const Chunk<G> chunk = load_chunk<G, SHORT>(rows[r], c, shift, d, levels);
-        const I n0 = nibble<G, 0>(chunk, block_of_word), n1 = nibble<G, 1>(chunk, block_of_word);
-        const I n2 = nibble<G, 2>(chunk, block_of_word), n3 = nibble<G, 3>(chunk, block_of_word);
+    VN_FN VN_INLINE void add(I codes, I levels, const float *const absmax[BLOCKS], const uint16_t *x, int64_t ldx) {
+        const I n0 = _mm512_permutexvar_epi16(codes, levels);  // the fifth bit of an index does not matter
+        const I n1 = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), levels);
+        const I n2 = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 8), levels);
+        const I n3 = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 12), levels);
         for (int i = 0; i < N; i++) {
             const uint16_t *xi = x + i * ldx;
-            sums[r][i][0] = dot_pairs(sums[r][i][0], n0, loadu(xi));
-            sums[r][i][P - 1] = dot_pairs(sums[r][i][P - 1], n1, loadu(xi + 32));
-            sums[r][i][0] = dot_pairs(sums[r][i][0], n2, loadu(xi + 64));
-            sums[r][i][P - 1] = dot_pairs(sums[r][i][P - 1], n3, loadu(xi + 96));
+            const F even = dot_pairs(dot_pairs(_mm512_setzero_ps(), n0, loadu(xi)), n1, loadu(xi + 32));
+            const F odd = dot_pairs(dot_pairs(_mm512_setzero_ps(), n2, loadu(xi + 64)), n3, loadu(xi + 96));
+            const F part = _mm512_add_ps(even, odd);
+            for (int b = 0; b < BLOCKS; b++) sums[i][b] = _mm512_fmadd_ps(part, _mm512_set1_ps(*absmax[b]), sums[i][b]);
         }
     }
-}
 
-// R rows of W against N rows of permuted x.
-template <int G, int R, int N>
-VN_FN inline void dot_rows(const Vectors &v, const float *absmax, int64_t row, int64_t at, int64_t ahead) {
+    VN_FN VN_INLINE float total(int i) const {
+        F s = sums[i][0];
+        for (int b = 1; b < BLOCKS; b++)
+            s = _mm512_mask_mov_ps(s, __mmask16(0xffffu << (16 / BLOCKS * b)), sums[i][b]);
+        return _mm512_reduce_add_ps(s);
+    }
+};
+
+constexpr int64_t FETCHED = 8192;  // bytes of codes fetched ahead of their use
+
+template <int G, int N>
+VN_FN inline void dot_row(const Vectors &v, const float *absmax, int64_t row, int64_t at, I levels) {
+    typedef RowSums<G, N> Sums;
     const veneer_weight &w = *v.w;
-    const int64_t d = w.cols, ldx = round_up(d, 128);
+    const int64_t d = w.cols, ldx = round_up(d, 128), whole = d / 128;
+    const uint8_t *codes = w.codes + row * d / 2;
     const uint16_t *x = static_cast<const uint16_t *>(v.x) + at * ldx;
     const int shift = __builtin_ctzll(uint64_t(w.block));
-    Row rows[R];
-    for (int r = 0; r < R; r++) rows[r] = {w.codes + (row + r) * d / 2, absmax + r * (d >> shift)};
-    const F levels = _mm512_loadu_ps(w.levels);
-    alignas(64) uint16_t block[32];  // of each word, times 16: the upper bits of its index into the table
-    for (int j = 0; j < 32; j++) block[j] = uint16_t(G == 32 ? j / 8 * 16 : j / 16 * 16);
-    const I block_of_word = loadu(block);
-    constexpr int P = R * N <= 8 ? 2 : 1;  // partial sums, to hide the dot product's latency
-    F sums[R][N][P];
-    for (int r = 0; r < R; r++)
-        for (int i = 0; i < N; i++)
-            for (int p = 0; p < P; p++) sums[r][i][p] = _mm512_setzero_ps();
-    const int64_t whole = d / 128;
-    for (int64_t c = 0; c < whole; c++)
-        dot_chunk<G, false, R, N, P>(rows, c, shift, d, levels, block_of_word, x, ldx, ahead, sums);
-    if (G < 128 && whole * 128 < d)
-        dot_chunk<G, true, R, N, P>(rows, whole, shift, d, levels, block_of_word, x, ldx, ahead, sums);
+    const float *scales[Sums::BLOCKS];
+    Sums sums;
+    sums.clear();
+    for (int64_t c = 0; c < whole; c++) {
+        _mm_prefetch(reinterpret_cast<const char *>(codes + c * 64 + FETCHED), _MM_HINT_T0);
+        for (int b = 0; b < Sums::BLOCKS; b++)
+            scales[b] = absmax + (G == 128 ? (c * 128) >> shift : c * Sums::BLOCKS + b);
+        sums.add(loadu(codes + c * 64), levels, scales, x + c * 128, ldx);
+    }
+    if (whole * 128 < d) {  // the rest has codes of 0 whose x is 0: any absmax will do
+        for (int b = 0; b < Sums::BLOCKS; b++)
+            scales[b] = absmax + least((whole * 128 + b * G) >> shift, (d - 1) >> shift);
+        const __mmask64 there = (1ull << (d - whole * 128) / 2) - 1;
+        sums.add(_mm512_maskz_loadu_epi8(there, codes + whole * 64), levels, scales, x + whole * 128, ldx);
+    }
     uint16_t *y = static_cast<uint16_t *>(v.y);
-    for (int r = 0; r < R; r++)
-        for (int i = 0; i < N; i++) {
-            F s = sums[r][i][0];
-            if (P == 2) s = _mm512_add_ps(s, sums[r][i][P - 1]);
-            y[(at + i) * w.rows + row + r] = veneer::to_bf16(_mm512_reduce_add_ps(s));
-        }
-}
-
-template <int G, int R>
-VN_FN inline void dot_row_group(const Vectors &v, const float *absmax, int64_t row, int64_t ahead) {
-    int64_t i = 0;
-    for (; i + 4 <= v.n; i += 4) dot_rows<G, R, 4>(v, absmax, row, i, ahead);
-    for (; i + 2 <= v.n; i += 2) dot_rows<G, R, 2>(v, absmax, row, i, ahead);
-    for (; i < v.n; i++) dot_rows<G, R, 1>(v, absmax, row, i, ahead);
+    for (int i = 0; i < N; i++) y[(at + i) * w.rows + row] = veneer::to_bf16(sums.total(i));
 }
 
 template <int G> VN_FN inline bool matvec_rows(const Vectors &v, int64_t first, int64_t last) {
     const veneer_weight &w = *v.w;
-    const int64_t per_row = w.cols / w.block, ahead = 4 * (w.cols / 2);
+    constexpr int64_t GROUP = 8;  // rows whose absmax are decoded together
+    const int64_t per_row = w.cols / w.block;
+    const I levels = _mm512_broadcast_i64x4(to_bf16(_mm512_loadu_ps(w.levels)));
     Planes planes;
     float *decoded = nullptr;
     if (!v.absmax) {
         make_planes(w.nested_levels, planes);
-        decoded = scratch_of<float>(SUMS, 4 * per_row);
+        decoded = scratch_of<float>(SUMS, GROUP * per_row);
         if (!decoded) return false;
     }
-    for (int64_t row = first; row < last;) {
-        const int64_t rows = last - row >= 4 ? 4 : 1;
-        const float *absmax = v.absmax ? v.absmax + row * per_row : decoded;
-        if (decoded) decode_absmax(w, planes, row * per_row, (row + rows) * per_row, decoded);
-        if (rows == 4)
-            dot_row_group<G, 4>(v, absmax, row, ahead);
-        else
-            dot_row_group<G, 1>(v, absmax, row, ahead);
-        row += rows;
+    for (int64_t row = first; row < last; row++) {
+        const int64_t in_group = (row - first) % GROUP;
+        if (decoded && in_group == 0)
+            decode_absmax(w, planes, row * per_row, least(last, row + GROUP) * per_row, decoded);
+        const float *absmax = decoded ? decoded + in_group * per_row : v.absmax + row * per_row;
+        int64_t i = 0;
+        for (; i + 4 <= v.n; i += 4) dot_row<G, 4>(v, absmax, row, i, levels);
+        for (; i + 2 <= v.n; i += 2) dot_row<G, 2>(v, absmax, row, i, levels);
+        for (; i < v.n; i++) dot_row<G, 1>(v, absmax, row, i, levels);
     }
     return true;
 }

@@ -72,7 +72,8 @@ inline void prefetch(const uint8_t *p, int64_t bytes) {
 }
 
 template <class K>
-bool forward_task(const veneer_weight &w, const float *absmax, const typename K::T *packed, int dtype, void *y, int64_t r0, int64_t r1, int64_t n0, int64_t n1) {
+bool forward_task(const veneer_weight &w, const float *absmax, const typename K::T *packed, int dtype, void *y,
+                  int64_t r0, int64_t r1, int64_t n0, int64_t n1) {
     const int64_t rows = round_up(r1 - r0, ROWS), lda = DEPTH + SKEW, ldc = round_up(n1 - n0, K::NB), depth = w.cols;
     typename K::T *a = scratch_of<typename K::T>(PANEL, rows * lda);
     float *c = scratch_of<float>(SUMS, rows * ldc);

@@ -26,7 +26,6 @@ VN_INLINE I zero_i() { return vdupq_n_u32(0); }
 VN_INLINE F mul(F a, F b) { return vmulq_f32(a, b); }
 VN_INLINE F add(F a, F b) { return vaddq_f32(a, b); }
 VN_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
-VN_INLINE F clamp1(F v) { return vminq_f32(vmaxq_f32(v, set1(-1.f)), set1(1.f)); }
 VN_INLINE float sum(F v) { return vaddvq_f32(v); }
 
 VN_INLINE F load_half(const uint16_t *p, int dtype) {

@@ -82,7 +82,7 @@ bool close(const Buffer<uint8_t> &got, const Buffer<uint8_t> &want, int dtype, i
         error += (a - b) * (a - b);
         size += b * b > 0.1 * double(terms) ? b * b : 0.1 * double(terms);
     }
-    return std::sqrt(error / size) < (dtype == VENEER_F32 ? 2e-6 : 4e-3);
+    return std::sqrt(error / size) < (dtype == VENEER_F32 ? 2e-6 : 1e-2);
 }
 
 struct Weight {

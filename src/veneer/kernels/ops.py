@@ -248,7 +248,10 @@ def dequantize_4bit(w: Packed, shape: Sequence[int], dtype: torch.dtype) -> Tens
 
 
 def matmul_4bit(x: Tensor, w: Packed, rows: int) -> Tensor:
-    """y (..., O) = x (..., D) W^T, W (O, D) rounded to x's dtype, float32 or bfloat16; sums in float32."""
+    """y (..., O) = x (..., D) W^T, W (O, D) rounded to x's dtype, float32 or bfloat16; sums in float32.
+
+    For up to 16 rows a kernel may round W's levels instead and multiply by absmax afterwards, which is no less exact.
+    """
     y: Tensor = torch.ops.veneer.matmul_4bit(x, *w, rows)
     return y
 
