@@ -26,6 +26,8 @@ from veneer.methods.adalora import (
     sensitivity,
     triplet_scores,
 )
+from veneer.train.loop import train
+from veneer.train.recipe import recipe_from
 
 CONFIG = AdaLoRAConfig(rank=4, target_rank=2, alpha=6)
 
@@ -227,3 +229,66 @@ def test_a_training_that_calls_all_of_it_ends_within_its_budget() -> None:
     assert counts[4] == 8
     assert counts[-1] == 2
     assert losses[-1] < 0.9 * losses[0]
+
+
+def trained_by(whole: bool, total: int = 40) -> list[torch.Tensor]:
+    """e of two layers after a training: by `penalty` and `stepped_`, or by the pure functions one after the other."""
+    config = AdaLoRAConfig(rank=4, target_rank=1, start=5, final=5, every=2, orthogonality=0.01)
+    layers = [linear(9, 6, seed=1), linear(6, 9, seed=2)]
+    deltas = [delta_on(module, config, seed=n) for n, module in enumerate(layers)]
+    x, wanted = rows(64, 9), [linear(m.in_features, m.out_features, seed=7) for m in layers]
+    optimizer = torch.optim.Adam([p for d in deltas for p in d.parameters()], lr=0.05)
+    seen: dict[tuple[int, str], Any] = {}
+    for step in range(1, total + 1):
+        h, want = x, x
+        for module, delta, other in zip(layers, deltas, wanted, strict=True):
+            h, want = through(module, delta, h), other(want)
+        optimizer.zero_grad()
+        (h - want).square().mean().backward()
+        penalty = AdaLoRA.penalty(deltas, config) if whole else config.orthogonality * orthogonality(deltas)
+        assert penalty is not None
+        penalty.backward()
+        optimizer.step()
+        if whole:
+            AdaLoRA.stepped_(deltas, config, step, total)
+            continue
+        for n, delta in enumerate(deltas):
+            for name, p in delta.named_parameters():
+                if step < total - config.final:
+                    seen[n, name] = sensitivity(seen.get((n, name)), p, p.grad, config)
+        allowed, choosing = budget(step, total, 2, config)
+        if choosing:
+            kept = choose({str(n): triplet_scores(*(seen[n, k] for k in ("a", "e", "b"))) for n in (0, 1)}, allowed)
+            for n, delta in enumerate(deltas):
+                delta.keep_(kept[str(n)])
+    return [d.e.detach().clone() for d in deltas]
+
+
+def test_what_the_loop_calls_is_the_pure_functions_put_together() -> None:
+    for ours, slow in zip(trained_by(True), trained_by(False), strict=True):
+        assert torch.equal(ours, slow)
+    assert sum(int(torch.count_nonzero(e)) for e in trained_by(True)) == 2
+
+
+def test_a_run_drops_triplets_down_to_the_target(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "one two", "completion": "three four"}\n' * 12, encoding="utf-8")
+    recipe = recipe_from(
+        {
+            "model": str(tiny_model),
+            "method": {"name": "adalora", "rank": 3, "target_rank": 1, "targets": ["q_proj", "v_proj"]},
+            "data": {"train": str(tmp_path / "rows.jsonl")},
+            "optimizer": {"lr": 1e-2},
+            "train": {"steps": 8, "tokens_per_step": 64, "max_length": 64, "dtype": "float32"},
+            "run": str(tmp_path / "run"),
+        }
+    )
+    _, job = train(recipe)
+    assert job is not None
+    deltas = list(job.adapter.deltas.values())
+    assert sum(int(torch.count_nonzero(d.get_parameter("e"))) for d in deltas) == len(deltas)
+
+
+def test_a_run_too_short_for_its_schedule_is_refused() -> None:
+    config = AdaLoRAConfig(rank=2, target_rank=1, start=3, final=3)
+    with pytest.raises(ConfigError, match=r"leave none of the run's 6 steps .* train longer"):
+        AdaLoRA.stepped_([delta_on(linear(4, 4), config)], config, 1, 6)

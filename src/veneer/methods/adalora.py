@@ -4,15 +4,16 @@
 
 Triplet i is row i of A, entry i of e and column i of B.  A training starts with R of them on every layer and ends with
 `target_rank` on average: every so often the layers' triplets are scored together and those with the lowest scores get
-e = 0, from where they may come back.  Here are the deltas and, as pure functions, the score (`sensitivity`,
-`triplet_scores`), the schedule (`budget`), the choice (`choose`) and the penalty (`orthogonality`); a loop calls them.
+e = 0, from where they may come back.  The score (`sensitivity`, `triplet_scores`), the schedule (`budget`), the choice
+(`choose`) and the penalty (`orthogonality`) are pure functions; `penalty` and `stepped_` put them together, and the
+training loop calls these.
 
 Source: Zhang et al. 2023, arXiv:2303.10512, eq. 3 and 8-13, and the authors' code for what the paper leaves open.
 Departs from the paper, with that code: the penalty is the mean of Frobenius norms, not the sum of their squares.
 Departs from both: exactly as many triplets are kept as the budget says, where scores tie too.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -97,6 +98,9 @@ class AdaLoRA(Delta):
         self.e = nn.Parameter(torch.empty(config.triplets))
         self.b = nn.Parameter(torch.empty(layer.out_features, config.triplets))
         self.dropout = nn.Dropout(config.dropout)
+        for name, parameter in list(self.named_parameters()):
+            self.register_buffer(f"{name}_mean", torch.zeros(parameter.shape))
+            self.register_buffer(f"{name}_uncertainty", torch.zeros(parameter.shape))
         self.restart_(rng)
         self.to(layer.device)
 
@@ -110,6 +114,40 @@ class AdaLoRA(Delta):
     def keep_(self, kept: Tensor) -> None:
         """Set e to 0 where kept (R,) bool is false; the triplet may come back later."""
         self.e.masked_fill_(~kept.to(self.e.device), 0.0)
+
+    @classmethod
+    def penalty(cls, deltas: Sequence[Any], config: AdaLoRAConfig) -> Tensor | None:
+        return orthogonality(deltas) * config.orthogonality if config.orthogonality else None
+
+    @classmethod
+    def stepped_(cls, deltas: Sequence[Any], config: AdaLoRAConfig, step: int, steps: int) -> None:
+        """Remember every sensitivity and, when it is time, keep the triplets that the budget allows.
+
+        Raises ConfigError for a run that is no longer than its first and last steps without a choice.
+        """
+        if steps <= config.start + config.final:
+            raise ConfigError(
+                f"adalora.start {config.start} and adalora.final {config.final} leave none of the run's {steps} steps "
+                "for dropping triplets; lower them, or train longer"
+            )
+        learning = step < steps - config.final
+        scores = {str(i): triplet_scores(*delta.remembered_(config, learning)) for i, delta in enumerate(deltas)}
+        most, now = budget(step, steps, len(deltas), config)
+        if now:
+            for index, kept in choose(scores, most).items():
+                deltas[int(index)].keep_(kept)
+
+    def remembered_(self, config: AdaLoRAConfig, learning: bool) -> list["Importance"]:
+        """The importances of a, e and b, brought up to date with this step's gradients while they are learned."""
+        found = []
+        for name, w in self.named_parameters():
+            mean, uncertainty = self.get_buffer(f"{name}_mean"), self.get_buffer(f"{name}_uncertainty")
+            if learning and w.grad is not None:
+                now = sensitivity(Importance(mean, uncertainty), w, w.grad, config)
+                mean.copy_(now.mean)
+                uncertainty.copy_(now.uncertainty)
+            found.append(Importance(mean, uncertainty))
+        return found
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (..., D), y (..., O)."""

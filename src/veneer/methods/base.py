@@ -196,6 +196,18 @@ class Delta(nn.Module, ABC):
         raise NotFoldable(f"{type(self).__name__} cannot be restarted: it has no re-initialization after a fold")
 
     @classmethod
+    def penalty(cls, deltas: Sequence[Any], config: Any) -> Tensor | None:
+        """What all deltas of one adapter together add to the loss of every step; None for nothing."""
+        return None
+
+    @classmethod
+    def stepped_(cls, deltas: Sequence[Any], config: Any, step: int, steps: int) -> None:
+        """Called after optimizer step `step` of `steps`, gradients still there, for methods with an own schedule.
+
+        What such a method remembers stands in buffers of its deltas, so that a checkpoint holds it.
+        """
+
+    @classmethod
     @abstractmethod
     def n_params(cls, layer: FrozenLayer, config: Any) -> int:
         """Trainable parameters on `layer`, in closed form."""
