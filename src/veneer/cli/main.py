@@ -89,7 +89,7 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
             complain(str(error))
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt as interrupt:
-            complain(f"interrupted. {interrupt or 'Files written so far are whole.'}")
+            complain(f"interrupted. {str(interrupt) or 'Files written so far are whole.'}")
             raise typer.Exit(1) from None
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever read our output has gone: typer ends quietly
@@ -104,7 +104,7 @@ def _of_the_system(error: OSError) -> str:
     """What the operating system refused, where, and what to do."""
     where = f"{error.filename}: " if error.filename is not None else ""
     advice = ADVICE.get(error.errno or 0, "")
-    return f"{where}{error.strerror or error or type(error).__name__}. {advice}".rstrip()
+    return f"{where}{error.strerror or str(error) or type(error).__name__}. {advice}".rstrip()
 
 
 def complain(message: str) -> None:
