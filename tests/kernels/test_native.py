@@ -16,6 +16,13 @@ EXPORTED = 'extern "C" __attribute__((visibility("default")))'
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
+@pytest.fixture(autouse=True)
+def as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests choose for themselves, whatever the run is forced to."""
+    monkeypatch.delenv("VENEER_NATIVE", raising=False)
+    monkeypatch.delenv("VENEER_ISA", raising=False)
+
+
 def in_a_process(code: str, **environment: str) -> str:
     """What a fresh Python prints."""
     done = subprocess.run(
