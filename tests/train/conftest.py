@@ -27,9 +27,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """What is compared bit by bit with another process has to add up in the same order."""
+    """Runs compared bit by bit have to add up in the same order, and tiny products are slower on two threads."""
     import torch
 
     before = torch.get_num_threads()

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -299,8 +300,9 @@ while True:
     if child == 0:
         train(recipe)
         os._exit(0)
-    time.sleep(rng.uniform(0.1, 0.6) if kills < 6 else 60)
-    ended, status = os.waitpid(child, os.WNOHANG)
+    if kills < 6:
+        time.sleep(rng.uniform(0.1, 0.6))
+    ended, status = os.waitpid(child, os.WNOHANG if kills < 6 else 0)
     if ended:
         sys.exit(f"{kills} kills" if os.waitstatus_to_exitcode(status) == 0 else "failed")
     os.kill(child, signal.SIGKILL)
@@ -309,7 +311,6 @@ while True:
 """
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(job: Make, tmp_path: Path) -> None:
     """One process loads torch, its children train and are killed by SIGKILL, at up to 6 random moments."""
     changes = {"train.checkpoint_every": 1, "train.steps": 8}
@@ -323,3 +324,28 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(job: Make, tmp_path: P
     assert ended.stderr.splitlines()[-1].endswith(" kills"), (arguments[2], ended.stderr)
     assert [e["step"] for e in events(broken)] == list(range(1, 9)), arguments[2]
     assert weights(broken) == weights(straight), arguments[2]
+
+
+def test_ctrl_c_to_the_command_and_the_same_command_again(job: Make, tmp_path: Path) -> None:
+    """In a process of its own, at whatever step it is when the signal comes."""
+    steps = 60
+    straight, broken = job("straight", **{"train.steps": steps}), job("broken", **{"train.steps": steps})
+    (tmp_path / "recipe.yaml").write_text(write_recipe(broken))
+    command = [sys.executable, "-m", "veneer", "train", str(tmp_path / "recipe.yaml")]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = Path(broken.run) / "events.jsonl"
+    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate()
+    assert running.returncode == 1
+    assert "interrupted" in said
+    done = len(events(broken))
+    assert 3 <= done < steps
+    assert checkpoints(broken) == [f"step-{done}"]
+    outcome, _ = train(load_recipe(tmp_path / "recipe.yaml"))
+    assert outcome.resumed_from == done
+    assert [e["step"] for e in events(broken)] == list(range(1, steps + 1))
+    train(straight)
+    assert weights(broken) == weights(straight)

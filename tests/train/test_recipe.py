@@ -235,6 +235,7 @@ def test_what_is_written_is_read_back_as_it_was(file: Any) -> None:
 TEXTS = st.text(min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(TEXTS, TEXTS, st.floats(1e-9, 1e3), st.integers(0, 2**63 - 1), st.lists(TEXTS, max_size=3))
 def test_any_recipe_is_read_back_as_it_was(model: str, run: str, lr: float, seed: int, targets: list[str]) -> None:
     tree = {"model": model, "run": run, "data": {"train": run}, "optimizer": {"lr": lr}, "train": {"seed": seed}}
@@ -253,7 +254,7 @@ NAMES = st.sampled_from(
 ) | st.text(max_size=8)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(NAMES | st.integers() | st.none(), SOME, max_size=6))
 def test_nothing_but_config_errors_from_any_tree(tree: dict[Any, Any]) -> None:
     for given_tree in (tree, {"model": "m", "run": "r", "data": {"train": "x"}, **tree}):
@@ -263,7 +264,7 @@ def test_nothing_but_config_errors_from_any_tree(tree: dict[Any, Any]) -> None:
             assert str(error).startswith("recipe")
 
 
-@settings(max_examples=300)
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["--", "=", *(f"--{k}" for k in keys())]) | st.text(max_size=8), max_size=6))
 def test_nothing_but_config_errors_from_any_flags(flags: list[str]) -> None:
     tree = {"model": "m", "run": "r", "data": {"train": "x"}}

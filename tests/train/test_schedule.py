@@ -1,7 +1,7 @@
 """The multiplier of the learning rate against values worked out by hand."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veneer.errors import ConfigError
@@ -27,6 +27,7 @@ def test_four_steps_by_hand(schedule: str, warmup: float) -> None:
     assert found == pytest.approx(BY_HAND[schedule, warmup])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.floats(0, 600), st.sampled_from(list(SCHEDULES)))
 def test_no_step_is_without_effect_and_it_rises_then_falls(steps: int, warmup: float, schedule: str) -> None:
     found = [multiplier(step, steps=steps, warmup=warmup, schedule=schedule) for step in range(steps)]

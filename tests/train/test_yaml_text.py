@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veneer.errors import ConfigError
@@ -48,7 +48,10 @@ def test_a_key_given_twice_names_both_lines() -> None:
         ("a: 1\n\tb: 2", "recipe.yaml, line 2: not valid YAML: "),
         ("", "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ..., run: ...), but this is empty"),
         ("- a\n- b", "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ..., run: ...), but this is a list"),
-        ("hello", "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ..., run: ...), but this is a single value"),
+        (
+            "hello",
+            "recipe.yaml: a recipe is a YAML mapping (model: ..., data: ..., run: ...), but this is a single value",
+        ),
         ("a: 1\n5: 2", "recipe.yaml, line 2: 5 is no name; if it is meant as one, put quotes around it"),
         ("a: 1\non: 2", "recipe.yaml, line 2: on is no name; if it is meant as one, put quotes around it"),
         ("? [a, b]\n: 2", "recipe.yaml, line 1: "),
@@ -83,6 +86,7 @@ INNER = st.lists(LEAVES, max_size=4) | st.dictionaries(st.text(), LEAVES, max_si
 TREES = st.dictionaries(st.text(), st.dictionaries(st.text(), INNER, max_size=4) | INNER, max_size=4)
 
 
+@settings(deadline=None)
 @given(TREES)
 def test_what_is_written_is_read_back_as_it_was(tree: dict[str, Any]) -> None:
     assert read_value(write_tree(tree)) == tree
@@ -95,6 +99,7 @@ def test_a_text_stays_a_text(text: str) -> None:
     assert read_tree(FILE, write_tree({"run": text}))[0] == {"run": text}
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab01:.-?!&*[]{}#|>'\"%@`,e \n\t"), max_size=40))
 def test_nothing_but_config_errors(text: str) -> None:
     try:
