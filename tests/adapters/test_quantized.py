@@ -1,7 +1,10 @@
 """A base whose weights are quantized as they are read: the same as quantizing it afterwards, and what hangs on it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -417,3 +420,40 @@ def test_bitsandbytes_may_compute(tmp_path: Path, tiny_model: Path, made_model: 
     load_adapter(loaded(wide).model, tmp_path / "adapter")  # whose kernels computed does not matter
     with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj: its rows of 32 are no multiple of the block"):
         loaded(tiny_model, {"name": "nf4", "backend": "bitsandbytes"})
+
+
+MEMORY = """
+import json, sys, torch
+from pathlib import Path
+from veneer import machine
+from veneer.adapters.base_storage import base_storage
+from veneer.adapters.quantized import load_base
+from veneer.disk.tensors import open_tensors
+base, warm = Path(sys.argv[1]), Path(sys.argv[2])
+load_base(warm, storage=base_storage("nf4"), dtype="bfloat16")
+load_base(warm, storage=base_storage("nf4"), dtype="bfloat16")
+sizes = [e.nbytes for e in open_tensors(base).values()]
+before = machine.rss_bytes()
+machine.reset_peak_rss()
+model = load_base(base, storage=base_storage("nf4"), dtype="bfloat16").model
+stored = sum(b.numel() * b.element_size() for b in model.buffers())
+dense = sum(p.numel() * p.element_size() for p in model.parameters())
+kept, peak = stored + dense, machine.peak_rss_bytes() - before
+print(json.dumps({"base": sum(sizes), "largest": max(sizes), "kept": kept, "peak": peak}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak cannot be reset elsewhere")
+def test_peak_memory_is_the_quantized_model_and_one_tensor(
+    tmp_path: Path, tiny_model: Path, made_model: Callable[..., Path]
+) -> None:
+    base = made_model(tmp_path / "base", hidden_size=1024, intermediate_size=4096, num_hidden_layers=3)
+    exact = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_MMAP_THRESHOLD_": "1000000",
+    }
+    command = [sys.executable, "-c", MEMORY, str(base), str(tiny_model)]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=exact).stdout)
+    assert found["base"] > 150e6 > 5 * found["kept"]
+    assert found["peak"] < found["kept"] + 2 * found["largest"] + 8e6, found  # a weight, and its codes being made

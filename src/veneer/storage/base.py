@@ -7,6 +7,7 @@ tensors whose names start with the weight's own (`tensors`, `from_tensors`).
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -107,10 +108,15 @@ def config_from(storage: str, settings: Mapping[str, Any]) -> StorageConfig:
     if unknown:
         raise ConfigError("\n".join([*unknown, f"It has: {', '.join(known) or 'none'}."]))
     try:
-        checked: StorageConfig = TypeAdapter(config).validate_python(dict(settings))
+        checked: StorageConfig = _checker(storage).validate_python(dict(settings))
     except ValidationError as error:
         raise ConfigError("\n".join(_wording(storage, e) for e in error.errors())) from None
     return checked
+
+
+@cache
+def _checker(storage: str) -> TypeAdapter[StorageConfig]:
+    return TypeAdapter(STORAGES[storage].Config)
 
 
 def _wording(storage: str, problem: Mapping[str, Any]) -> str:
