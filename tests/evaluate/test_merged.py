@@ -14,6 +14,7 @@ from veneer.adapters.attach import Adapter, attach
 from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row
+from veneer.disk.tensors import open_tensors
 from veneer.errors import ConfigError, DataError, NotFoldable, Refused
 from veneer.evaluate.merged import beginnings, merge_and_verify
 from veneer.merge.verify import logits_along
@@ -199,3 +200,17 @@ def test_beginnings_of_running_text_are_its_first_half(tiny_model: Path) -> None
 def test_a_row_that_cannot_be_read_is_named(tiny_model: Path) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:2: data\.prompt names the column 'q'"):
         beginnings(rows({"q": "x"}, {"question": "x"}), renderer(tiny_model, prompt="{q}", completion="{a}"))
+
+
+@pytest.mark.model
+def test_smollm2_in_its_own_dtypes(smollm2: Path, tmp_path: Path) -> None:
+    loaded = load_model(smollm2, dtype="float32")
+    adapter = attach(loaded.model, config_from("lora", {"rank": 4, "alpha": 4.0})).eval()
+    for n, delta in enumerate(adapter.deltas.values()):
+        moved(delta, 0.02, seed=n)
+    texts = ["Which customers are in Berlin?\n", "The capital of France is", "def fibonacci(n):\n", "Dear Sir,\n"]
+    prompts = [loaded.tokenizer.encode(text) for text in texts]
+    found = merge_and_verify(loaded, adapter, tmp_path / "merged", prompts)
+    dtypes = [{name: entry.dtype for name, entry in open_tensors(f).items()} for f in (smollm2, tmp_path / "merged")]
+    assert dtypes[0] == dtypes[1] and torch.bfloat16 in dtypes[0].values()
+    assert 1e-3 < found.drift.relative_drift < 0.03 and found.drift.parted == 0

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -40,6 +40,7 @@ def of_numpy(first: list[Tensor], second: list[Tensor]) -> dict[str, float]:
     }
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=6),
     words=st.integers(2, 9),
@@ -78,9 +79,8 @@ def noisy(spread: float, *changes: tuple[int, int, list[float]]) -> tuple[list[T
 
 def test_a_text_that_parts_clearly_is_no_near_tie() -> None:
     turned = [4.0, 5.0, 0, 0, 0, 0]
-    clear = compare(*noisy(0.1, (2, 1, turned)))
-    assert (clear.greedy_agreement, clear.near_ties, clear.parted) == (0.75, 0, 1), "a gap of 9, noise of 0.1"
-    assert clear.relative_drift < 0.3
+    clear = compare(*noisy(0.35, (2, 1, turned)))
+    assert (clear.greedy_agreement, clear.near_ties, clear.parted) == (0.75, 0, 1), "9 is above 25 x 0.35"
     rounding = compare(*noisy(0.4, (2, 1, turned)))
     assert (rounding.greedy_agreement, rounding.near_ties, rounding.parted) == (0.75, 1, 0), "9 is below 25 x 0.4"
 
