@@ -44,9 +44,10 @@ def test_all_of_it(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(1, 7):
         assert f"{number}. " in captured.err
     after = text[text.index("Next:") :].splitlines()[1:]
-    assert [line.split()[:2] for line in after] == [["veneer", "chat"], ["veneer", "eval"], ["veneer", "generate"]]
+    assert [line.split()[:2] for line in after] == [["veneer", v] for v in ("generate", "eval", "generate")]
     named = [word for line in after for word in line.split() if word.startswith(str(small))]
     assert named and all(Path(word).exists() for word in named), "the next commands name what is there"
+    assert all("--raw" in line for line in after if "generate" in line), "as it was trained, without chat template"
     assert {p.name for p in small.iterdir()} == {
         "company.sqlite", "train.jsonl", "held_out.jsonl", "recipe.yaml", "run", "merged",
     }  # fmt: skip

@@ -97,7 +97,7 @@ def command(
         "adapter_bytes": outcome.adapter_bytes,
         "merged_equal": merged,
     }
-    finale(folder, result, people)
+    finale(folder, recipe.model, result, people)
     emit_json(result)
 
 
@@ -202,13 +202,13 @@ def merged_equal(recipe: "Recipe", adapter: Path, into: Path, files: "DemoFiles"
     return drift.greedy_agreement == 1.0
 
 
-def finale(folder: Path, result: dict[str, Any], people: Console) -> None:
-    """The figures that matter, and what to type next."""
+def finale(folder: Path, model: str, result: dict[str, Any], people: Console) -> None:
+    """The figures that matter, and what to type next (raw prompts: the recipe trains without chat template)."""
     people.print(
         f"{result['accuracy_before']:.0%} -> {result['accuracy_after']:.0%} right, in "
         f"{format_seconds(result['seconds'])}, peak memory {format_bytes(result['peak_bytes'])}, adapter "
         f"{format_bytes(result['adapter_bytes'])}\n\nNext:\n"
-        f"  veneer chat smollm2-135m-instruct --adapter {folder}/run/adapter\n"
+        f"  veneer generate {model} --adapter {folder}/run/adapter --raw --prompt 'How many orders are from 2021?'\n"
         f"  veneer eval {folder}/run --data {folder}/held_out.jsonl --metric sql --database {folder}/company.sqlite\n"
         f"  veneer generate {folder}/merged --raw --prompt 'Which customers are in Berlin?'",
         soft_wrap=True,
