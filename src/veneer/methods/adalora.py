@@ -131,9 +131,10 @@ class AdaLoRA(Delta):
                 "for dropping triplets; lower them, or train longer"
             )
         learning = step < steps - config.final
-        scores = {str(i): triplet_scores(*delta.remembered_(config, learning)) for i, delta in enumerate(deltas)}
+        memories = [delta.remembered_(config, learning) for delta in deltas]
         most, now = budget(step, steps, len(deltas), config)
         if now:
+            scores = {str(i): triplet_scores(*memory) for i, memory in enumerate(memories)}
             for index, kept in choose(scores, most).items():
                 deltas[int(index)].keep_(kept)
 

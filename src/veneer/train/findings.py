@@ -54,11 +54,7 @@ def of_method(settings: Mapping[Any, Any]) -> list[Problem]:
     except ValidationError:
         return []  # said already
     except ConfigError as error:
-        problems = []
-        for message in str(error).replace("\nIt has:", " It has:").split("\n"):
-            named = re.search(r"has no setting '([^']+)'|^\w+[.:] ?(\w+)", message)
-            problems.append((f"method.{(named[1] or named[2]) if named else 'name'}", message))
-        return problems
+        return _by_setting("method", error, r"^\w+[.:] ?(\w+)")
     return []
 
 
@@ -71,12 +67,17 @@ def of_storage(settings: Mapping[Any, Any]) -> list[Problem]:
     except ValidationError:
         return []  # said already
     except ConfigError as error:
-        problems = []
-        for message in str(error).replace("\nIt has:", " It has:").split("\n"):
-            named = re.search(r"has no setting '([^']+)'|^\w+[.:] ?(\w+) is", message)
-            problems.append((f"storage.{(named[1] or named[2]) if named else 'name'}", message))
-        return problems
+        return _by_setting("storage", error, r"^\w+[.:] ?(\w+) is")
     return []
+
+
+def _by_setting(section: str, error: ConfigError, naming: str) -> list[Problem]:
+    """Each line of a registered thing's refusal, under the setting it speaks of; `naming` finds one that it has."""
+    problems = []
+    for message in str(error).replace("\nIt has:", " It has:").split("\n"):
+        named = re.search(rf"has no setting '([^']+)'|{naming}", message)
+        problems.append((f"{section}.{(named[1] or named[2]) if named else 'name'}", message))
+    return problems
 
 
 def of_types(error: ValidationError, known: set[str]) -> list[Problem]:
