@@ -90,6 +90,25 @@ def test_cgroup_v2_limits_of_any_level_count(tmp_path: Path) -> None:
 
 
 @LINUX
+def test_the_fullest_level_says_what_is_available(tmp_path: Path) -> None:
+    """A child with a tight limit and room may stand in a parent with a wide one and none."""
+    made_root(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup="0::/jobs/one\n")
+    put(tmp_path, "sys/fs/cgroup/jobs/one/memory.max", "1000000000\n")
+    put(tmp_path, "sys/fs/cgroup/jobs/one/memory.current", "100000000\n")
+    put(tmp_path, "sys/fs/cgroup/jobs/memory.max", "3000000000\n")
+    put(tmp_path, "sys/fs/cgroup/jobs/memory.current", "2800000000\n")
+    assert machine.available_bytes(tmp_path) == 200_000_000
+    assert machine.describe(tmp_path).memory_limit == 1_000_000_000
+    put(tmp_path, "sys/fs/cgroup/jobs/memory.current", "3100000000\n")
+    assert machine.available_bytes(tmp_path) == 0
+
+
+def test_available_memory_where_nothing_is_told(tmp_path: Path) -> None:
+    assert machine.available_bytes(tmp_path) is None
+    here = machine.available_bytes()
+    assert here is None or 0 < here < 2**50
+
+
 def test_cgroup_v1_and_a_path_that_is_not_visible(tmp_path: Path) -> None:
     lines = "9:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n0::/\n"
     made_root(tmp_path, proc__meminfo=MEMINFO, proc__self__cgroup=lines)

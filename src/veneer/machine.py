@@ -99,12 +99,10 @@ def prepare_process() -> None:
 
 def describe(root: Path = Path("/")) -> Machine:
     """Look at the machine; `root` is where /proc and /sys are found."""
-    total, available, swap = _memory(root)
-    limit, used = _cgroup_memory(root)
+    total, _, swap = _memory(root)
+    limit = min((most for most, _ in _cgroup_memory(root)), default=None)
     if limit is not None:
         total = min(total, limit) if total else limit
-        room = max(limit - (used or 0), 0)
-        available = min(available, room) if available is not None else room
     place = next(folder for folder in [cache_dir(), *cache_dir().parents] if folder.exists())
     return Machine(
         system=f"{platform.system()} {platform.machine()}",
@@ -115,7 +113,7 @@ def describe(root: Path = Path("/")) -> Machine:
         usable_cores=usable_cores(root),
         cpu_quota=_cgroup_cpu(root),
         memory_total=total,
-        memory_available=available,
+        memory_available=available_bytes(root),
         memory_limit=limit,
         swap_total=swap,
         disk_free=shutil.disk_usage(place).free,
@@ -126,6 +124,16 @@ def describe(root: Path = Path("/")) -> Machine:
         cuda=_cuda_devices(),
         openmp={name: os.environ[name] for name in OPENMP if name in os.environ},
     )
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that can still be taken now: what the system has left, or less where a cgroup (v1 or v2) leaves less.
+
+    File cache that can be dropped counts as free.  None where the system does not tell.
+    """
+    _, available, _ = _memory(root)
+    rooms = [max(limit - used, 0) for limit, used in _cgroup_memory(root)]
+    return min(rooms if available is None else [available, *rooms], default=None)
 
 
 def isa_flags(root: Path = Path("/")) -> list[str]:
@@ -196,23 +204,18 @@ def _cgroup_folders(root: Path, controller: str) -> list[Path]:
     return []
 
 
-def _cgroup_memory(root: Path) -> tuple[int | None, int | None]:
-    """The tightest limit and what is used under it (file cache that can be dropped not counted), in bytes."""
-    tightest: tuple[int | None, int | None] = (None, None)
+def _cgroup_memory(root: Path) -> list[tuple[int, int]]:
+    """Every limit on this process and what is used under it (file cache that can be dropped not counted), in bytes."""
+    found = []
     names = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
     for controller, (limit_name, used_name) in names.items():
         for folder in _cgroup_folders(root, controller):
             limit = _text(folder / limit_name).strip()
-            if (
-                not limit.isdigit()
-                or int(limit) >= UNLIMITED
-                or (tightest[0] is not None and int(limit) >= tightest[0])
-            ):
-                continue
-            used = int(_text(folder / used_name).strip() or 0)
-            cache = re.search(r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
-            tightest = int(limit), max(used - int(cache[1]) if cache else used, 0)
-    return tightest
+            if limit.isdigit() and int(limit) < UNLIMITED:
+                used = int(_text(folder / used_name).strip() or 0)
+                cache = re.search(r"^(?:total_)?inactive_file (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+                found.append((int(limit), max(used - int(cache[1]) if cache else used, 0)))
+    return found
 
 
 def _cgroup_cpu(root: Path) -> float | None:
