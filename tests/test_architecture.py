@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "veneer"
-GROUND = {"errors", "registry", "machine", "units"}
+GROUND = {"errors", "registry", "settings", "machine", "units"}
 ORDER = [
     GROUND,
     {"kernels", "disk"},

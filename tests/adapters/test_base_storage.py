@@ -32,7 +32,7 @@ def test_a_name_and_its_settings() -> None:
         ("nf5", r"there is no storage 'nf5'\. Did you mean 'nf4'"),
         ({"name": "nf4", "blok": 64}, r"storage nf4 has no setting 'blok'\. Did you mean 'block'"),
         ({"name": "nf4", "block": 65}, r"nf4: block is 65, should be one of 32, 64"),
-        ({"name": "nf4", "block": "many"}, r"nf4: block is 'many': input should be a valid integer"),
+        ({"name": "nf4", "block": "many"}, r"nf4\.block is 'many': input should be a valid integer"),
         (
             {"name": "nf4", "head": 1, "embeddings": "x"},
             r"storage\.head is 1.*\nstorage\.embeddings is 'x', true or fal",

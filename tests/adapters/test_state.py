@@ -154,7 +154,7 @@ def test_another_model_altogether(folder: Path) -> None:
     ("fields", "said"),
     [
         ({"r": 0}, "lora: rank must be at least 1, got 0"),
-        ({"r": "two"}, "lora.rank is 'two': Input should be a valid integer"),
+        ({"r": "two"}, "lora.rank is 'two': input should be a valid integer"),
         ({"lora_alpha": 0}, "lora: alpha must be a finite number other than 0, got 0"),
         ({"rank_pattern": 3}, "lora.rank_pattern is 3"),
         ({"target_modules": 5}, "target_modules should be a list of module names, but is 5"),

@@ -98,7 +98,7 @@ def test_everything_wrong_comes_at_once_with_its_place(file: Any) -> None:
         (GOOD.replace("steps: 1e2", "steps: true"),
          ["FILE, line 11: train.steps is True, where a number belongs. Optimizer steps; give this or epochs."]),
         (GOOD.replace("lora_r: 4", "lora_r: four"),
-         ["FILE, line 3: lora.rank is 'four': Input should be a valid integer, unable to parse string as an integer"]),
+         ["FILE, line 3: lora.rank is 'four': input should be a valid integer, unable to parse string as an integer"]),
         (GOOD.replace("lora_r: 4", "lora_r: 0"), ["FILE, line 3: "]),
         (GOOD.replace("method: lora", "method: lroa"), ["FILE, line 4: there is no method 'lroa'. Did you mean "]),
         (GOOD.replace("learning_rate: 2e-4", "learning_rate: -1"), ["FILE, line 5: optimizer.lr is -1: "]),

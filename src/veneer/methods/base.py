@@ -12,11 +12,11 @@ from math import isfinite
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError, NotFoldable, did_you_mean
 from veneer.registry import Registry
+from veneer.settings import typed
 
 V = TypeVar("V")
 
@@ -257,21 +257,4 @@ METHODS: Registry[type[Delta]] = Registry("method")
 
 def config_from(method: str, settings: Mapping[str, Any]) -> MethodConfig:
     """Typed settings of `method`; raises ConfigError for a field it does not have, with close matches."""
-    config = METHODS[method].Config
-    known = [f.name for f in fields(config)]
-    unknown = [f"method {method} has no setting {k!r}{did_you_mean(k, known)}" for k in settings if k not in known]
-    if unknown:
-        raise ConfigError("\n".join([*unknown, f"It has: {', '.join(known)}."]))
-    try:
-        checked: MethodConfig = TypeAdapter(config).validate_python(dict(settings))
-    except ValidationError as error:
-        raise ConfigError("; ".join(_wording(method, e) for e in error.errors())) from None
-    return checked
-
-
-def _wording(method: str, problem: Mapping[str, Any]) -> str:
-    """One of pydantic's findings as a line; what the settings themselves refused is in our words already."""
-    refusal = problem.get("ctx", {}).get("error")
-    if isinstance(refusal, ConfigError):
-        return str(refusal)
-    return f"{method}.{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {problem['msg']}"
+    return typed("method", method, METHODS[method].Config, settings)

@@ -6,16 +6,15 @@ tensors whose names start with the weight's own (`tensors`, `from_tensors`).
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from functools import cache
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from veneer.errors import ConfigError, ModelError, did_you_mean
+from veneer.errors import ModelError
 from veneer.registry import Registry
+from veneer.settings import typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,29 +101,7 @@ STORAGES: Registry[type[Storage]] = Registry("storage")
 
 def config_from(storage: str, settings: Mapping[str, Any]) -> StorageConfig:
     """Typed settings of `storage`; raises ConfigError for a field it does not have, with close matches."""
-    config = STORAGES[storage].Config
-    known = [f.name for f in fields(config)]
-    unknown = [f"storage {storage} has no setting {k!r}{did_you_mean(k, known)}" for k in settings if k not in known]
-    if unknown:
-        raise ConfigError("\n".join([*unknown, f"It has: {', '.join(known) or 'none'}."]))
-    try:
-        checked: StorageConfig = _checker(storage).validate_python(dict(settings))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_wording(storage, e) for e in error.errors())) from None
-    return checked
-
-
-@cache
-def _checker(storage: str) -> TypeAdapter[StorageConfig]:
-    return TypeAdapter(STORAGES[storage].Config)
-
-
-def _wording(storage: str, problem: Mapping[str, Any]) -> str:
-    """One of pydantic's findings as a line; what the settings themselves refused is in our words already."""
-    refusal = problem.get("ctx", {}).get("error")
-    if isinstance(refusal, ConfigError):
-        return str(refusal)
-    return f"{storage}: {problem['loc'][0]} is {problem['input']!r}: {problem['msg'].lower()}"
+    return typed("storage", storage, STORAGES[storage].Config, settings)
 
 
 def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Storage:

@@ -1,0 +1,42 @@
+"""Typed settings of registered things: from plain mappings to dataclasses, and in words what is wrong with them."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from veneer.errors import ConfigError, did_you_mean
+
+C = TypeVar("C")
+
+
+def typed(noun: str, name: str, config: type[C], settings: Mapping[str, Any]) -> C:
+    """`settings` as a `config`, the dataclass of the `noun` (method, storage, prompt) called `name`.
+
+    Raises ConfigError for fields it does not have, with close matches, and for values that are not of their type.
+    """
+    known = [f.name for f in fields(config)]  # type: ignore[arg-type]
+    unknown = [f"{noun} {name} has no setting {k!r}{did_you_mean(k, known)}" for k in settings if k not in known]
+    if unknown:
+        raise ConfigError("\n".join([*unknown, f"It has: {', '.join(known) or 'none'}."]))
+    try:
+        checked: C = _checker(config).validate_python(dict(settings))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_wording(name, e) for e in error.errors())) from None
+    return checked
+
+
+@cache
+def _checker(config: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(config)
+
+
+def _wording(name: str, problem: Mapping[str, Any]) -> str:
+    """One of pydantic's findings as a line; what the settings themselves refused is in our words already."""
+    refusal = problem.get("ctx", {}).get("error")
+    if isinstance(refusal, ConfigError):
+        return str(refusal)
+    said = problem["msg"]
+    return f"{name}.{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {said[0].lower()}{said[1:]}"
