@@ -1,6 +1,6 @@
 """Typed settings of registered things: from plain mappings to dataclasses, and in words what is wrong with them."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
@@ -21,15 +21,16 @@ def typed(noun: str, name: str, config: type[C], settings: Mapping[str, Any]) ->
     unknown = [f"{noun} {name} has no setting {k!r}{did_you_mean(k, known)}" for k in settings if k not in known]
     if unknown:
         raise ConfigError("\n".join([*unknown, f"It has: {', '.join(known) or 'none'}."]))
+    hashable: Any = config
     try:
-        checked: C = _checker(config).validate_python(dict(settings))
+        checked: C = _checker(hashable).validate_python(dict(settings))
     except ValidationError as error:
         raise ConfigError("\n".join(_wording(name, e) for e in error.errors())) from None
     return checked
 
 
 @cache
-def _checker(config: Hashable) -> TypeAdapter[Any]:
+def _checker(config: Any) -> TypeAdapter[Any]:
     return TypeAdapter(config)
 
 
