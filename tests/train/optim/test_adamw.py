@@ -1,13 +1,17 @@
 """AdamW against the algorithm of its paper, written out in NumPy."""
 
+import copy
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from veneer.adapters.attach import Named
+from veneer.errors import TrainingError
 from veneer.train.optim import OPTIMIZERS, build_optimizer
+from veneer.train.optim.groups import parameter_groups
 from veneer.train.settings import OptimizerSettings
 
 
@@ -42,3 +46,55 @@ def test_its_state_is_float32() -> None:
     optimizer.step()
     assert {t.dtype for t in optimizer.state[parameter].values()} == {torch.float32}
     assert list(OPTIMIZERS) == ["adamw"]
+
+
+def shapes() -> list[Named]:
+    torch.manual_seed(0)
+    sizes = [("a", "in", (8, 64)), ("b", "out", (100, 8)), ("s", "scale", (100,))]
+    return [Named("layer", name, role, nn.Parameter(torch.randn(size))) for name, role, size in sizes]  # type: ignore[arg-type]
+
+
+def run(optimizer: torch.optim.Optimizer, named: list[Named], steps: int, seed: int = 1) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for n in named:
+            n.parameter.grad = torch.randn(n.parameter.shape, generator=rng)
+        optimizer.step()
+
+
+SETTINGS = OptimizerSettings(lr=1e-2, lr_ratio=4, weight_decay=0.1)
+
+
+def test_one_buffer_steps_like_torchs_own_over_tensors() -> None:
+    ours, theirs = shapes(), shapes()
+    groups = parameter_groups(theirs, SETTINGS)
+    run(build_optimizer(ours, SETTINGS), ours, 5)
+    run(torch.optim.AdamW(groups, betas=SETTINGS.betas, eps=SETTINGS.eps, fused=True), theirs, 5)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.parameter, b.parameter, rtol=1e-6, atol=1e-7)
+
+
+def test_its_state_goes_on_in_torchs_own_and_back() -> None:
+    ours, theirs, again = shapes(), shapes(), shapes()
+    optimizer = build_optimizer(ours, SETTINGS)
+    run(optimizer, ours, 3)
+    for a, b, c in zip(ours, theirs, again, strict=True):
+        b.parameter.data.copy_(a.parameter)
+        c.parameter.data.copy_(a.parameter)
+    peer = torch.optim.AdamW(parameter_groups(theirs, SETTINGS), betas=SETTINGS.betas, eps=SETTINGS.eps, fused=True)
+    peer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    back = build_optimizer(again, SETTINGS)
+    back.load_state_dict(copy.deepcopy(peer.state_dict()))
+    for o, named in ((optimizer, ours), (peer, theirs), (back, again)):
+        run(o, named, 3, seed=2)
+    for a, b, c in zip(ours, theirs, again, strict=True):
+        torch.testing.assert_close(a.parameter, b.parameter, rtol=1e-6, atol=1e-7)
+        assert torch.equal(a.parameter, c.parameter)
+
+
+def test_a_state_of_other_parameters_is_refused() -> None:
+    ours, others = shapes(), shapes()[:2]
+    optimizer, other = build_optimizer(ours, SETTINGS), build_optimizer(others, SETTINGS)
+    run(other, others, 1)
+    with pytest.raises(TrainingError, match=r"of other parameters; these differ: 2.exp_avg, 2.exp_avg_sq, 2.step"):
+        optimizer.load_state_dict(other.state_dict())

@@ -1,0 +1,80 @@
+"""Many parameters as views of one buffer, their gradients as views of another: one kernel call steps them all.
+
+Each parameter begins at a multiple of ALIGN numbers, so a block of 8-bit state belongs to one parameter, and a step
+over any whole number of blocks computes the same bits as one over all. What lies between is 0 and stays 0.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from veneer.errors import TrainingError
+
+ALIGN = 256
+"""Numbers; also the block of 8-bit state."""
+
+
+class Flat:
+    """The buffers, and where each parameter lies in them.
+
+    A gradient goes into its buffer as soon as autograd has it, so it is held once. `parameter.grad` stays what it is
+    elsewhere: None, or the gradient.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        if wrong := {p.dtype for p in self.parameters} - {torch.float32}:
+            raise TrainingError(f"trained parameters are kept in float32, got {', '.join(map(str, wrong))}")
+        self.starts = [0]
+        for p in self.parameters:
+            self.starts.append(self.starts[-1] + -(-p.numel() // ALIGN) * ALIGN)
+        self.values = torch.zeros(self.size, device=self.device)
+        for p, view in zip(self.parameters, self.views(self.values), strict=True):
+            view.copy_(p.detach())
+            p.data = view
+        self.gradients = torch.zeros_like(self.values)
+        self._gradients = self.views(self.gradients)
+        for index, p in enumerate(self.parameters):
+            p.register_post_accumulate_grad_hook(partial(self._take, index))  # type: ignore[no-untyped-call]
+
+    @property
+    def size(self) -> int:
+        """Numbers in a buffer, those between parameters included."""
+        return self.starts[-1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.parameters[0].device
+
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """Each parameter's own part of a buffer of `size`, in its shape."""
+        return [
+            buffer[start : start + p.numel()].view(p.shape)
+            for p, start in zip(self.parameters, self.starts, strict=False)
+        ]
+
+    def spans(self, counts: Sequence[int]) -> list[range]:
+        """Where the first counts[0] parameters lie, then the next counts[1], and so on."""
+        ends = [0]
+        for count in counts:
+            ends.append(ends[-1] + count)
+        return [range(self.starts[a], self.starts[b]) for a, b in pairwise(ends)]
+
+    def gather(self) -> Tensor:
+        """All gradients in their buffer.  Raises TrainingError if a parameter has none."""
+        missing = sum(p.grad is None for p in self.parameters)
+        if missing:
+            raise TrainingError(f"{missing} of {len(self.parameters)} parameters have no gradient to step with")
+        for index, p in enumerate(self.parameters):
+            self._take(index, p)
+        return self.gradients
+
+    @torch.no_grad()
+    def _take(self, index: int, parameter: Tensor) -> None:
+        view = self._gradients[index]
+        if parameter.grad is not None and parameter.grad is not view:
+            view.copy_(parameter.grad)
+            parameter.grad = view
