@@ -156,6 +156,8 @@ def sample(key: str) -> tuple[str, Any]:
         "train.schedule": ("cosine", "cosine"),
         "train.recompute": ("true", True),
         "train.dtype": ("float32", "float32"),
+        "memory.page_weights": ("true", True),
+        "memory.page_activations": ("true", True),
     }
     numbers = {"data.rows", "data.eval_rows"}
     if key in texts:
@@ -168,7 +170,7 @@ def test_every_key_is_a_flag(key: str) -> None:
     text, value = sample(key)
     for flags in ([f"--{key}", text], [f"--{key}={text}"]):
         data = {"train": "x", "eval": "y", **NEEDED.get(key, {})}
-        tree = {"model": "m", "run": "r", "data": data, "storage": {"name": "nf4"}}
+        tree = {"model": "m", "run": "r", "data": data, "storage": {"name": "nf4"}, "train": {"recompute": True}}
         recipe: Any = load_with(tree, parse_flags(flags))
         for part in key.split("."):
             recipe = getattr(recipe, part)

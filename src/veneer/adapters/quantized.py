@@ -2,7 +2,8 @@
 
 Quantizing reads one weight at a time, in its file's own number type, so that the codes do not depend on what a machine
 computes in; peak memory is the quantized model and one tensor. What was quantized is written once into veneer's cache,
-under a hash of the base's files and the settings, and mapped from there by the next start, without a copy.
+under a hash of the base's files and the settings, and mapped from there by the next start, without a copy. Paged
+weights go to disk one by one as they are quantized, and are read from the cache a block at a time, ahead of use.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer.adapters.base_storage import BaseStorage, config_of
+from veneer.adapters.paged import page_weights_
 from veneer.adapters.quantized_dir import cache_folder, is_quantized, write_quantized
 from veneer.adapters.targets import output_head
-from veneer.disk.tensors import Tensors
+from veneer.disk.scratch import Spill
+from veneer.disk.tensors import Tensors, open_tensors
 from veneer.errors import ConfigError, DiskError, ModelError
 from veneer.models.load import Loaded, load_model, resolve
 from veneer.storage import STORAGES, Storage, from_tensors
@@ -26,6 +29,7 @@ from veneer.storage.layers import StoredEmbedding, StoredLinear, store_
 
 Progress = Callable[[int, int], None]
 Seen = Callable[[str, Tensor, Storage], None]
+Say = Callable[[str], None]
 
 
 def load_base(
@@ -34,44 +38,72 @@ def load_base(
     storage: BaseStorage | None,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
-    say: Callable[[str], None] = lambda _: None,
+    paged: bool = False,
+    say: Say = lambda _: None,
 ) -> Loaded:
     """Load `model` as `veneer.models.load.load_model` does, its linear layers kept in `storage`.
 
     storage   None leaves every weight as the files have it.  A folder that is quantized already stays as it is; asking
               for another storage than its own is an error
+    paged     read the quantized weights of the model's blocks from disk ahead of each use (adapters/paged.py)
     say       is told what takes a while
     Raises ModelError and ConfigError, as load_model and the storage do, with every weight that cannot be used.
     """
     folder = resolve(model)
+    if paged and torch.device(device).type != "cpu":
+        raise ConfigError(f"memory.page_weights reads weights for a CPU, not for {device}; set it to false")
+    if paged and storage is None and not is_quantized(folder):
+        raise ConfigError(
+            f"memory.page_weights reads weights as they are computed with, and {model} is dense; set storage to nf4, "
+            "fp4 or int8, or memory.page_weights to false"
+        )
+    furnisher, base = Furnisher(storage), folder
     if storage is None or is_quantized(folder):
-        furnisher = Furnisher(storage)
         loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
-        return replace(_ready(loaded, storage, device), name=str(model))
-    cached = cache_folder(folder, storage)
-    loaded_ = _from_cache(cached, storage, dtype, device, say)
-    if loaded_ is None:
-        say(f"quantizing {model} to {storage} (once)")
-        furnisher = Furnisher(storage)
-        loaded_ = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
-        if furnisher.homes:
-            try:
-                write_quantized(folder, cached, furnisher)
-            except DiskError as error:
-                say(f"the quantized weights are not kept for the next start: {error}")
-    return replace(_ready(loaded_, storage, device), name=str(model), path=folder)
+    else:
+        base = cache_folder(folder, storage)
+        if not base.is_dir() or (found := _from_cache(base, furnisher, dtype, device, say)) is None:
+            say(f"quantizing {model} to {storage} (once)")
+            found = (_through_disk if paged else _quantized)(folder, base, furnisher, dtype, device, say)
+        loaded = found
+    loaded = replace(_ready(loaded, storage, device), name=str(model), path=folder)
+    if paged:
+        page_weights_(loaded.model, open_tensors(base), furnisher.homes, say=say)
+    return loaded
 
 
 def _from_cache(
-    cached: Path, storage: BaseStorage, dtype: str | torch.dtype, device: str | torch.device, say: Callable[[str], None]
+    cached: Path, furnisher: "Furnisher", dtype: str | torch.dtype, device: str | torch.device, say: Say
 ) -> Loaded | None:
-    if not cached.is_dir():
-        return None
     try:
-        return load_model(cached, dtype=dtype, furnish=Furnisher(storage), device=device)
+        return load_model(cached, dtype=dtype, furnish=furnisher, device=device)
     except (ModelError, DiskError) as error:
         say(f"the quantized weights in {cached} are damaged and made anew: {str(error).splitlines()[0]}")
         return None
+
+
+def _quantized(
+    folder: Path, cached: Path, furnisher: "Furnisher", dtype: str | torch.dtype, device: str | torch.device, say: Say
+) -> Loaded:
+    """Quantize in memory, and keep that for the next start too."""
+    loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
+    if furnisher.homes:
+        try:
+            write_quantized(folder, cached, furnisher)
+        except DiskError as error:
+            say(f"the quantized weights are not kept for the next start: {error}")
+    return loaded
+
+
+def _through_disk(
+    folder: Path, cached: Path, furnisher: "Furnisher", dtype: str | torch.dtype, device: str | torch.device, say: Say
+) -> Loaded:
+    """Quantize into the cache, each weight to disk as soon as it is done, and load from there."""
+    with Spill(cached.parent) as spill:
+        load_model(folder, dtype=dtype, furnish=(made := Furnisher(furnisher.storage, spill=spill)))
+        if made.homes:
+            write_quantized(folder, cached, made)
+    return load_model(cached if made.homes else folder, dtype=dtype, furnish=furnisher, device=device)
 
 
 def _ready(loaded: Loaded, storage: BaseStorage | None, device: str | torch.device) -> Loaded:
@@ -89,6 +121,7 @@ class Furnisher:
     storage    None only takes what is quantized in the files
     seen       is shown each weight (O, D) and what it was quantized to
     progress   is told how many weights of how many are done
+    spill      takes what is quantized out of memory
     """
 
     def __init__(
@@ -97,8 +130,9 @@ class Furnisher:
         *,
         seen: Seen = lambda path, w, kept: None,
         progress: Progress = lambda done, total: None,
+        spill: Spill | None = None,
     ) -> None:
-        self.storage, self._seen, self._progress = storage, seen, progress
+        self.storage, self._seen, self._progress, self._spill = storage, seen, progress, spill
         self.kept: dict[str, Storage] = {}
         """By module path."""
         self.homes: dict[str, str] = {}
@@ -109,6 +143,7 @@ class Furnisher:
         """Names in the files of a head whose weight is that of a stored embedding."""
 
     def __call__(self, model: Any, tensors: Tensors) -> Tensors:
+        self.kept, self.homes = {}, {}
         if not tensors:
             return self._on_a_whole_model(model, tensors)
         packed = packed_names(tensors)
@@ -126,7 +161,6 @@ class Furnisher:
         return tensors.without([*used, *self.copies])
 
     def _on_a_whole_model(self, model: Any, tensors: Tensors) -> Tensors:
-        self.kept, self.homes = {}, {}
         if self.storage is not None:
             store_(model, self.storage.config, self._targets(model, tensors))
         return tensors
@@ -161,6 +195,10 @@ class Furnisher:
                 problems.append(str(error))
                 continue
             self._seen(path, w, self.kept[path])
+            if self._spill is not None:
+                for name, buffer in self.kept[path].named_buffers():
+                    setattr(self.kept[path], name, self._spill.put(buffer))
+                self.kept[path].moved()
             self._progress(done, len(homes))
         if problems:
             raise ModelError("\n".join([f"{len(problems)} weights cannot be quantized:", *_listed(problems)]))

@@ -74,7 +74,7 @@ OTHER_MEANING = {
 SWITCHES = {"load_in_4bit": ("nf4", "fp4"), "load_in_8bit": ("int8",)}
 """Names that are true or false -> the storages that they mean when true, the usual one first."""
 
-SECTIONS = ("storage", "method", "data", "optimizer", "train")
+SECTIONS = ("storage", "method", "data", "optimizer", "train", "memory")
 SHORTHANDS = ("storage", "method", "optimizer")
 """Sections that may be given as a bare name: `method: lora`."""
 

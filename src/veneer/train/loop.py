@@ -10,6 +10,8 @@ import torch
 
 from veneer import machine
 from veneer.disk.run_dir import RunDir
+from veneer.disk.scratch import clear_scratch
+from veneer.train.activations import activation_file
 from veneer.train.check import check_fast_paths
 from veneer.train.events import Event, Listener, tensorboard
 from veneer.train.held_out import mean_loss
@@ -57,6 +59,7 @@ def train(
     run = RunDir(recipe.run)
     with run.locked():
         run.begin(write_recipe(recipe))
+        clear_scratch(run.root)
         figures = run.done()
         if figures is not None:
             say(f"{recipe.run} is done already")
@@ -79,7 +82,11 @@ def train(
 def _steps(recipe: Recipe, job: Job, state: TrainState, run: RunDir, listeners: Sequence[Listener]) -> None:
     """Make every step that is left."""
     settings, total = recipe.train, len(job.plan)
-    with interruptible() as interrupted, recomputing(job.model, settings.recompute):
+    with (
+        interruptible() as interrupted,
+        activation_file(recipe, job, run.root) as inputs,
+        recomputing(job.model, settings.recompute, inputs),
+    ):
         while state.step < total:
             job.adapter.train()
             figures = optimizer_step(recipe, job, state)

@@ -46,7 +46,8 @@ def prepare(recipe: Recipe, say: Progress = lambda _: None) -> Job:
     """
     say(f"loading {recipe.model}")
     storage = base_storage(recipe.storage.model_dump())
-    loaded = load_base(recipe.model, storage=storage, dtype=recipe.train.dtype, say=say)
+    paged = recipe.memory.page_weights
+    loaded = load_base(recipe.model, storage=storage, dtype=recipe.train.dtype, paged=paged, say=say)
     say(f"reading {recipe.data.train}")
     renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     rendered = renderer.render_all(read_rows(recipe.data.train, split=recipe.data.split, limit=recipe.data.rows))

@@ -5,27 +5,29 @@ model (OPT), and by the time of the backward pass a block could find another att
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from veneer.errors import ModelError
+from veneer.models.blocks import blocks_of
 from veneer.models.documents import attending_with
+from veneer.train.activations import ActivationFile
 
 
 @contextmanager
-def recomputing(model: Any, wanted: bool) -> Iterator[None]:
+def recomputing(model: Any, wanted: bool, inputs: ActivationFile | None = None) -> Iterator[None]:
     """Inside, each block's activations are recomputed in the backward pass, with the same dropout as before.
 
+    inputs    where the blocks' inputs are kept meanwhile; None is memory
     Raises ModelError if the model has no blocks that can be.
     """
-    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)] if wanted else []
+    blocks = list(blocks_of(model).values()) if wanted else []
     if wanted and not blocks:
         raise ModelError(f"{type(model).__name__} has no blocks that can be recomputed; set train.recompute to false")
     for block in blocks:
-        block.forward = _recomputed(block.forward, model)
+        block.forward = _recomputed(block.forward, model, inputs)
     try:
         yield
     finally:
@@ -33,7 +35,7 @@ def recomputing(model: Any, wanted: bool) -> Iterator[None]:
             del block.forward  # the class's own is seen again
 
 
-def _recomputed(forward: Callable[..., Any], model: Any) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], model: Any, inputs: ActivationFile | None) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         attention = model.config._attn_implementation
 
@@ -41,6 +43,7 @@ def _recomputed(forward: Callable[..., Any], model: Any) -> Callable[..., Any]:
             with attending_with(model, attention):
                 return forward(*args, **kwargs)
 
-        return checkpoint(same, *args, use_reentrant=False, **kwargs)
+        with nullcontext() if inputs is None else inputs.saving():
+            return checkpoint(same, *args, use_reentrant=False, **kwargs)
 
     return run

@@ -107,6 +107,15 @@ class TrainSettings(Section):
         return self
 
 
+class MemorySettings(Section):
+    """What is kept on disk between its uses; the result is the same, bit for bit."""
+
+    page_weights: bool = False
+    """Read the quantized weights of the model's blocks from disk ahead of each use; needs train.recompute."""
+    page_activations: bool = False
+    """Keep the inputs of recomputed blocks on disk between forward and backward pass; needs train.recompute."""
+
+
 class Recipe(Section):
     """A whole training job."""
 
@@ -124,9 +133,21 @@ class Recipe(Section):
     """How parameters step."""
     train: TrainSettings = TrainSettings()
     """How long, in what portions, and what is written on the way."""
+    memory: MemorySettings = MemorySettings()
+    """What is kept on disk between its uses."""
 
     @model_validator(mode="after")
     def _evaluation_has_rows(self) -> "Recipe":
         if self.train.eval_every and self.data.eval is None:
             raise ConfigError(f"train.eval_every is {self.train.eval_every}, but data.eval names no rows to evaluate")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_paged_is_recomputed(self) -> "Recipe":
+        paged = [key for key, wanted in self.memory.model_dump().items() if key.startswith("page_") and wanted]
+        if paged and not self.train.recompute:
+            raise ConfigError(
+                f"memory.{paged[0]} is true, but train.recompute is false: the backward pass would need all blocks at "
+                "once; set train.recompute to true"
+            )
         return self

@@ -1,0 +1,88 @@
+"""Scratch files: without a name from the moment they are open, so that no crash leaves one behind.
+
+A process killed between the two system calls leaves an empty file, which `clear_scratch` removes at the next start.
+"""
+
+import errno
+import mmap
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veneer.errors import DiskError
+from veneer.units import format_bytes
+
+ENDING = ".veneer-scratch"
+
+
+def open_scratch(folder: Path, nbytes: int = 0, *, flags: int = 0) -> int:
+    """A nameless file in `folder`, open for reading and writing, with room for `nbytes` on the disk.
+
+    flags   of open(2) beside O_RDWR, for example O_DIRECT
+    Returns the descriptor; the space is free again when it is closed.  Raises DiskError where there is no room.
+    """
+    path = folder / f".{secrets.token_hex(4)}{ENDING}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o600)
+        path.unlink()
+    except OSError as error:
+        with suppress(OSError):
+            path.unlink()
+        raise DiskError(f"{folder} takes no scratch file: {error.strerror}") from error
+    try:
+        if nbytes and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, nbytes)
+    except OSError as error:
+        os.close(handle)
+        raise DiskError(no_room(folder, nbytes, error)) from error
+    return handle
+
+
+def no_room(folder: Path, nbytes: int, error: OSError) -> str:
+    """What to say when a scratch file of `nbytes` in `folder` failed."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"a scratch file in {folder} failed: {error.strerror}"
+    room = os.statvfs(folder)
+    free = format_bytes(room.f_bavail * room.f_frsize)
+    return f"the disk is full: a scratch file in {folder} needs {format_bytes(nbytes)}, {free} are free"
+
+
+def clear_scratch(folder: Path) -> None:
+    """Remove what a killed process left; nobody else may be using `folder`."""
+    for left in folder.glob(f".*{ENDING}"):
+        left.unlink(missing_ok=True)
+
+
+class Spill:
+    """Tensors moved out of memory into one scratch file, and mapped from there: pages the system may drop."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._handle, self._end = folder, open_scratch(folder), 0
+
+    def __enter__(self) -> "Spill":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._handle)  # what is mapped stays until nobody uses it
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """The same numbers, on disk.  Raises DiskError if it is full."""
+        data = tensor.detach().contiguous()
+        numbers: Any = data.reshape(-1).view(torch.uint8).numpy()
+        flat = memoryview(numbers)
+        at, done = self._end, 0
+        try:
+            while done < len(flat):
+                done += os.pwrite(self._handle, flat[done:], at + done)
+        except OSError as error:
+            raise DiskError(no_room(self._folder, at + len(flat), error)) from error
+        step = mmap.ALLOCATIONGRANULARITY
+        self._end = -(-(at + len(flat)) // step) * step
+        mapped = mmap.mmap(self._handle, len(flat), flags=mmap.MAP_PRIVATE, offset=at)
+        return torch.frombuffer(mapped, dtype=data.dtype).view(data.shape)

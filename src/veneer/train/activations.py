@@ -1,0 +1,136 @@
+"""Inputs of recomputed blocks kept in a scratch file from the forward pass to the backward pass.
+
+One thread writes each as it comes and reads it back one block ahead of its use, in the reverse order.
+"""
+
+import mmap
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from veneer.disk.readahead import PAGE
+from veneer.disk.scratch import no_room, open_scratch
+from veneer.errors import DiskError
+from veneer.models.blocks import blocks_of
+from veneer.train.prepare import Job
+from veneer.train.settings import Recipe
+from veneer.train.step import ROUND
+
+BEHIND = 2
+"""Tensors that may wait to be written."""
+
+
+class Kept:
+    """A tensor in the file; its place is free again when nobody refers to this."""
+
+    def __init__(self, home: "ActivationFile", place: int, tensor: Tensor) -> None:
+        self._free, self.place, self.shape, self.dtype = home.free, place, tensor.shape, tensor.dtype
+        self.nbytes = tensor.nbytes
+        self.read: Future[mmap.mmap] | None = None
+
+    def __del__(self) -> None:
+        self._free.append(self.place)
+
+
+class ActivationFile:
+    """Room for `places` tensors of at most `most` bytes each, in a scratch file in `folder`.
+
+    Raises DiskError where the disk has no room for all of them, at once.
+    """
+
+    def __init__(self, folder: Path, places: int, most: int) -> None:
+        self._folder, self._room = folder, -(-most // PAGE) * PAGE
+        self.nbytes = places * self._room
+        self.free = list(range(places))
+        try:
+            self._handle = open_scratch(folder, self.nbytes, flags=getattr(os, "O_DIRECT", 0))
+        except DiskError:  # a file system without direct access, or a full disk, which is said again
+            self._handle = open_scratch(folder, self.nbytes)
+        self._worker = ThreadPoolExecutor(1, "veneer-activations")
+        self._writing: deque[Future[None]] = deque()
+        self._order: list[Kept] = []
+        self.stored = 0
+        """Tensors written so far."""
+
+    def close(self) -> None:
+        """Wait for what is under way and give the disk back."""
+        self._worker.shutdown(cancel_futures=True)
+        os.close(self._handle)
+
+    def saving(self) -> saved_tensors_hooks:
+        """Inside, tensors that autograd saves go to the file."""
+        return saved_tensors_hooks(self._put, self._get)
+
+    def _put(self, tensor: Tensor) -> Any:
+        if not tensor.is_floating_point() or tensor.nbytes > self._room or not self.free:
+            return tensor
+        kept = Kept(self, self.free.pop(), tensor)
+        while len(self._writing) >= BEHIND:
+            self._writing.popleft().result()
+        self._writing.append(self._worker.submit(self._write, kept.place, tensor.detach()))
+        self._order.append(kept)
+        self.stored += 1
+        return kept
+
+    def _get(self, kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        while self._writing:
+            self._writing.popleft().result()
+        read = kept.read or self._worker.submit(self._read, kept.place)
+        while self._order and self._order.pop() is not kept:
+            pass
+        if self._order:
+            below = self._order[-1]
+            below.read = below.read or self._worker.submit(self._read, below.place)
+        buffer, kept.read = read.result(), None
+        flat = torch.frombuffer(buffer, dtype=torch.uint8)[: kept.nbytes]
+        return flat.view(kept.dtype).view(kept.shape)
+
+    def _write(self, place: int, tensor: Tensor) -> None:
+        buffer = mmap.mmap(-1, self._room)
+        target = torch.frombuffer(buffer, dtype=torch.uint8)[: tensor.nbytes]
+        target.copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
+        self._all(os.pwritev, buffer, place)
+
+    def _read(self, place: int) -> mmap.mmap:
+        buffer = mmap.mmap(-1, self._room)
+        self._all(os.preadv, buffer, place)
+        return buffer
+
+    def _all(self, move: Any, buffer: mmap.mmap, place: int) -> None:
+        done = 0
+        try:
+            while done < self._room:
+                moved = move(self._handle, [memoryview(buffer)[done:]], place * self._room + done)
+                if not moved:
+                    raise DiskError(f"the scratch file in {self._folder} ends early")
+                done += moved
+        except OSError as error:
+            if isinstance(error, DiskError):
+                raise
+            raise DiskError(no_room(self._folder, self._room, error)) from error
+
+
+@contextmanager
+def activation_file(recipe: Recipe, job: Job, folder: Path) -> Iterator[ActivationFile | None]:
+    """The file that `memory.page_activations` asks for, as large as the largest micro-batch needs; else None."""
+    if not recipe.memory.page_activations:
+        yield None
+        return
+    longest = max(sum(len(job.examples[i]) for i in members) for step in job.plan for members in step)
+    rows = -(-longest // ROUND) * ROUND
+    width = job.model.config.get_text_config().hidden_size * job.model.dtype.itemsize
+    file = ActivationFile(folder, len(blocks_of(job.model)), rows * width)
+    try:
+        yield file
+    finally:
+        file.close()
