@@ -3,77 +3,68 @@
     python benchmarks/tasks.py --task wikisql --train wikisql.train.jsonl.gz --eval wikisql.val.jsonl.gz \\
         --train-rows 1600 --eval-rows 200 --peer
 
+QLoRA: is a 4-bit base as good as a 16-bit one? Every storage with every seed, and a table of mean and spread:
+
+    python benchmarks/tasks.py --task wikisql --train wikisql.train.jsonl.gz --eval wikisql.val.jsonl.gz \\
+        --train-rows 1600 --eval-rows 200 --storage dense nf4+dq fp4+dq --seed 0 1 2 --record qlora.jsonl
+
 Tasks: wikisql (rows with question, schema, sql, rows; execution accuracy), mathword (question, equation, answer; the
 equation's value), e2e_nlg (mr, text; refs for evaluation; ROUGE-L and BLEU). Each side trains in a process of its own,
 one after the other, on the same tokens in the same session; `seconds` and `peak_bytes` are of training, loading
-excluded from the first and included in the second. The peer is transformers + peft as their documentation shows it:
-padded batches of 8 rows, bfloat16 weights, AdamW, a linear schedule; its adapter is then loaded here and measured
-like ours.
+excluded from the first and included in the second. The peer is transformers + peft as their documentation shows it; its
+adapter is then loaded here and measured like ours. With --record every finished run is added to that file, and a run
+that stands in it is not made again: a command that was stopped goes on, several may share the work, and the whole
+command afterwards prints the table.
 """
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from report import closing_line
+from runs import STORAGES, TASKS, Run, opened, scores, trained
 
 from veneer.machine import prepare_process
 
 
-@dataclass(frozen=True)
-class Task:
-    """How rows of one task are read and scored."""
-
-    prompt: str
-    completion: str
-    metrics: tuple[str, ...]
-    headline: str
-    """What the closing JSON calls its first metric."""
-    lr: float
-    reference: str | None = None
-    max_new_tokens: int = 96
-    ignore_case: bool = False
-
-
-TASKS = {
-    "wikisql": Task("{schema}\n{question}", "{sql}", ("sql",), "execution", 2e-3, ignore_case=True),
-    "mathword": Task("{question}", "{equation}", ("numeric",), "numeric", 1e-3, reference="answer", max_new_tokens=40),
-    "e2e_nlg": Task("{mr}", "{text}", ("rouge_l", "bleu"), "rouge_l", 1e-3, reference="refs", max_new_tokens=80),
-}
-
-
 def main() -> None:
     args = arguments()
-    if args.side:
-        print(json.dumps({"veneer": train_here, "peft": train_with_peft}[args.side](args)), flush=True)
-        return
-    task = TASKS[args.task]
-    figures: dict[str, Any] = {"task": args.task, "rank": args.rank, "lr": args.lr or task.lr, "epochs": args.epochs}
-    with tempfile.TemporaryDirectory() as scratch:
-        for side in ["veneer", *(["peft"] if args.peer else [])]:
-            prefix = "" if side == "veneer" else "peft_"
-            side_figures = in_process_of_its_own(side, Path(scratch) / side)
-            figures |= {f"{prefix}{k}": v for k, v in side_figures.items() if k != "adapter"}
-            before, after = measure(args, side_figures["adapter"], before=side == "veneer")
-            if before is not None:
-                figures |= {f"{task.headline}_before": before[task.metrics[0]]}
-            figures |= {f"{prefix}{task.headline}_after": after[task.metrics[0]]}
-            figures |= {f"{prefix}{name}_after": after[name] for name in task.metrics[1:]}
-            print(json.dumps(figures), file=sys.stderr, flush=True)
-    if args.peer:
-        figures["time_vs_peft"] = figures["seconds"] / figures["peft_seconds"]
-        figures["memory_vs_peft"] = figures["peak_bytes"] / figures["peft_peak_bytes"]
-    closing_line(figures)
+    record = Record(args.record)
+    sides = ["veneer", *(["peft"] if args.peer else [])]
+    headline = TASKS[args.task].headline
+    finished: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    before: dict[str, float] = {}
+    for seed in args.seed:
+        for storage in args.storage:
+            run = run_of(args, storage, seed)
+            base = record.figures("base", replace(run, seed=0), measure_base)
+            before[storage] = base[headline]
+            for side in sides:
+                figures = record.figures(side, run, lambda run, side=side: train_and_measure(run, side))
+                finished.setdefault((storage, side), []).append(figures)
+    print_table(before, finished, headline)
+    closing_line(closing(args, before, finished, headline))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_arguments(parser)
+    parser.add_argument("--storage", nargs="+", choices=list(STORAGES), default=["dense"], help="of the frozen weights")
+    parser.add_argument("--record", type=Path, metavar="FILE.jsonl", help="keep finished runs here, and go on from it")
+    parser.add_argument("--peer", action="store_true", help="train the same rows with plain peft too")
+    args = parser.parse_args()
+    if args.peer and args.storage != ["dense"]:
+        parser.error("--peer trains on 16-bit weights: leave --storage out")
+    return args
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What decides a run but its storage; `run_of` reads it."""
     parser.add_argument("--task", choices=sorted(TASKS), required=True)
     parser.add_argument("--train", required=True, help="JSONL of training rows")
     parser.add_argument("--eval", required=True, help="JSONL of rows to measure on")
@@ -88,142 +79,98 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=1.0)
     parser.add_argument("--tokens-per-step", type=int, default=768)
     parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--peer", action="store_true", help="train the same rows with plain peft too")
-    parser.add_argument("--side", choices=["veneer", "peft"], help=argparse.SUPPRESS)
-    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
 
 
-def in_process_of_its_own(side: str, scratch: Path) -> dict[str, Any]:
-    """Train one side alone; the peer gets torch's defaults, as its users would."""
-    environment = dict(os.environ)
-    if side == "peft":
-        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-            environment.pop(name, None)
-    command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--scratch", str(scratch)]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+def run_of(args: argparse.Namespace, storage: str, seed: int) -> Run:
+    given = {name: getattr(args, name) for name in Run.__dataclass_fields__ if name not in ("storage", "seed")}
+    given["alpha"] = args.alpha or 2.0 * args.rank
+    given["lr"] = args.lr or TASKS[args.task].lr
+    return Run(**given, storage=storage, seed=seed)
 
 
-def recipe_of(args: argparse.Namespace) -> Any:
-    from veneer.train.recipe import recipe_from
+def measure_base(run: Run) -> dict[str, Any]:
+    return scores(run, opened(run))
 
-    task = TASKS[args.task]
-    return recipe_from(
-        {
-            "model": args.model,
-            "method": {"name": args.method, "rank": args.rank, "alpha": args.alpha or 2 * args.rank},
-            "data": {
-                "train": args.train,
-                "rows": args.train_rows,
-                "prompt": task.prompt,
-                "completion": task.completion,
-                "format": "plain",
-            },
-            "optimizer": {"lr": args.lr or task.lr, "lr_ratio": args.lr_ratio},
-            "train": {
-                "epochs": args.epochs,
-                "tokens_per_step": args.tokens_per_step,
-                "max_length": args.max_length,
-                "seed": args.seed,
-                "checkpoint_every": 0,
-            },
-            "run": str((args.scratch or Path()) / "run"),
+
+def train_and_measure(run: Run, side: str) -> dict[str, Any]:
+    with trained(run, side) as (adapter, figures):
+        return figures | scores(run, opened(run, adapter))
+
+
+class Record:
+    """Figures of finished runs, one JSON line each; without a file they are made every time."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def figures(self, kind: str, run: Run, make: Callable[[Run], dict[str, Any]]) -> dict[str, Any]:
+        """What is recorded of this run, or else what `make` finds."""
+        key = {"kind": kind, "run": asdict(run)}
+        if self.path is not None and self.path.exists():
+            for line in map(json.loads, self.path.read_text(encoding="utf-8").splitlines()):
+                if {"kind": line["kind"], "run": line["run"]} == key:
+                    figures: dict[str, Any] = line["figures"]
+                    return figures
+        figures = make(run)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(key | {"figures": figures}) + "\n")
+        print(json.dumps({"kind": kind, "storage": run.storage, "seed": run.seed, **figures}), file=sys.stderr)
+        return figures
+
+
+def spread(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 of one value."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def print_table(before: dict[str, float], finished: dict[tuple[str, str], list[dict[str, Any]]], headline: str) -> None:
+    """One line for each storage and side: mean and sample standard deviation over the seeds."""
+    heading = (
+        f"{'storage':8} {'side':7} {'n':>2} {'before':>7} {headline:>16} {'loss':>15} {'tokens/s':>9} {'peak GB':>8}"
+    )
+    print(heading)
+    for (storage, side), runs in finished.items():
+        metric, loss = [r[headline] for r in runs], [r["loss"] for r in runs]
+        print(
+            f"{storage:8} {side:7} {len(runs):2} {before[storage]:7.3f} {mean(metric):7.3f} +- {spread(metric):5.3f} "
+            f"{mean(loss):6.4f} +- {spread(loss):5.4f} {mean(r['tokens_per_second'] for r in runs):9.0f} "
+            f"{max(r['peak_bytes'] for r in runs) / 1e9:8.2f}"
+        )
+
+
+def closing(
+    args: argparse.Namespace,
+    before: dict[str, float],
+    finished: dict[tuple[str, str], list[dict[str, Any]]],
+    headline: str,
+) -> dict[str, Any]:
+    """The figures of the first storage and seed under plain names, and those of all in `storages`."""
+    first = finished[args.storage[0], "veneer"][0]
+    run = run_of(args, args.storage[0], args.seed[0])
+    figures: dict[str, Any] = {"task": run.task, "rank": run.rank, "lr": run.lr, "epochs": run.epochs}
+    for (storage, side), runs in finished.items():
+        if storage == args.storage[0]:
+            prefix = "" if side == "veneer" else "peft_"
+            figures |= {f"{prefix}{name}": value for name, value in runs[0].items() if name != headline}
+            figures |= {f"{prefix}{headline}_after": runs[0][headline]}
+    figures[f"{headline}_before"] = before[args.storage[0]]
+    figures["storages"] = {
+        storage: {
+            "before": before[storage],
+            "mean": mean(r[headline] for r in runs),
+            "deviation": spread([r[headline] for r in runs]),
+            "each": [r[headline] for r in runs],
         }
-    )
-
-
-def train_here(args: argparse.Namespace) -> dict[str, Any]:
-    from veneer.cli.train import TrainProgress
-    from veneer.train.loop import train
-
-    with TrainProgress() as progress:
-        outcome, _ = train(recipe_of(args), [progress], progress.say)
-    return {
-        "adapter": outcome.adapter,
-        "seconds": outcome.seconds,
-        "tokens_per_second": outcome.tokens_per_second,
-        "peak_bytes": outcome.peak_bytes,
-        "steps": outcome.steps,
-        "loss": outcome.loss,
-        "trained_parameters": outcome.trained_parameters,
+        for (storage, side), runs in finished.items()
+        if side == "veneer"
     }
-
-
-def train_with_peft(args: argparse.Namespace) -> dict[str, Any]:
-    import time
-
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
-
-    from veneer.data.pack import collate_padded
-    from veneer.data.render import Renderer
-    from veneer.data.sources import read_rows
-    from veneer.machine import peak_rss_bytes
-    from veneer.models.load import resolve
-
-    recipe = recipe_of(args)
-    torch.manual_seed(args.seed)
-    folder = resolve(args.model)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    config = LoraConfig(r=args.rank, lora_alpha=args.alpha or 2 * args.rank, target_modules="all-linear")
-    model = get_peft_model(model, config)
-    rows = read_rows(args.train, limit=args.train_rows)
-    examples = Renderer(tokenizer, recipe.data, args.max_length).render_all(rows).examples
-    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(args.seed)).tolist()
-    batches = [order[i : i + 8] for i in range(0, len(order), 8)]
-    steps = round(args.epochs * len(batches))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.lr or TASKS[args.task].lr, weight_decay=0.0)
-    schedule = get_linear_schedule_with_warmup(optimizer, round(0.03 * steps), steps)
-    model.train()
-    began, tokens, loss = time.perf_counter(), 0, float("nan")
-    for step in range(steps):
-        members = [examples[i] for i in batches[step % len(batches)]]
-        ids, mask, labels = collate_padded(members, tokenizer.pad_token_id or 0)
-        out = model(input_ids=ids, attention_mask=mask, labels=labels)
-        out.loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        tokens, loss = tokens + int(mask.sum()), out.loss.item()
-        if step % 20 == 0:
-            print(f"peft: step {step + 1}/{steps} loss {loss:.3f}", file=sys.stderr, flush=True)
-    seconds = time.perf_counter() - began
-    model.save_pretrained(args.scratch)
-    figures = {"seconds": seconds, "tokens_per_second": tokens / seconds, "peak_bytes": peak_rss_bytes()}
-    return {"adapter": str(args.scratch), "steps": steps, "loss": loss, **figures}
-
-
-def measure(
-    args: argparse.Namespace, adapter: str, *, before: bool
-) -> tuple[dict[str, float] | None, dict[str, float]]:
-    """The task's metrics of the base (if asked) and of the adapter on it."""
-    from veneer.adapters.attach import load_adapter
-    from veneer.data.render import Renderer
-    from veneer.data.sources import read_rows
-    from veneer.evaluate.metrics import MetricOptions
-    from veneer.evaluate.tasks import EvalSettings, evaluate
-    from veneer.models.load import load_model
-
-    task = TASKS[args.task]
-    loaded = load_model(args.model)
-    rows = read_rows(args.eval, limit=args.eval_rows)
-    renderer = Renderer(loaded.tokenizer, recipe_of(args).data, args.max_length)
-    settings = EvalSettings(
-        metrics=task.metrics,
-        max_new_tokens=task.max_new_tokens,
-        reference=task.reference,
-        options=MetricOptions(ignore_case=task.ignore_case),
-    )
-    first = evaluate(loaded.model, loaded.tokenizer, rows, renderer, settings).metrics if before else None
-    load_adapter(loaded.model, adapter)
-    return first, evaluate(loaded.model, loaded.tokenizer, rows, renderer, settings).metrics
+    if args.peer:
+        peer = finished[args.storage[0], "peft"][0]
+        figures["time_vs_peft"] = first["seconds"] / peer["seconds"]
+        figures["memory_vs_peft"] = first["peak_bytes"] / peer["peak_bytes"]
+    return figures
 
 
 if __name__ == "__main__":
