@@ -116,7 +116,9 @@ class Record:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(key | {"figures": figures}) + "\n")
-        print(json.dumps({"kind": kind, "storage": run.storage, "seed": run.seed, **figures}), file=sys.stderr)
+        print(
+            json.dumps({"kind": kind, "storage": run.storage, "seed": run.seed, **figures}), file=sys.stderr, flush=True
+        )
         return figures
 
 
@@ -127,10 +129,8 @@ def spread(values: Sequence[float]) -> float:
 
 def print_table(before: dict[str, float], finished: dict[tuple[str, str], list[dict[str, Any]]], headline: str) -> None:
     """One line for each storage and side: mean and sample standard deviation over the seeds."""
-    heading = (
-        f"{'storage':8} {'side':7} {'n':>2} {'before':>7} {headline:>16} {'loss':>15} {'tokens/s':>9} {'peak GB':>8}"
-    )
-    print(heading)
+    columns = f"{'storage':8} {'side':7} {'n':>2} {'before':>7}"
+    print(f"{columns} {headline:>16} {'loss':>16} {'tokens/s':>9} {'peak GB':>8}")
     for (storage, side), runs in finished.items():
         metric, loss = [r[headline] for r in runs], [r["loss"] for r in runs]
         print(

@@ -24,15 +24,17 @@ def test_a_folder_and_its_figures(tiny_model: Path, tmp_path: Path, capsys: pyte
     model = load_base(out, storage=None, dtype="float32").model
     assert storage_of(model) == base_storage("nf4")
     files = open_tensors(tiny_model)
-    difference = size = weights = held = 0.0
+    difference = size = weights = held = largest = 0.0
     for path in (n.removesuffix(".weight") for n in files if "proj" in n):
         kept = model.get_submodule(path).storage
         w, near = files.read(f"{path}.weight").double().numpy(), kept.dense(torch.float32).double().numpy()
         difference, size = difference + np.square(near - w).sum(), size + np.square(w).sum()
         weights, held = weights + w.size, held + kept.nbytes
+        largest = max(largest, np.abs(near - w).max())
     assert result["layers"] == 14 and result["weights"] == weights and result["weight_bytes"] == held
     assert result["bits_per_weight"] == pytest.approx(8 * held / weights)
     assert result["relative_error"] == pytest.approx((difference / size) ** 0.5, rel=1e-4)
+    assert result["largest_difference"] == pytest.approx(largest, rel=1e-6)
     assert 0.07 < result["relative_error"] <= result["worst_relative_error"] < 0.12
     assert result["bytes"] == sum(f.stat().st_size for f in out.iterdir())
     assert result["folder"] == str(out) and result["storage"]["name"] == "nf4"

@@ -82,12 +82,14 @@ class Errors:
 
     def __init__(self) -> None:
         self.weights = self.nbytes = 0
-        self._difference = self._size = 0.0
+        self._difference = self._size = self._largest = 0.0
         self._layers: dict[str, float] = {}
 
     def __call__(self, path: str, w: "Tensor", kept: "Storage") -> None:
         dense = w.float()
-        difference = float((kept.dense(dense.dtype) - dense).square().sum(dtype=dense.double().dtype))
+        moved = kept.dense(dense.dtype) - dense
+        self._largest = max(self._largest, float(moved.abs().max()))
+        difference = float(moved.square().sum(dtype=dense.double().dtype))
         size = float(dense.square().sum())
         self.weights += w.numel()
         self.nbytes += kept.nbytes
@@ -106,6 +108,7 @@ class Errors:
             "relative_error": (self._difference / self._size) ** 0.5 if self._size else 0.0,
             "worst_layer": worst,
             "worst_relative_error": self._layers[worst],
+            "largest_difference": self._largest,
         }
 
     def text(self) -> str:
