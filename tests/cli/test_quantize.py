@@ -40,6 +40,23 @@ def test_a_folder_and_its_figures(tiny_model: Path, tmp_path: Path, capsys: pyte
     assert result["folder"] == str(out) and result["storage"]["name"] == "nf4"
 
 
+@pytest.mark.parametrize(
+    ("more", "misread"),
+    [([], 12), (["--block", "32"], 0), (["--block", "2048"], 0), (["--storage", "int8"], 0)],
+    ids=str,
+)
+def test_what_bitsandbytes_misreads_is_said(
+    tiny_model: Path, tmp_path: Path, more: list[str], misread: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of 32 weights are no multiple of 64; the two down projections have rows of 64."""
+    assert run(tiny_model, "--to", tmp_path / "q", "--json", *more) == 0
+    said = capsys.readouterr()
+    paths = json.loads(said.out.splitlines()[-1])["misread_by_bitsandbytes_on_cpu"]
+    assert len(paths) == misread
+    words = "on a CPU with AVX-512 misreads model.layers.0.self_attn.q_proj and 11 more, whose rows are no multiple"
+    assert (words in said.err) == bool(misread) == bool(said.err)
+
+
 def test_settings_and_words(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "fp4"
     assert run(tiny_model, "--to", out, "--storage", "fp4", "--block", 32, "--no-double-quant") == 0

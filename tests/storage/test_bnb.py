@@ -73,3 +73,23 @@ def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bnb, "installed", lambda: False)
     with pytest.raises(ConfigError, match=r"bitsandbytes, which is not installed; run pip install"):
         made().compute_with("bitsandbytes")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="its kernel for AVX-512 is the wrong one"
+)
+@pytest.mark.parametrize("block", [32, 64, 512, 1024, 2048])
+@pytest.mark.parametrize("name", ["nf4", "fp4"])
+def test_what_it_misreads_is_known(name: str, block: int) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    d_of = (16, 32, 33, 48, 64, 96, 100, 128, 160, 192, 576, 1000, 1536, 3072)
+    wrong, right = set(), set()
+    for shape in [(o, d) for o in (1, 2, 7, 8) for d in d_of]:
+        kept = made(shape, name, block=block, double_quant=False)
+        state = bnb._state(torch.float32, kept._packed, shape, name)
+        with torch.compiler.set_stance("force_eager"):  # or it compiles its other path anew for each shape
+            theirs = functional.dequantize_4bit(kept.codes.view(-1, 1), state)
+        (right if torch.equal(theirs, kept.dense(torch.float32)) else wrong).add(shape)
+    assert wrong == {shape for shape in wrong | right if bnb.misread_on_cpu(shape, block)}
+    assert bool(wrong) == (block < 2048)

@@ -14,7 +14,8 @@ from veneer.adapters.base_storage import BaseStorage
 from veneer.disk.atomic import replacing, replacing_folder
 from veneer.disk.model_dir import COPIED, open_model_dir
 from veneer.disk.tensors import INDEX, Tensors, open_tensors, weight_files, write_model_tensors
-from veneer.storage import Storage
+from veneer.storage import Storage, bnb
+from veneer.storage.fourbit import FourBit
 
 FORMAT = 1
 """Raised when cached folders change, so that older ones are not used."""
@@ -100,6 +101,12 @@ def write_quantized(
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         write_model_tensors(folder, specs, _tensors(stored, kept, progress))
     return sum(file.stat().st_size for file in into.iterdir())
+
+
+def misread_on_cpu(made: Made) -> list[str]:
+    """Paths of layers whose 4-bit weights bitsandbytes computes with wrongly on a CPU with AVX-512."""
+    four = {path: kept for path, kept in made.kept.items() if isinstance(kept, FourBit)}
+    return [path for path, kept in four.items() if bnb.misread_on_cpu(kept.shape, kept.block)]
 
 
 def _tensors(

@@ -34,7 +34,7 @@ def command(
     """
     from veneer.adapters.base_storage import DENSE, base_storage
     from veneer.adapters.quantized import Furnisher
-    from veneer.adapters.quantized_dir import is_quantized, write_quantized
+    from veneer.adapters.quantized_dir import is_quantized, misread_on_cpu, write_quantized
     from veneer.errors import ConfigError, ModelError
     from veneer.models.load import load_model, resolve
 
@@ -55,7 +55,17 @@ def command(
         raise ModelError(f"{model} keeps its weights in another arrangement than its files; it cannot be written so")
     with ExitStack() as shown:
         size = write_quantized(folder, to, made, _bar("writing tensors", shown))
+    misread = misread_on_cpu(made)
+    if misread:
+        rest = f" and {len(misread) - 1} more" if len(misread) > 1 else ""
+        stderr.print(
+            f"veneer reads this folder right, but bitsandbytes 0.50.2 on a CPU with AVX-512 misreads {misread[0]}{rest}"
+            ", whose rows are no multiple of the block; for use with it give --block a divisor of the row's length",
+            markup=False,
+            soft_wrap=True,
+        )
     result = {"folder": str(to), "storage": kept.settings, "bytes": size, **errors.figures()}
+    result["misread_by_bitsandbytes_on_cpu"] = misread
     if as_json:
         emit_json(result)
         return

@@ -34,7 +34,8 @@ def chosen(backend: Backend, x: Tensor) -> bool:
 def check(packed: Packed, shape: tuple[int, int], name: str) -> None:
     """Refuse a weight W (O, D) that bitsandbytes computes with wrongly, or not at all.
 
-    Version 0.50.2 dequantizes rows that are no multiple of the block wrongly on a CPU.
+    On a CPU every row that is no multiple of the block is: version 0.50.2 misreads some (see `misread_on_cpu`), and its
+    linear layers fail on all of them outside of training.
     Raises ConfigError where it is not installed, ModelError for such a weight.
     """
     if not installed():
@@ -49,6 +50,16 @@ def check(packed: Packed, shape: tuple[int, int], name: str) -> None:
             f"{name}: its absmax are quantized in blocks of {packed.nested_block}, bitsandbytes' kernels take "
             f"{NESTED_BLOCK} only; set storage.backend to veneer"
         )
+
+
+def misread_on_cpu(shape: tuple[int, int], block: int) -> bool:
+    """Whether bitsandbytes 0.50.2 dequantizes a weight W (O, D) wrongly on a CPU with AVX-512.
+
+    Its AVX-512 kernel takes rows of whole vectors of 16, and looks absmax up as if each row began a block of its own:
+    right where it does, and where there is only one. Blocks from 2048 on go another way, which is right.
+    """
+    o, d = shape
+    return d % 16 == 0 and d % block != 0 and block < 2048 and o > 1 and o * d > block
 
 
 def matmul(x: Tensor, packed: Packed, shape: tuple[int, int], quant_type: str) -> Tensor:
