@@ -272,3 +272,12 @@ def test_nothing_but_config_errors_from_any_flags(flags: list[str]) -> None:
     tree = {"model": "m", "run": "r", "data": {"train": "x"}}
     with suppress(ConfigError):
         load_with(tree, parse_flags(flags))
+
+
+@pytest.mark.parametrize(("flag", "read"), [("true", True), ("1", 1), ("12", 12), ("[0, 3]", (0, 3)), ("false", False)])
+def test_recompute_is_all_blocks_a_count_or_numbers(flag: str, read: object, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("model: m\nrun: r\ndata: {train: t.jsonl}\n")
+    recipe = load_recipe(path, parse_flags(["--train.recompute", flag]))
+    assert (recipe.train.recompute, type(recipe.train.recompute)) == (read, type(read))
+    assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe

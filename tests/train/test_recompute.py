@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 from veneer.adapters.attach import attach
 from veneer.data.example import Example
 from veneer.data.pack import collate
-from veneer.errors import ModelError
+from veneer.errors import ConfigError, ModelError
 from veneer.methods.base import config_from
 from veneer.train.loss import backward, head_of, hidden_states
-from veneer.train.recompute import recomputing
+from veneer.train.recompute import Wanted, chosen_blocks, recomputing
 
 LLAMA = LlamaConfig(
     vocab_size=64,
@@ -30,7 +30,7 @@ OPT = OPTConfig(
 )  # fmt: skip
 
 
-def gradients(config: Any, wanted: bool, packed: bool) -> tuple[list[Tensor], Any]:
+def gradients(config: Any, wanted: Wanted, packed: bool) -> tuple[list[Tensor], Any]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     adapter = attach(model, config_from("lora", {"rank": 2, "init": "random", "dropout": 0.3}))
@@ -43,23 +43,44 @@ def gradients(config: Any, wanted: bool, packed: bool) -> tuple[list[Tensor], An
     return [p.grad for p in adapter.parameters()], model
 
 
+@pytest.mark.parametrize("wanted", [True, 2, (2,), [1, 0]], ids=str)
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("config", [LLAMA, OPT], ids=["llama", "opt: its blocks have dropout of their own"])
-def test_gradients_are_equal_with_dropout_on(config: Any, packed: bool) -> None:
+def test_gradients_are_equal_with_dropout_on(config: Any, packed: bool, wanted: Wanted) -> None:
     plain, _ = gradients(config, False, packed)
-    again, _ = gradients(config, True, packed)
+    again, _ = gradients(config, wanted, packed)
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     assert all(torch.count_nonzero(g) for g in plain)
 
 
+def llama() -> Any:
+    return AutoModelForCausalLM.from_config(LLAMA)
+
+
+def test_a_count_means_the_first_blocks_and_a_list_those_numbers() -> None:
+    model = llama()
+    layers = list(model.model.layers)
+    assert chosen_blocks(model, False) == []
+    assert chosen_blocks(model, True) == layers
+    assert chosen_blocks(model, 2) == layers[:2]
+    assert chosen_blocks(model, [2, 0, 2]) == [layers[0], layers[2]]
+
+
+@pytest.mark.parametrize(("wanted", "absent"), [(4, "3"), ([0, 7], "7"), ([-1], "-1")], ids=str)
+def test_blocks_that_are_not_there_are_named(wanted: Wanted, absent: str) -> None:
+    with pytest.raises(ConfigError, match=rf"has 3 blocks, 0 to 2; there is no block {absent}$"):
+        chosen_blocks(llama(), wanted)
+
+
 def test_activations_of_blocks_are_not_kept() -> None:
-    kept = {}
-    for wanted in (False, True):
+    kept = []
+    for wanted in (False, 1, 2, True):
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
             gradients(LLAMA, wanted, True)
-        kept[wanted] = sum(sizes)
-    assert kept[True] < 0.2 * kept[False]  # what is saved inside a block never reaches the graph
+        kept.append(sum(sizes))
+    assert kept == sorted(set(kept), reverse=True)
+    assert kept[-1] < 0.2 * kept[0]  # what is saved inside a block never reaches the graph
 
 
 def test_the_model_is_as_it_was() -> None:

@@ -1,31 +1,32 @@
-"""Less memory for more time: activations of a block are computed again in the backward pass (arXiv:1604.06174).
+"""Less memory for more time: activations of chosen blocks are computed again in the backward pass (arXiv:1604.06174).
 
 Departs from transformers' own switch, which needs blocks in training mode: some then drop activations of the frozen
 model (OPT), and by the time of the backward pass a block could find another attention function set than in the forward.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
-from veneer.errors import ModelError
+from veneer.errors import ConfigError, ModelError
 from veneer.models.blocks import blocks_of
 from veneer.models.documents import attending_with
 from veneer.train.activations import ActivationFile
 
+Wanted = bool | int | Sequence[int]
+"""All blocks, none, the first so many, or those of these numbers, counted from 0."""
+
 
 @contextmanager
-def recomputing(model: Any, wanted: bool, inputs: ActivationFile | None = None) -> Iterator[None]:
-    """Inside, each block's activations are recomputed in the backward pass, with the same dropout as before.
+def recomputing(model: Any, wanted: Wanted, inputs: ActivationFile | None = None) -> Iterator[None]:
+    """Inside, chosen blocks' activations are recomputed in the backward pass, with the same dropout as before.
 
     inputs    where the blocks' inputs are kept meanwhile; None is memory
-    Raises ModelError if the model has no blocks that can be.
+    Raises ModelError if the model has no blocks that can be, ConfigError for a block it does not have.
     """
-    blocks = list(blocks_of(model).values()) if wanted else []
-    if wanted and not blocks:
-        raise ModelError(f"{type(model).__name__} has no blocks that can be recomputed; set train.recompute to false")
+    blocks = chosen_blocks(model, wanted)
     for block in blocks:
         block.forward = _recomputed(block.forward, model, inputs)
     try:
@@ -33,6 +34,27 @@ def recomputing(model: Any, wanted: bool, inputs: ActivationFile | None = None) 
     finally:
         for block in blocks:
             del block.forward  # the class's own is seen again
+
+
+def chosen_blocks(model: Any, wanted: Wanted) -> list[Any]:
+    """The blocks that `wanted` means, in the model's order; raises as `recomputing` does.
+
+    A count means the first ones: when their turn comes in the backward pass, what the later ones kept is free again.
+    """
+    if wanted is False:
+        return []
+    blocks = list(blocks_of(model).values())
+    if not blocks:
+        raise ModelError(f"{type(model).__name__} has no blocks that can be recomputed; set train.recompute to false")
+    if wanted is True:
+        return blocks
+    numbers = range(wanted) if isinstance(wanted, int) else sorted(set(wanted))
+    if absent := [n for n in numbers if not 0 <= n < len(blocks)]:
+        raise ConfigError(
+            f"train.recompute is {wanted if isinstance(wanted, int) else list(wanted)}, but {type(model).__name__} has "
+            f"{len(blocks)} blocks, 0 to {len(blocks) - 1}; there is no block {', '.join(map(str, absent[:4]))}"
+        )
+    return [blocks[n] for n in numbers]
 
 
 def _recomputed(forward: Callable[..., Any], model: Any, inputs: ActivationFile | None) -> Callable[..., Any]:

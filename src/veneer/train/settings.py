@@ -87,8 +87,9 @@ class TrainSettings(Section):
     """Steps over which the learning rate rises; below 1 a share of all steps."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; 0 for no limit."""
-    recompute: bool = False
-    """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    recompute: bool | Annotated[int, Field(ge=1)] | tuple[int, ...] = False
+    """Recompute activations in the backward pass, less memory for up to a third more time: true for all blocks, a
+    number for the first so many, a list for the blocks of these numbers (counted from 0)."""
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Steps between measurements of the evaluation loss; 0 for one at the end (when data.eval is given)."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 100
@@ -145,9 +146,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _what_is_paged_is_recomputed(self) -> "Recipe":
         paged = [key for key, wanted in self.memory.model_dump().items() if key.startswith("page_") and wanted]
-        if paged and not self.train.recompute:
+        if paged and self.train.recompute is not True:
             raise ConfigError(
-                f"memory.{paged[0]} is true, but train.recompute is false: the backward pass would need all blocks at "
+                f"memory.{paged[0]} is true, but train.recompute is {self.train.recompute}: the backward pass would need all blocks at "
                 "once; set train.recompute to true"
             )
         return self
