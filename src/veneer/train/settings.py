@@ -148,7 +148,7 @@ class Recipe(Section):
         paged = [key for key, wanted in self.memory.model_dump().items() if key.startswith("page_") and wanted]
         if paged and self.train.recompute is not True:
             raise ConfigError(
-                f"memory.{paged[0]} is true, but train.recompute is {self.train.recompute}: the backward pass would need all blocks at "
-                "once; set train.recompute to true"
+                f"memory.{paged[0]} is true, but train.recompute is {str(self.train.recompute).lower()}: the backward "
+                "pass would need other blocks at once; set train.recompute to true"
             )
         return self
