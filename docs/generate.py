@@ -35,17 +35,17 @@ def pages() -> dict[Path, str]:
 
 def recipe_page() -> str:
     """Every key of a recipe, with the names that others give it."""
-    from veneer.cli.list_ import methods, storages
+    from veneer.cli.list_ import methods, prompts, storages
     from veneer.train.aliases import OTHER_MEANING, SAME_MEANING
     from veneer.train.settings import Recipe
 
-    own = {"method": methods, "storage": storages}
+    own = {"method": methods, "prompt": prompts, "storage": storages}
     parts = [
         "# Recipe keys\n",
         GENERATED,
         "A recipe is a YAML file. A key that is not below is refused, with the nearest one that is. Every key is also\n"
         "a flag of the same dotted name, which outranks the file: `veneer train recipe.yaml --train.steps 50`.\n"
-        "`storage`, `method` and `optimizer` may be given by name alone: `method: lora`.\n",
+        "`storage`, `method`, `prompt` and `optimizer` may be given by name alone: `method: lora`.\n",
     ]
     for name, section, text in sections(Recipe):
         parts.append(f"## {name}\n\n{text}\n" if name else "## At the top\n")

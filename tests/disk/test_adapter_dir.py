@@ -10,7 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from veneer.disk import adapter_dir
-from veneer.disk.adapter_dir import CONFIG, FACTS, TENSORS, AdapterFiles, adapter_bytes, read_adapter, write_adapter
+from veneer.disk.adapter_dir import (
+    CONFIG,
+    FACTS,
+    TENSORS,
+    AdapterFiles,
+    adapter_bytes,
+    parts_of,
+    read_adapter,
+    read_facts,
+    write_adapter,
+    write_parts,
+)
 from veneer.errors import AdapterMismatch, DiskError
 
 FILES = AdapterFiles(
@@ -170,3 +181,30 @@ def test_settings_that_are_no_json_leave_the_earlier_folder(folder: Path) -> Non
     with pytest.raises(TypeError):
         write_adapter(folder, AdapterFiles({"r": {1, 2}}, {}))
     assert json.loads((folder / CONFIG).read_text(encoding="utf-8")) == FILES.config
+
+
+def test_a_folder_of_parts(tmp_path: Path) -> None:
+    parts = {
+        name: AdapterFiles({"peft_type": name}, {"w": torch.full((2,), n)}) for n, name in ((1.0, "a"), (2.0, "b"))
+    }
+    written = write_parts(tmp_path / "both", parts, {"recipe": 1})
+    assert written == adapter_bytes(tmp_path / "both") > 0
+    assert parts_of(tmp_path / "both") == [tmp_path / "both" / "a", tmp_path / "both" / "b"]
+    assert read_facts(tmp_path / "both")["recipe"] == 1
+    for name, files in parts.items():
+        again = read_adapter(tmp_path / "both" / name)
+        assert again.config == files.config and torch.equal(again.tensors["w"], files.tensors["w"])
+    with pytest.raises(AdapterMismatch, match=r"is no adapter folder: .* missing; found a, b, veneer\.json"):
+        read_adapter(tmp_path / "both")
+    write_adapter(tmp_path / "one", parts["a"])
+    assert parts_of(tmp_path / "one") == [] == parts_of(tmp_path / "nowhere")
+    assert read_facts(tmp_path / "one") == {}
+    with pytest.raises(AdapterMismatch, match="there is no adapter folder"):
+        read_facts(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("facts", [{"parts": 3}, {"parts": {"../a": "x"}}])
+def test_a_folder_that_should_name_its_parts(tmp_path: Path, facts: dict[str, object]) -> None:
+    (tmp_path / "veneer.json").write_text(json.dumps(facts))
+    with pytest.raises(AdapterMismatch, match=r"veneer\.json should name the folders of its parts, but says"):
+        parts_of(tmp_path)

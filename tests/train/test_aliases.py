@@ -10,7 +10,7 @@ from veneer.train.aliases import OTHER_MEANING, SAME_MEANING, SECTIONS, SHORTHAN
 from veneer.train.findings import keys
 from veneer.train.settings import Recipe
 
-OWN_SETTINGS = {"method.rank", "method.alpha", "method.dropout", "method.rank_stabilized"} | {
+OWN_SETTINGS = {"prompt.tokens", "method.rank", "method.alpha", "method.dropout", "method.rank_stabilized"} | {
     "method.rank_pattern",
     "method.alpha_pattern",
     "storage.double_quant",

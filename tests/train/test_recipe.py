@@ -151,6 +151,7 @@ def sample(key: str) -> tuple[str, Any]:
         "method.targets": ("[q_proj, v_proj]", ("q_proj", "v_proj")),
         "method.exclude": (".*k_proj", ".*k_proj"),
         "method.layers": ("[0, 1]", (0, 1)),
+        "prompt.name": ("prefix", "prefix"),
         "optimizer.name": ("adamw", "adamw"),
         "optimizer.betas": ("[0.8, 0.9]", (0.8, 0.9)),
         "train.schedule": ("cosine", "cosine"),

@@ -3,9 +3,7 @@
 The model's modules, names and state dict stay as they were; `detach` leaves it bit-identical.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from veneer.adapters.change import Change, Named
 from veneer.adapters.frozen import frozen_layer
+from veneer.adapters.prompted import Prompted, config_of_prompt, load_prompt
 from veneer.adapters.state import read_into, to_files
 from veneer.adapters.targets import Targeting, choose
-from veneer.disk.adapter_dir import read_adapter, write_adapter
-from veneer.errors import ConfigError
-from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, Watch, refuse_idle_patterns
+from veneer.adapters.together import Together
+from veneer.disk.adapter_dir import AdapterFiles, parts_of, read_adapter, write_adapter
+from veneer.errors import AdapterMismatch, ConfigError
+from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Watch, refuse_idle_patterns
 
 
-@dataclass(frozen=True)
-class Named:
-    """One trained parameter with what it is to its delta."""
-
-    path: str
-    """The module it changes."""
-    name: str
-    role: Role
-    parameter: nn.Parameter
-
-
-class Adapter:
+class Adapter(Change):
     """The deltas of one training, by module path, on one model.
 
     They hang on hooks and are no part of the model: `model.train()` and `.eval()` do not reach them, `train` and `eval`
@@ -42,13 +32,18 @@ class Adapter:
     def __init__(
         self, model: nn.Module, config: MethodConfig, targeting: Targeting, deltas: Mapping[str, Delta], base: str = ""
     ) -> None:
-        self.model, self.config, self.targeting, self.deltas, self.base = model, config, targeting, dict(deltas), base
+        self.model, self.config, self.targeting, self.base = model, config, targeting, base
+        self._deltas = dict(deltas)
+        self._embeddings = {p for p in deltas if isinstance(model.get_submodule(p), nn.Embedding)}
         self._hooks: list[RemovableHandle] = []
         self._frozen: list[nn.Parameter] = []
 
     @property
+    def kind(self) -> str:
+        return self.config.method
+
+    @property
     def attached(self) -> bool:
-        """Whether the model's outputs are changed by this adapter now."""
         return bool(self._hooks)
 
     def attach(self) -> "Adapter":
@@ -73,46 +68,42 @@ class Adapter:
         self._hooks, self._frozen = [], []
         return self
 
-    @contextmanager
-    def detached(self) -> Iterator[nn.Module]:
-        """The base alone for a while, as it was."""
-        was = self.attached
-        self.detach()
-        try:
-            yield self.model
-        finally:
-            if was:
-                self.attach()
+    @property
+    def deltas(self) -> Mapping[str, Delta]:
+        return self._deltas
+
+    @property
+    def settings(self) -> MethodConfig:
+        return self.config
+
+    def holders(self) -> Mapping[str, nn.Module]:
+        return self._deltas
 
     def named(self) -> list[Named]:
-        """Every trained parameter with path, name and role, in the model's order."""
         return [
-            Named(path, name, delta.roles[name.partition(".")[0]], parameter)
-            for path, delta in self.deltas.items()
+            Named(
+                path,
+                name,
+                delta.roles[name.partition(".")[0]],
+                parameter,
+                "embedding" if path in self._embeddings else "layer",
+            )
+            for path, delta in self._deltas.items()
             for name, parameter in delta.named_parameters()
         ]
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Every trained parameter."""
-        return [n.parameter for n in self.named()]
+    def penalty(self) -> Tensor | None:
+        return METHODS[self.config.method].penalty(list(self._deltas.values()), self.config)
 
-    def n_params(self) -> int:
-        """How many numbers are trained."""
-        return sum(p.numel() for p in self.parameters())
+    def stepped_(self, step: int, steps: int) -> None:
+        METHODS[self.config.method].stepped_(list(self._deltas.values()), self.config, step, steps)
 
-    def train(self, mode: bool = True) -> "Adapter":
-        """Turn the deltas' dropout on or off."""
-        for delta in self.deltas.values():
-            delta.train(mode)
-        return self
-
-    def eval(self) -> "Adapter":
-        """Turn the deltas' dropout off."""
-        return self.train(False)
+    def files(self, facts: Mapping[str, Any] | None = None) -> AdapterFiles:
+        """The folder that `save` writes, as plain data."""
+        return to_files(self, facts or {})
 
     def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
-        """Write an adapter folder that PEFT loads too; returns its bytes."""
-        return write_adapter(Path(folder), to_files(self, facts or {}))
+        return write_adapter(Path(folder), self.files(facts))
 
 
 def attach(
@@ -123,12 +114,15 @@ def attach(
     seed: int = 0,
     base: str = "",
     look: Callable[[], object] | None = None,
+    begun: Sequence[str] | None = None,
 ) -> Adapter:
     """Hang new deltas of `config`'s method on `model` and freeze the rest.
 
     targets    a Targeting, or what its field `targets` takes
     base       the name by which others find the base model; written into the adapter's folder
     look       runs the model on some training rows; called once, for methods that start from their layers' inputs (EVA)
+    begun      the modules of an adapter that has looked already, with `config` as it was settled then: it goes on from
+               tensors that are put in its place afterwards
     Raises TargetError or ConfigError before anything is changed if the targets do not fit the model or the method, or
     if a pattern of the settings fits no target.
     """
@@ -136,8 +130,9 @@ def attach(
     method = METHODS[config.method]
     paths = choose(model, targeting, method.kinds, config.method)
     refuse_idle_patterns(config, paths)
-    config, starts = _looked(model, config, paths, look)
-    paths = [path for path in paths if path in starts] if starts else paths
+    config, starts = _looked(model, config, paths, look) if begun is None else (config, {})
+    chosen = begun if begun is not None else starts
+    paths = [path for path in paths if path in chosen] if chosen else paths
     rng = torch.Generator().manual_seed(seed)
     deltas: dict[str, Delta] = {}
     problems = []
@@ -190,14 +185,34 @@ def _seen(watch: Watch) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Te
 
 def load_adapter(
     model: nn.Module, folder: str | Path, *, allow_other_base: bool = False, allow_no_effect: bool = False
-) -> Adapter:
-    """Read an adapter folder (ours or PEFT's) and attach it.
+) -> Change:
+    """Read an adapter folder (ours or PEFT's) and attach it: deltas (an Adapter), a prompt, or both.
 
     Raises AdapterMismatch, with the model unchanged, unless every tensor lands, every target is filled, shapes are
     equal, the base's fingerprint is the recorded one (or `allow_other_base`), and the adapter changes an output (or
     `allow_no_effect`).
     """
-    files = read_adapter(Path(folder))
+    folder = Path(folder)
+    parts = parts_of(folder)
+    if not parts:
+        return _load_alone(model, folder, allow_other_base, allow_no_effect)
+    loaded: list[Change] = []
+    try:
+        for part in parts:
+            loaded.append(_load_alone(model, part, allow_other_base, allow_no_effect))
+        if [type(part) for part in loaded] != [Adapter, Prompted]:
+            raise AdapterMismatch(f"{folder} should hold a method's deltas and a prompt, and does not")
+    except BaseException:
+        for before in loaded:
+            before.detach()
+        raise
+    return Together(*loaded)  # type: ignore[arg-type]
+
+
+def _load_alone(model: nn.Module, folder: Path, allow_other_base: bool, allow_no_effect: bool) -> Change:
+    files = read_adapter(folder)
+    if config_of_prompt(files.config) is not None:
+        return load_prompt(model, folder, allow_other_base=allow_other_base)
     loaded = read_into(model, files, str(folder), allow_other_base=allow_other_base, allow_no_effect=allow_no_effect)
     base = str(files.config.get("base_model_name_or_path") or "")
     return Adapter(model, loaded.config, loaded.targeting, loaded.deltas, base).eval().attach()

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from veneer.adapters.targets import output_head
-from veneer.disk.adapter_dir import read_adapter
+from veneer.disk.adapter_dir import read_facts
 from veneer.errors import ConfigError
 from veneer.storage import STORAGES, Storage, StorageConfig, config_from
 from veneer.storage.bnb import BACKENDS, Backend
@@ -106,6 +106,6 @@ def storage_for(adapters: list[Path], asked: str | None) -> BaseStorage | None:
 
 
 def _trained_on(folder: Path) -> BaseStorage | None:
-    base = read_adapter(folder).facts.get("base")
+    base = read_facts(folder).get("base")
     storage = base.get("storage") if isinstance(base, dict) else None
     return base_storage(storage) if isinstance(storage, dict) else None

@@ -15,18 +15,20 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from veneer.adapters.attach import Named
-from veneer.adapters.fingerprint import base_fingerprint
+from veneer.adapters.change import Change, Named
+from veneer.adapters.state import FORMAT, base_facts, other_base, refuse_newer
 from veneer.disk.adapter_dir import AdapterFiles, read_adapter, write_adapter
-from veneer.errors import AdapterMismatch, ModelError
+from veneer.errors import AdapterMismatch, DataError, ModelError
 from veneer.prompts.base import PROMPTS, KeysValues, Prompt, PromptConfig, Shape
 
 NAME = "veneer_prompted"
 KEY = "prompt_embeddings"
+PATH = "prompt"
+"""Where its parameters are said to be."""
 
 
-class Prompted:
-    """One prompt on one model, with the verbs of an Adapter."""
+class Prompted(Change):
+    """One prompt on one model."""
 
     def __init__(self, model: Any, config: PromptConfig, prompt: Prompt, base: str = "") -> None:
         self.model, self.config, self.prompt, self.base = model, config, prompt, base
@@ -34,6 +36,10 @@ class Prompted:
         self._frozen: list[nn.Parameter] = []
         self._before = ""
         self._running = False
+
+    @property
+    def kind(self) -> str:
+        return self.config.kind
 
     @property
     def attached(self) -> bool:
@@ -61,43 +67,30 @@ class Prompted:
         self._hook, self._frozen = None, []
         return self
 
+    def holders(self) -> Mapping[str, nn.Module]:
+        return {PATH: self.prompt}
+
     def named(self) -> list[Named]:
-        """Every trained parameter with its role."""
-        return [Named("prompt", n, self.prompt.roles[n], p) for n, p in self.prompt.named_parameters()]
+        return [Named(PATH, n, self.prompt.roles[n], p, "prompt") for n, p in self.prompt.named_parameters()]
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Every trained parameter."""
-        return list(self.prompt.parameters())
-
-    def n_params(self) -> int:
-        """How many numbers are trained."""
-        return sum(p.numel() for p in self.prompt.parameters())
-
-    def train(self, mode: bool = True) -> "Prompted":
-        """A prompt is the same in training; here so that a loop need not ask."""
-        self.prompt.train(mode)
-        return self
-
-    def eval(self) -> "Prompted":
-        """As `train`."""
-        return self.train(False)
-
-    def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
-        """Write an adapter folder that PEFT loads too; returns its bytes."""
-        shape = shape_of(self.model)
+    def files(self, facts: Mapping[str, Any] | None = None) -> AdapterFiles:
+        """The folder that `save` writes, as plain data."""
         config = {
-            **type(self.prompt).to_peft(shape, self.config),
+            **type(self.prompt).to_peft(shape_of(self.model), self.config),
             "base_model_name_or_path": self.base or None,
             "task_type": "CAUSAL_LM",
             "inference_mode": True,
         }
         own = {
-            "format": 1,
+            "format": FORMAT,
             "method": self.config.kind,
             "roles": dict(self.prompt.roles),
-            "base": {"name": self.base, "fingerprint": base_fingerprint(self.model)},
+            "base": base_facts(self.model, self.base),
         }
-        return write_adapter(Path(folder), AdapterFiles(config, {KEY: self.prompt.table()}, {**own, **(facts or {})}))
+        return AdapterFiles(config, {KEY: self.prompt.table()}, {**own, **(facts or {})})
+
+    def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
+        return write_adapter(Path(folder), self.files(facts))
 
     def _add(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if self._running:
@@ -107,9 +100,20 @@ class Prompted:
         positions, cache = named.get("position_ids"), named.get("past_key_values")
         if positions is None:
             past = cache.get_seq_length() if cache is not None else 0
-            positions = torch.arange(past, past + count, device=next(module.parameters()).device)[None]
+            positions = torch.arange(past, past + count, device=_device(module))[None]
+        self._refuse_beyond(positions)
         front = self.prompt.keys_values(lambda x: self._run(module, x))
         return inputs, {**named, "position_ids": positions + self.config.tokens, "virtual": front}
+
+    def _refuse_beyond(self, positions: Tensor) -> None:
+        """Raise DataError where tokens would stand, n places later, beyond the last position that the model has."""
+        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        last = int(positions.max()) + self.config.tokens
+        if most is not None and last >= most:
+            raise DataError(
+                f"with the {self.config.tokens} tokens of the {self.config.kind} in front, a text reaches position "
+                f"{last}, but the model has {most}; shorten the text (in training: train.max_length)"
+            )
 
     def _run(self, module: nn.Module, embeddings: Tensor) -> KeysValues:
         self._running = True
@@ -131,7 +135,7 @@ def attach_prompt(model: Any, config: PromptConfig, *, seed: int = 0, base: str 
     def run(x: Tensor) -> KeysValues:
         return given_to_attention(model, model.base_model, x)
 
-    device = embed.weight.device
+    device = _device(model)
     prompt = kind(shape, config, torch.Generator().manual_seed(seed), lambda ids: embed(ids.to(device)), run)
     return Prompted(model, config, prompt.to(device), base).attach()
 
@@ -139,22 +143,31 @@ def attach_prompt(model: Any, config: PromptConfig, *, seed: int = 0, base: str 
 def load_prompt(model: Any, folder: str | Path, *, allow_other_base: bool = False) -> Prompted:
     """Read a folder with a prompt (ours or PEFT's) and attach it; raises AdapterMismatch, the model unchanged."""
     files = read_adapter(Path(folder))
-    configs = [c for name in PROMPTS if (c := PROMPTS[name].from_peft(files.config)) is not None]
-    if not configs or set(files.tensors) != {KEY}:
+    config = config_of_prompt(files.config)
+    if config is None or set(files.tensors) != {KEY}:
         raise AdapterMismatch(
             f"{folder} holds no prompt: peft_type {files.config.get('peft_type')!r} with {', '.join(files.tensors)}; "
             f"wanted is one tensor {KEY} of a {' or '.join(PROMPTS)}"
         )
-    trained_on = files.facts.get("base", {}).get("fingerprint")
-    if trained_on not in (None, base_fingerprint(model)) and not allow_other_base:
-        raise AdapterMismatch(f"{folder}: the base model's weights are not those it was trained on")
-    prompted = attach_prompt(model, configs[0], base=str(files.config.get("base_model_name_or_path") or ""))
+    refuse_newer(files, str(folder))
+    if problems := other_base(model, files, allow_other_base):
+        raise AdapterMismatch(f"prompt {folder} does not fit this {type(model).__name__}:\n{problems[0]}")
+    prompted = attach_prompt(model, config, base=str(files.config.get("base_model_name_or_path") or ""))
     try:
         prompted.prompt.load_(files.tensors[KEY])
     except AdapterMismatch as error:
         prompted.detach()
         raise AdapterMismatch(f"{folder}: {error}") from error
     return prompted
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def config_of_prompt(fields: Mapping[str, Any]) -> PromptConfig | None:
+    """Settings from an adapter_config.json; None if that file describes no prompt."""
+    return next((c for name in PROMPTS if (c := PROMPTS[name].from_peft(fields)) is not None), None)
 
 
 def shape_of(model: Any) -> Shape:
@@ -167,23 +180,22 @@ def shape_of(model: Any) -> Shape:
             "(attn_implementation='sdpa' when it is loaded)"
         )
     config = model.config.get_text_config()
-    queries = config.num_attention_heads
+    queries, embedding = config.num_attention_heads, model.get_input_embeddings()
     return Shape(
-        width=model.get_input_embeddings().weight.shape[1],
+        width=embedding.embedding_dim,
         layers=config.num_hidden_layers,
         heads=getattr(config, "num_key_value_heads", None) or queries,
         head_width=getattr(config, "head_dim", None) or config.hidden_size // queries,
-        words=model.get_input_embeddings().weight.shape[0],
+        words=embedding.num_embeddings,
     )
 
 
 def given_to_attention(model: Any, transformer: Any, embeddings: Tensor) -> KeysValues:
     """What every layer's attention is given as keys and values for embeddings (1, n, D) at positions 0 .. n - 1."""
     before, recorded = model.config._attn_implementation, dict[int, tuple[Tensor, Tensor]]()
-    dtype = model.get_input_embeddings().weight.dtype
     model.config._attn_implementation = NAME
     try:
-        transformer(inputs_embeds=embeddings.to(dtype), use_cache=False, recorded=recorded)
+        transformer(inputs_embeds=embeddings.to(model.dtype), use_cache=False, recorded=recorded)
     finally:
         model.config._attn_implementation = before
     return [recorded[i] for i in sorted(recorded)]

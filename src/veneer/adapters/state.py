@@ -56,11 +56,24 @@ def to_files(adapter: "Adapter", facts: Mapping[str, Any]) -> AdapterFiles:
         "method": adapter.config.method,
         "scales": {p: d.scale for p, d in adapter.deltas.items() if isinstance(getattr(d, "scale", None), float)},
         "roles": dict(method.roles),
-        "base": {"name": adapter.base, "fingerprint": base_fingerprint(adapter.model)},
+        "base": base_facts(adapter.model, adapter.base),
     }
-    if (storage := storage_of(adapter.model)) is not None:
-        own["base"]["storage"] = storage.settings
     return AdapterFiles(config, tensors, {**own, **facts})
+
+
+def base_facts(model: nn.Module, name: str) -> dict[str, Any]:
+    """What veneer.json says of the model that was trained on: its name, its weights and how they were kept."""
+    facts: dict[str, Any] = {"name": name, "fingerprint": base_fingerprint(model)}
+    if (storage := storage_of(model)) is not None:
+        facts["storage"] = storage.settings
+    return facts
+
+
+def refuse_newer(files: AdapterFiles, where: str) -> None:
+    """Raise AdapterMismatch for a folder of a later veneer."""
+    newer = files.facts.get("format", FORMAT)
+    if not isinstance(newer, int) or newer > FORMAT:
+        raise AdapterMismatch(f"{where}: veneer.json has format {newer!r}, known here is {FORMAT}; update veneer")
 
 
 def read_into(
@@ -70,7 +83,7 @@ def read_into(
     config, targeting = _settings(files, where)
     paths = matching(model, targeting, "module" in METHODS[config.method].kinds)
     by_path, strays = _by_path(files.tensors, paths)
-    problems = [*_other_base(model, files, allow_other_base), *_strays(model, strays)]
+    problems = [*other_base(model, files, allow_other_base), *_strays(model, strays)]
     deltas: dict[str, Delta] = {}
     layers: dict[str, FrozenLayer] = {}
     for path in paths:
@@ -106,9 +119,7 @@ def _delta(path: str, layer: FrozenLayer, config: MethodConfig, tensors: Mapping
 
 def _settings(files: AdapterFiles, where: str) -> tuple[MethodConfig, Targeting]:
     """The method's settings and the targets; raises AdapterMismatch for a file that cannot be understood."""
-    newer = files.facts.get("format", FORMAT)
-    if not isinstance(newer, int) or newer > FORMAT:
-        raise AdapterMismatch(f"{where}: veneer.json has format {newer!r}, known here is {FORMAT}; update veneer")
+    refuse_newer(files, where)
     fields = files.config
     try:
         targeting = Targeting(
@@ -168,7 +179,8 @@ def _same_weight(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.to(b.device, torch.bfloat16), b.detach().to(torch.bfloat16))
 
 
-def _other_base(model: nn.Module, files: AdapterFiles, allowed: bool) -> list[str]:
+def other_base(model: nn.Module, files: AdapterFiles, allowed: bool) -> list[str]:
+    """A complaint if the model's weights are not those that the adapter was trained on."""
     base = files.facts.get("base")
     trained_on = base.get("fingerprint") if isinstance(base, dict) else None
     if trained_on is None or allowed or trained_on == base_fingerprint(model):

@@ -84,11 +84,11 @@ def _prompts(loaded: "Loaded", adapter: Path, data: str | None, given: dict[str,
     """Beginnings of real rows, read as the adapter was trained; raises ConfigError or DataError if none are known."""
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
-    from veneer.disk.adapter_dir import read_adapter
+    from veneer.disk.adapter_dir import read_facts
     from veneer.evaluate.merged import beginnings
     from veneer.train.recipe import recipe_from
 
-    known = _mapping(read_adapter(adapter).facts, "recipe")
+    known = _mapping(read_facts(adapter), "recipe")
     of_data = _mapping(known, "data")
     source = data or of_data.get("eval") or of_data.get("train")
     if source is None:

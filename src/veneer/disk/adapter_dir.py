@@ -4,6 +4,8 @@ adapter_config.json          the method's settings and targets, under PEFT's nam
 adapter_model.safetensors    every trained tensor, under PEFT's names
 veneer.json                  base fingerprint, effective scales, training facts, and the sha256 of the tensors' file, so
                              that no flipped bit is loaded (only in folders written here)
+
+A folder with parts holds one such folder a part, and a `veneer.json` that names them with the sha256 of their tensors.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from veneer.disk.atomic import replacing_folder
 from veneer.errors import AdapterMismatch, did_you_mean
 
 CONFIG, TENSORS, FACTS = "adapter_config.json", "adapter_model.safetensors", "veneer.json"
-SHA256 = "tensors_sha256"
+SHA256, PARTS = "tensors_sha256", "parts"
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,66 @@ class AdapterFiles:
 def write_adapter(folder: Path, files: AdapterFiles) -> int:
     """Write the folder whole or not at all; returns its size in bytes."""
     with replacing_folder(folder) as temporary:
-        _save(files.tensors, temporary / TENSORS)
-        (temporary / CONFIG).write_text(_json(files.config), encoding="utf-8")
-        (temporary / FACTS).write_text(_json({**files.facts, SHA256: _sha256(temporary / TENSORS)}), encoding="utf-8")
+        _write(temporary, files)
     return adapter_bytes(folder)
+
+
+def write_parts(folder: Path, parts: Mapping[str, AdapterFiles], facts: Mapping[str, Any]) -> int:
+    """Write a folder that holds several adapters, each in a folder of its own; returns its size in bytes."""
+    with replacing_folder(folder) as temporary:
+        hashes = {}
+        for name, files in parts.items():
+            (temporary / name).mkdir()
+            hashes[name] = _write(temporary / name, files)
+        (temporary / FACTS).write_text(_json({"format": 1, PARTS: hashes, **facts}), encoding="utf-8")
+    return adapter_bytes(folder)
+
+
+def _write(folder: Path, files: AdapterFiles) -> str:
+    """Write the three files; returns the sha256 of the tensors'."""
+    _save(files.tensors, folder / TENSORS)
+    written = _sha256(folder / TENSORS)
+    (folder / CONFIG).write_text(_json(files.config), encoding="utf-8")
+    (folder / FACTS).write_text(_json({**files.facts, SHA256: written}), encoding="utf-8")
+    return written
 
 
 def adapter_bytes(folder: Path) -> int:
     """Bytes of all files of the folder."""
-    return sum(f.stat().st_size for f in folder.iterdir())
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def parts_of(folder: Path) -> list[Path]:
+    """The adapter folders inside, in order, of a folder that was written as parts; none for any other folder.
+
+    Raises AdapterMismatch if a part is missing or is not the one that was trained with the others.
+    """
+    if (folder / CONFIG).exists() or not (folder / FACTS).is_file():
+        return []
+    facts = _load(folder / FACTS)
+    if PARTS not in facts:
+        return []
+    hashes = facts[PARTS]
+    if not isinstance(hashes, dict) or not all(Path(name).name == name for name in hashes):
+        raise AdapterMismatch(
+            f"{folder / FACTS} should name the folders of its parts, but says {hashes!r}; copy it again"
+        )
+    for name, trained in hashes.items():
+        _check_files(folder / name)
+        if trained != _sha256(folder / name / TENSORS):
+            raise AdapterMismatch(
+                f"{folder / name / TENSORS} is not the file that the other parts of {folder} were trained with; copy "
+                f"the folder again, or load {folder / name} alone"
+            )
+    return [folder / name for name in hashes]
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What veneer.json says, of an adapter folder or one with parts; raises as `read_adapter` does."""
+    if not parts_of(folder):
+        _check_files(folder)
+    facts = _load(folder / FACTS) if (folder / FACTS).exists() else {}
+    return {key: value for key, value in facts.items() if key != SHA256}
 
 
 def read_adapter(folder: Path) -> AdapterFiles:

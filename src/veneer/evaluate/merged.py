@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from veneer.adapters.attach import Adapter
+from veneer.adapters.change import Change
 from veneer.data.render import Renderer, TooLong
 from veneer.data.sources import Row
 from veneer.disk.tensors import open_tensors
 from veneer.errors import ConfigError, DataError, Refused
 from veneer.generate.engine import generate
 from veneer.generate.stop import stop_ids
-from veneer.merge.fold import merge, refuse_taken
+from veneer.merge.fold import foldable, merge, refuse_taken
 from veneer.merge.verify import Drift, compare, logits_along
 from veneer.models.load import Loaded, load_model
 
@@ -34,7 +34,7 @@ class Merged:
 
 def merge_and_verify(
     loaded: Loaded,
-    adapter: Adapter,
+    adapter: Change,
     into: Path,
     prompts: Sequence[Sequence[int]],
     *,
@@ -48,6 +48,7 @@ def merge_and_verify(
     explains; its folder then stays, to be looked at.
     """
     refuse_taken(into, loaded.path)
+    foldable(adapter)
     if not adapter.attached:
         raise ConfigError("the adapter is not attached, so there is no unmerged model to compare with; attach it first")
     if not prompts:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.adapters.attach import Adapter
+from veneer.adapters.change import Change
 from veneer.adapters.frozen import dense_weight, is_transposed
 from veneer.adapters.quantized import packed_names
 from veneer.disk.atomic import replacing_folder
@@ -46,7 +47,7 @@ class Source:
 
 
 def merge(
-    adapter: Adapter,
+    adapter: Change,
     base: Path,
     into: Path,
     *,
@@ -62,7 +63,7 @@ def merge(
     DiskError from writing; nothing is left of `into` then.
     """
     refuse_taken(into, base)
-    _refuse_unfoldable(adapter)
+    adapter = foldable(adapter)
     tensors = open_tensors(base)
     stored = tensors.without(n for names in packed_names(tensors).values() for n in names[1:])
     kept = _kept(adapter.model, stored)
@@ -86,8 +87,20 @@ def refuse_taken(into: Path, base: Path) -> None:
         raise ConfigError(f"{into} cannot be written: {above} is a file; merge into a new folder elsewhere")
 
 
+def foldable(change: Change) -> Adapter:
+    """The adapter, if all of it may be put into weights.
+
+    Raises NotFoldable, before anything is read, for a prompt and for methods that are no change of one weight.
+    """
+    if not isinstance(change, Adapter):
+        alone = "; the part in its folder `method` can be merged without it" if change.deltas else ""
+        what = f"tokens in front of the text are no change of a weight, so they cannot be folded into one{alone}"
+        raise _not_foldable(change.kind, NotFoldable(what))
+    _refuse_unfoldable(change)
+    return change
+
+
 def _refuse_unfoldable(adapter: Adapter) -> None:
-    """Raise NotFoldable, before anything is read, for methods that are no change of one weight."""
     for path, delta in adapter.deltas.items():
         if type(delta).fold is Delta.fold:
             try:

@@ -160,6 +160,11 @@ class Delta(nn.Module, ABC):
         return None
 
     @classmethod
+    def looks(cls, config: Any) -> int:
+        """How many tokens of the training rows a `watch` has to see."""
+        return 0
+
+    @classmethod
     def settle(cls, config: Any, seen: Mapping[str, Watch]) -> tuple[Any, Mapping[str, Watch]]:
         """Settings that follow from what was seen, by module path, and the paths that get a delta with its start."""
         return config, seen

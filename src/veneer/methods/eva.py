@@ -37,6 +37,8 @@ class EVAConfig(LoRAConfig):
     method: ClassVar[str] = "eva"
     most: float = 2.0
     """The highest rank a layer may get, as a multiple of its own (no unit), at least 1; 1: all keep theirs."""
+    look: int = 8192
+    """Tokens of the first training rows that it looks at, at least 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,6 +46,8 @@ class EVAConfig(LoRAConfig):
             raise ConfigError(f"eva starts from the layers' inputs, so it has no init, got {self.init!r}")
         if not self.most >= 1:
             raise ConfigError(f"eva.most must be at least 1, got {self.most}")
+        if self.look < 1:
+            raise ConfigError(f"eva.look must be at least 1, got {self.look}")
 
 
 class Directions(Watch):
@@ -87,6 +91,10 @@ class EVA(LoRA):
     @classmethod
     def watch(cls, config: EVAConfig) -> Directions:
         return Directions(round(config.rank * config.most))
+
+    @classmethod
+    def looks(cls, config: EVAConfig) -> int:
+        return config.look
 
     @classmethod
     def settle(cls, config: EVAConfig, seen: Mapping[str, Watch]) -> tuple[EVAConfig, dict[str, Directions]]:

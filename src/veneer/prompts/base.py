@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError
 from veneer.registry import Registry
+from veneer.settings import typed
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """One pair per layer, each (1, heads, n, E) in the model's compute dtype, as attention takes them (rotated already)."""
@@ -104,6 +105,11 @@ class Prompt(nn.Module, ABC):
 
 
 PROMPTS: Registry[type[Prompt]] = Registry("prompt")
+
+
+def config_from(prompt: str, settings: Mapping[str, Any]) -> PromptConfig:
+    """Typed settings of `prompt`; raises ConfigError for a field it does not have, with close matches."""
+    return typed("prompt", prompt, PROMPTS[prompt].Config, settings)
 
 
 def some_words(shape: Shape, n: int, rng: torch.Generator) -> Tensor:

@@ -24,9 +24,11 @@ SAME_MEANING = {
     "lora_target_modules": "method.targets",
     "exclude_modules": "method.exclude",
     "layers_to_transform": "method.layers",
+    "num_virtual_tokens": "prompt.tokens",
     "learning_rate": "optimizer.lr",
     "weight_decay": "optimizer.weight_decay",
     "loraplus_lr_ratio": "optimizer.lr_ratio",
+    "loraplus_lr_embedding": "optimizer.lr_embedding",
     "bnb_4bit_quant_type": "storage.name",
     "bnb_4bit_use_double_quant": "storage.double_quant",
     "max_steps": "train.steps",
@@ -74,8 +76,8 @@ OTHER_MEANING = {
 SWITCHES = {"load_in_4bit": ("nf4", "fp4"), "load_in_8bit": ("int8",)}
 """Names that are true or false -> the storages that they mean when true, the usual one first."""
 
-SECTIONS = ("storage", "method", "data", "optimizer", "train", "memory")
-SHORTHANDS = ("storage", "method", "optimizer")
+SECTIONS = ("storage", "method", "prompt", "data", "optimizer", "train", "memory")
+SHORTHANDS = ("storage", "method", "prompt", "optimizer")
 """Sections that may be given as a bare name: `method: lora`."""
 
 Problem = tuple[str, str]

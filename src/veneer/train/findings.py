@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from veneer.errors import ConfigError, did_you_mean
 from veneer.train.aliases import SAME_MEANING, SECTIONS, Problem
-from veneer.train.settings import MethodSettings, Recipe, StorageSettings
+from veneer.train.settings import NONE, MethodSettings, PromptSettings, Recipe, StorageSettings
 
 
 def keys() -> dict[str, str]:
@@ -50,12 +50,40 @@ def of_method(settings: Mapping[Any, Any]) -> list[Problem]:
 
     try:
         method = MethodSettings.model_validate(settings.get("method", {}))
+        if method.name == NONE:
+            return _without_method(method, settings)
         config_from(method.name, method.own)
     except ValidationError:
         return []  # said already
     except ConfigError as error:
         return _by_setting("method", error, r"^\w+[.:] ?(\w+)")
     return []
+
+
+def _without_method(method: MethodSettings, settings: Mapping[Any, Any]) -> list[Problem]:
+    plain = MethodSettings(name=NONE).model_dump()
+    idle = sorted(key for key, value in method.model_dump().items() if plain.get(key, ...) != value)
+    problems = [(f"method.{key}", f"method.{key} is given, but method is none; leave it out") for key in idle]
+    prompt = settings.get("prompt")
+    if (prompt.get("name", NONE) if isinstance(prompt, Mapping) else NONE) == NONE:
+        problems.append(("method.name", "method is none and there is no prompt, so nothing would be trained"))
+    return problems
+
+
+def of_prompt(settings: Mapping[Any, Any]) -> list[Problem]:
+    """What the prompt says of its own settings."""
+    from veneer.prompts.base import config_from  # not at import: brings torch
+
+    try:
+        prompt = PromptSettings.model_validate(settings.get("prompt", {}))
+        if prompt.name != NONE:
+            config_from(prompt.name, prompt.own)
+    except ValidationError:
+        return []  # said already
+    except ConfigError as error:
+        return _by_setting("prompt", error, r"^\w+[.:] ?(\w+)")
+    idle = sorted(prompt.own) if prompt.name == NONE else []
+    return [(f"prompt.{key}", f"prompt.{key} is given, but no prompt.name; name one (prompt, prefix)") for key in idle]
 
 
 def of_storage(settings: Mapping[Any, Any]) -> list[Problem]:

@@ -20,7 +20,7 @@ from veneer.train.optim import build_optimizer
 from veneer.train.prepare import Job, prepare, with_dtype
 from veneer.train.recipe import write_recipe
 from veneer.train.recompute import recomputing
-from veneer.train.resume import TrainState, load_checkpoint, save_checkpoint
+from veneer.train.resume import TrainState, begun_in, load_checkpoint, save_checkpoint
 from veneer.train.settings import Recipe
 from veneer.train.step import optimizer_step
 
@@ -65,10 +65,10 @@ def train(
             say(f"{recipe.run} is done already")
             return Outcome(**figures), None
         torch.manual_seed(recipe.train.seed)
-        job = prepare(recipe, say)
+        checkpoint = run.newest_checkpoint()
+        job = prepare(recipe, say, None if checkpoint is None else begun_in(checkpoint))
         state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
         check_fast_paths(job.model, job.examples, packed=recipe.data.packing)
-        checkpoint = run.newest_checkpoint()
         if checkpoint is not None:
             load_checkpoint(checkpoint, state, job.data_hash)
             say(f"going on after step {state.step}")

@@ -8,21 +8,34 @@ from typing import Any
 
 from veneer.adapters.attach import Adapter, attach
 from veneer.adapters.base_storage import base_storage
+from veneer.adapters.change import Change
+from veneer.adapters.prompted import attach_prompt
 from veneer.adapters.quantized import load_base
 from veneer.adapters.targets import Targeting
+from veneer.adapters.together import Together
 from veneer.data.example import Example
 from veneer.data.pack import plan_batches
 from veneer.data.render import Renderer, RenderReport
 from veneer.data.sources import read_rows
 from veneer.errors import ConfigError
-from veneer.methods.base import config_from
+from veneer.methods.base import METHODS, MethodConfig, config_from
 from veneer.models.load import compute_dtype
-from veneer.train.settings import MethodSettings, Recipe, TrainSettings
+from veneer.prompts.base import config_from as prompt_config
+from veneer.train.look import looking
+from veneer.train.settings import NONE, Recipe, TrainSettings
 
 Plan = list[list[list[int]]]
 """Steps of micro-batches of indices of examples."""
 
 Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """How an adapter that looked at data began: a run that goes on does not look again."""
+
+    config: MethodConfig
+    paths: list[str]
 
 
 @dataclass
@@ -31,7 +44,7 @@ class Job:
 
     model: Any
     tokenizer: Any
-    adapter: Adapter
+    adapter: Change
     examples: list[Example]
     report: RenderReport
     held_out: list[Example]
@@ -39,10 +52,11 @@ class Job:
     data_hash: str
 
 
-def prepare(recipe: Recipe, say: Progress = lambda _: None) -> Job:
-    """Load, read, render, attach and plan; everything that can be wrong with a recipe is found here.
+def prepare(recipe: Recipe, say: Progress = lambda _: None, begun: Begun | None = None) -> Job:
+    """Load, read, render, plan and attach; everything that can be wrong with a recipe is found here.
 
-    say    is told what happens now
+    say      is told what happens now
+    begun    of the run that goes on, where its method looked at data
     """
     say(f"loading {recipe.model}")
     storage = base_storage(recipe.storage.model_dump())
@@ -55,17 +69,39 @@ def prepare(recipe: Recipe, say: Progress = lambda _: None) -> Job:
     if recipe.data.eval is not None:
         rows = read_rows(recipe.data.eval, split=recipe.data.split, limit=recipe.data.eval_rows)
         held_out = renderer.render_all(rows).examples
-    adapter = adapter_for(loaded.model, recipe.method, seed=recipe.train.seed, base=recipe.model)
-    plan = order_of_steps([len(e) for e in rendered.examples], recipe.train, packing=recipe.data.packing)
     examples = rendered.examples
-    _check_lengths(loaded.model, [*examples, *held_out])
+    plan = order_of_steps([len(e) for e in examples], recipe.train, packing=recipe.data.packing)
+    front = 0 if recipe.prompt.name == NONE else prompt_config(recipe.prompt.name, recipe.prompt.own).tokens
+    _check_lengths(loaded.model, [*examples, *held_out], front)
+    adapter = change_for(loaded.model, recipe, examples, plan, begun)
     return Job(loaded.model, loaded.tokenizer, adapter, examples, rendered.report, held_out, plan, hash_of(examples))
 
 
-def adapter_for(model: Any, method: MethodSettings, *, seed: int, base: str) -> Adapter:
-    """The recipe's adapter on `model`, attached, its dropout off."""
+def change_for(model: Any, recipe: Recipe, examples: Sequence[Example], plan: Plan, begun: Begun | None) -> Change:
+    """The recipe's method, prompt or both on `model`, attached, dropout off."""
+    adapter = None if recipe.method.name == NONE else adapter_for(model, recipe, examples, plan, begun)
+    if recipe.prompt.name == NONE and adapter is not None:
+        return adapter
+    settings = prompt_config(recipe.prompt.name, recipe.prompt.own)
+    prompt = attach_prompt(model, settings, seed=recipe.train.seed, base=recipe.model).eval()
+    return prompt if adapter is None else Together(adapter, prompt)
+
+
+def adapter_for(model: Any, recipe: Recipe, examples: Sequence[Example], plan: Plan, begun: Begun | None) -> Adapter:
+    """The recipe's method on `model`, attached, its dropout off; where it starts from data it has seen the first."""
+    method = recipe.method
     targeting = Targeting(targets=method.targets, exclude=method.exclude, layers=method.layers)
-    return attach(model, config_from(method.name, method.own), targeting, seed=seed, base=base).eval()
+    config = config_from(method.name, method.own) if begun is None else begun.config
+    tokens = METHODS[method.name].looks(config)
+    return attach(
+        model,
+        config,
+        targeting,
+        seed=recipe.train.seed,
+        base=recipe.model,
+        look=looking(model, examples, plan, tokens, packed=recipe.data.packing),
+        begun=None if begun is None else begun.paths,
+    ).eval()
 
 
 def order_of_steps(lengths: Sequence[int], train: TrainSettings, *, packing: bool) -> Plan:
@@ -95,14 +131,15 @@ def with_dtype(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": dtype})})
 
 
-def _check_lengths(model: Any, examples: Sequence[Example]) -> None:
-    """Raises ConfigError if a row is longer than the model can read."""
+def _check_lengths(model: Any, examples: Sequence[Example], front: int) -> None:
+    """Raises ConfigError if a row, with `front` virtual tokens before it, is longer than the model can read."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(examples, key=len)
-    if most is not None and len(longest) > most:
+    if most is not None and len(longest) + front > most:
+        prompt = f" and {front} of the prompt in front" if front else ""
         raise ConfigError(
-            f"{longest.source}:{longest.line} has {len(longest)} tokens, but the model reads at most {most}; "
-            f"set train.max_length to {most} or less"
+            f"{longest.source}:{longest.line} has {len(longest)} tokens{prompt}, but the model reads at most {most}; "
+            f"set train.max_length to {most - front} or less"
         )
 
 

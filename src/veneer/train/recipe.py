@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from veneer.errors import ConfigError, did_you_mean
 from veneer.train.aliases import OTHER_MEANING, SAME_MEANING, SHORTHANDS, canonical, own_name, put
-from veneer.train.findings import fields, keys, of_method, of_storage, of_types, takes, truths
+from veneer.train.findings import fields, keys, of_method, of_prompt, of_storage, of_types, takes, truths
 from veneer.train.settings import Recipe
 from veneer.train.yaml_text import read_tree, read_value, write_tree
 
@@ -49,7 +49,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
         key, given, value = flag.removeprefix("--").partition("=")
         if not flag.startswith("--"):
             problems.append(f"{flag!r} is no flag; recipe keys are given like --train.steps 50")
-        elif key not in known and not key.startswith(("method.", "storage.")):
+        elif key not in known and not key.startswith(("method.", "prompt.", "storage.")):
             problems.append(f"there is no key --{key}{did_you_mean(key, known)} `veneer train --help` lists all keys.")
             rest = rest[1:] if not given and rest and not rest[0].startswith("--") else rest
         elif not given and (not rest or rest[0].startswith("--")):
@@ -116,7 +116,7 @@ def _checked(tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, 
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:
         problems += of_types(error, {*places, *keys()})
-    problems += [*of_method(settings), *of_storage(settings)]
+    problems += [*of_method(settings), *of_prompt(settings), *of_storage(settings)]
     if problems:
         known = dict.fromkeys(f"{_place(key, places) or where}: {message}" for key, message in problems)
         raise ConfigError("\n".join(known))

@@ -5,7 +5,7 @@ is a pure function of the seed, so the step's number is its position.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from veneer.adapters.attach import Adapter
+from veneer.adapters.change import Change
 from veneer.adapters.fingerprint import base_fingerprint
 from veneer.disk.atomic import replacing_folder
 from veneer.disk.tensors import writing_tensors
-from veneer.errors import DiskError, TrainingError
+from veneer.errors import ConfigError, DiskError, TrainingError
+from veneer.methods.base import METHODS, config_from
+from veneer.train.prepare import Begun
 
 
 @dataclass
 class TrainState:
     """All that changes from step to step."""
 
-    adapter: Adapter
+    adapter: Change
     optimizer: torch.optim.Optimizer
     step: int = 0
     """Steps done."""
@@ -47,6 +49,7 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
         "seconds": state.seconds,
         "data": data,
         "base": base_fingerprint(state.adapter.model),
+        "begun": _began(state.adapter),
     }
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with replacing_folder(folder) as temporary:
@@ -54,6 +57,29 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
             for name, tensor in tensors.items():
                 writer.write(name, tensor)
         (temporary / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def begun_in(folder: Path) -> Begun | None:
+    """How the run of a checkpoint began, if its method looked at data; raises DiskError for a damaged checkpoint."""
+    try:
+        facts = json.loads((folder / "state.json").read_text(encoding="utf-8")).get("begun")
+        return facts and Begun(config_from(facts["method"], facts["settings"]), list(facts["paths"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _began(adapter: Change) -> dict[str, Any] | None:
+    config = adapter.settings
+    if config is None or METHODS[config.method].watch(config) is None:
+        return None
+    return {"method": config.method, "settings": asdict(config), "paths": list(adapter.deltas)}
+
+
+def _unreadable(folder: Path, error: Exception) -> DiskError:
+    return DiskError(
+        f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}); remove it to go on from an earlier "
+        "one, or from the start"
+    )
 
 
 def load_checkpoint(folder: Path, state: TrainState, data: str) -> None:
@@ -68,10 +94,7 @@ def load_checkpoint(folder: Path, state: TrainState, data: str) -> None:
         random, step, tokens, seconds = tensors["random"], facts["step"], facts["tokens"], facts["seconds"]
         rows, base = facts["data"], facts["base"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DiskError(
-            f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}); remove it to go on from an earlier "
-            "one, or from the start"
-        ) from error
+        raise _unreadable(folder, error) from error
     if rows != data:
         raise TrainingError(
             f"the training rows are not those of checkpoint {folder}; put the old file back, or start a new run"
@@ -86,15 +109,15 @@ def load_checkpoint(folder: Path, state: TrainState, data: str) -> None:
     state.step, state.tokens, state.seconds = step, tokens, seconds
 
 
-def _own(adapter: Adapter) -> dict[str, Tensor]:
-    """Every parameter and buffer of the deltas: views of them, by name."""
+def _own(adapter: Change) -> dict[str, Tensor]:
+    """Every parameter and buffer of the adapter: views of them, by name."""
     own = {f"parameter.{n.path}:{n.name}": n.parameter.detach() for n in adapter.named()}
-    for path, delta in adapter.deltas.items():
-        own |= {f"buffer.{path}:{name}": buffer for name, buffer in delta.named_buffers()}
+    for path, holder in adapter.holders().items():
+        own |= {f"buffer.{path}:{name}": buffer for name, buffer in holder.named_buffers()}
     return own
 
 
-def _restore_adapter(folder: Path, adapter: Adapter, tensors: dict[str, Tensor]) -> None:
+def _restore_adapter(folder: Path, adapter: Change, tensors: dict[str, Tensor]) -> None:
     named = _own(adapter)
     saved = {k: t for k, t in tensors.items() if k.startswith(("parameter.", "buffer."))}
     differing = sorted(named.keys() ^ saved.keys()) + [

@@ -1,11 +1,15 @@
 """The sections of a recipe and their defaults; the line under a field is its help text, its unit and its range."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from veneer.data.settings import DataSettings
 from veneer.errors import ConfigError
+
+NONE = "none"
+"""In the place of a method or a prompt: there is none."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -31,13 +35,22 @@ class StorageSettings(BaseModel):
     """Whose 4-bit kernels compute: auto is bitsandbytes on CUDA, veneer's elsewhere."""
 
 
-class MethodSettings(BaseModel):
-    """How layers change: the method's name, its own settings (`veneer list methods`), and where it applies."""
+class Named(BaseModel):
+    """Something registered by name, with its own settings beside."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings that belong to the thing itself."""
+        return dict(self.model_extra or {})
+
+
+class MethodSettings(Named):
+    """How layers change: the method's name, its own settings (`veneer list methods`), and where it applies."""
+
     name: str = "lora"
-    """Which method, e.g. lora."""
+    """Which method, e.g. lora; none for a prompt alone, which is also the default where only a prompt is given."""
     targets: str | tuple[str, ...] = "all-linear"
     """all-linear, a regular expression for whole module paths, or a list of path endings."""
     exclude: str | tuple[str, ...] = ()
@@ -45,10 +58,12 @@ class MethodSettings(BaseModel):
     layers: tuple[int, ...] = ()
     """Only these block numbers; empty for all."""
 
-    @property
-    def own(self) -> dict[str, Any]:
-        """The settings that belong to the method itself."""
-        return dict(self.model_extra or {})
+
+class PromptSettings(Named):
+    """What is trained in front of the tokens, with a method or alone: its name and own settings."""
+
+    name: str = NONE
+    """prompt (prompt tuning), prefix (prefix tuning) or none."""
 
 
 class OptimizerSettings(Section):
@@ -60,6 +75,10 @@ class OptimizerSettings(Section):
     """Learning rate at the schedule's top."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0
     """Learning rate of "out" factors (LoRA's B) over that of the others; above 1 it is LoRA+ (arXiv:2402.12354)."""
+    lr_embedding: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of all that changes a token embedding, whatever its role; absent, roles decide there too."""
+    lr_prompt: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of a prompt beside a method: prompts learn at 10 to 1000 times a method's; lr if absent."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices; biases and scales are never decayed."""
     betas: tuple[Share, Share] = (0.9, 0.999)
@@ -117,6 +136,11 @@ class MemorySettings(Section):
     """Keep the inputs of recomputed blocks on disk between forward and backward pass; needs train.recompute."""
 
 
+def _name(section: Any) -> Any:
+    """The name that a section, as somebody wrote it, gives."""
+    return section.get("name") if isinstance(section, Mapping) else getattr(section, "name", None)
+
+
 class Recipe(Section):
     """A whole training job."""
 
@@ -130,12 +154,22 @@ class Recipe(Section):
     """How the frozen weights are kept."""
     method: MethodSettings = MethodSettings()
     """How layers change."""
+    prompt: PromptSettings = PromptSettings()
+    """What is trained in front of the tokens."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """How parameters step."""
     train: TrainSettings = TrainSettings()
     """How long, in what portions, and what is written on the way."""
     memory: MemorySettings = MemorySettings()
     """What is kept on disk between its uses."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prompt_alone(cls, given: Any) -> Any:
+        """A prompt that is given without any word about a method is trained alone."""
+        if not isinstance(given, Mapping) or "method" in given or _name(given.get("prompt")) in (None, NONE):
+            return given
+        return {**given, "method": {"name": NONE}}
 
     @model_validator(mode="after")
     def _evaluation_has_rows(self) -> "Recipe":

@@ -11,7 +11,6 @@ from veneer import machine
 from veneer.data.example import Example
 from veneer.data.pack import collate
 from veneer.errors import TrainingError
-from veneer.methods.base import METHODS
 from veneer.train.loss import backward, head_of, hidden_states
 from veneer.train.optim.groups import set_learning_rates
 from veneer.train.prepare import Job
@@ -44,13 +43,12 @@ def optimizer_step(recipe: Recipe, job: Job, state: TrainState) -> dict[str, Any
         if not isfinite(part):
             raise TrainingError(_not_finite(state.step, part, [job.examples[i] for i in members]))
         loss += part
-    deltas, method = list(job.adapter.deltas.values()), METHODS[job.adapter.config.method]
-    penalty = method.penalty(deltas, job.adapter.config)
+    penalty = job.adapter.penalty()
     if penalty is not None:
         penalty.backward()  # type: ignore[no-untyped-call]
     norm = _clip(job, state, settings.clip)
     state.optimizer.step()
-    method.stepped_(deltas, job.adapter.config, state.step + 1, len(job.plan))
+    job.adapter.stepped_(state.step + 1, len(job.plan))
     tokens = sum(len(job.examples[i]) for members in micro_batches for i in members)
     spent = time.perf_counter() - began
     state.step, state.tokens, state.seconds = state.step + 1, state.tokens + tokens, state.seconds + spent

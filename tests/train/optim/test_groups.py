@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from veneer.adapters.attach import Adapter, attach
+from veneer.adapters.change import Named
 from veneer.errors import ConfigError
 from veneer.methods.base import config_from
 from veneer.train.optim import build_optimizer
@@ -56,7 +57,9 @@ def test_every_parameter_is_in_one_group() -> None:
 
 
 def test_a_ratio_that_nothing_would_take_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r'optimizer.lr_ratio is 16.0.*no "out" factors, only bias; leave it at 1'):
+    with pytest.raises(
+        ConfigError, match=r'optimizer.lr_ratio is 16.0.*no "out" factors that would take it, only bias;'
+    ):
         parameter_groups(adapter("bitfit").named(), OptimizerSettings(lr_ratio=16))
 
 
@@ -71,3 +74,62 @@ def test_rates_are_scaled_from_their_own_top_and_told_by_role() -> None:
     set_learning_rates(optimizer, 0.5)
     assert set_learning_rates(optimizer, 0.25) == {"in": pytest.approx(2.5e-3), "out": pytest.approx(2.5e-2)}
     assert {g["role"]: g["lr"] for g in optimizer.param_groups} == {"in": 2.5e-3, "out": pytest.approx(2.5e-2)}
+
+
+def beside(**settings: Any) -> dict[str, tuple[float, float]]:
+    """LoRA on an embedding and a linear layer, and a prompt: path.name -> (learning rate, weight decay)."""
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 6, bias=False))
+    on = attach(model, config_from("lora", {"rank": 2}), r"[01]").named()
+    on.append(Named("prompt", "table", "full", nn.Parameter(torch.zeros(3, 4)), "prompt"))
+    names = {id(n.parameter): f"{n.path}.{n.name}" for n in on}
+    groups = parameter_groups(on, OptimizerSettings(lr=1e-3, weight_decay=0.1, **settings))
+    assert len({g["role"] for g in groups}) == len(groups), "each group is told by a label of its own"
+    return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+
+
+def test_embeddings_and_prompts_follow_their_roles_unless_told_otherwise() -> None:
+    assert beside(lr_ratio=8) == {
+        "0.a": (1e-3, 0.1),
+        "0.b": (8e-3, 0.1),
+        "1.a": (1e-3, 0.1),
+        "1.b": (8e-3, 0.1),
+        "prompt.table": (1e-3, 0.1),
+    }
+
+
+def test_rates_of_their_own_for_both_factors_of_an_embedding_and_for_a_prompt() -> None:
+    assert beside(lr_ratio=8, lr_embedding=1e-6, lr_prompt=0.3) == {
+        "0.a": (1e-6, 0.1),
+        "0.b": (1e-6, 0.1),
+        "1.a": (1e-3, 0.1),
+        "1.b": (8e-3, 0.1),
+        "prompt.table": (0.3, 0.1),
+    }
+
+
+def test_rates_are_told_by_role_and_place() -> None:
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 6, bias=False))
+    on = attach(model, config_from("lora", {"rank": 2}), r"[01]").named()
+    optimizer = build_optimizer(on, OptimizerSettings(lr=1e-2, lr_ratio=2, lr_embedding=1e-4))
+    assert set_learning_rates(optimizer, 0.5) == {
+        "in": 5e-3,
+        "out": 1e-2,
+        "embedding in": 5e-5,
+        "embedding out": 5e-5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lr_embedding": 1e-4}, "optimizer.lr_embedding is 0.0001, but this run changes no token embedding"),
+        ({"lr_prompt": 0.3}, "optimizer.lr_prompt is 0.3, but this run trains no prompt; leave it out"),
+    ],
+)
+def test_a_rate_that_nothing_would_take_is_refused(settings: dict[str, float], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parameter_groups(adapter("lora", rank=2).named(), OptimizerSettings(**settings))
+    only = nn.Sequential(nn.Embedding(7, 4))
+    on = attach(only, config_from("lora", {"rank": 2}), r"0").named()
+    with pytest.raises(ConfigError, match=r'no "out" factors that would take it'):
+        parameter_groups(on, OptimizerSettings(lr_ratio=2, lr_embedding=1e-4))

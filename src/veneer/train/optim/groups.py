@@ -2,16 +2,18 @@
 
 Source: LoRA+, arXiv:2402.12354: "out" factors (LoRA's B) learn at lr_ratio times the rate of the others.
 Departs from the authors' code: it reads parameter names and gives every 1-D parameter the ratio too; here a parameter's
-role decides, and biases and scales keep the plain rate.
+role decides, and biases and scales keep the plain rate. Both factors on a token embedding take lr_embedding where it is
+given; the authors' code gives them 1e-6 unless told otherwise, which all but freezes them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from veneer.adapters.attach import Named
+from veneer.adapters.change import Named
 from veneer.errors import ConfigError
+from veneer.methods.base import Role
 from veneer.registry import Registry
 from veneer.train.settings import OptimizerSettings
 
@@ -24,13 +26,36 @@ NOT_DECAYED = ("scale", "bias")
 def parameter_groups(named: Sequence[Named], settings: OptimizerSettings) -> Groups:
     """One group per role present, in a fixed order, each with `role`, `base_lr`, `lr` and `weight_decay`.
 
-    Raises ConfigError for a ratio or a decay that no parameter would take.
+    What has a rate of its own by its place is a group by itself: `embedding in`, `embedding out`, `prompt full`.
+    Raises ConfigError for a ratio, a rate or a decay that no parameter would take.
     """
-    groups: Groups = []
+    own = {"embedding": settings.lr_embedding, "prompt": settings.lr_prompt}
     roles = {n.role for n in named}
-    if settings.lr_ratio != 1 and "out" not in roles:
+    _refuse_idle(named, roles, settings, own)
+    members: dict[tuple[str, str], list[Any]] = {}
+    for n in named:
+        place: str = n.place if own.get(n.place) is not None else ""
+        members.setdefault((place, n.role), []).append(n.parameter)
+    groups: Groups = []
+    for (place, role), parameters in sorted(members.items()):
+        lr = own.get(place) or settings.lr * (settings.lr_ratio if role == "out" else 1.0)
+        decay = 0.0 if role in NOT_DECAYED else settings.weight_decay
+        label = f"{place} {role}".strip()
+        groups.append({"params": parameters, "role": label, "base_lr": lr, "lr": lr, "weight_decay": decay})
+    return groups
+
+
+def _refuse_idle(
+    named: Sequence[Named], roles: set[Role], settings: OptimizerSettings, own: Mapping[str, float | None]
+) -> None:
+    for place, rate in own.items():
+        if rate is not None and not any(n.place == place for n in named):
+            what = "changes no token embedding" if place == "embedding" else "trains no prompt"
+            raise ConfigError(f"optimizer.lr_{place} is {rate}, but this run {what}; leave it out")
+    ratioed = {n.role for n in named if own.get(n.place) is None}
+    if settings.lr_ratio != 1 and "out" not in ratioed:
         raise ConfigError(
-            f'optimizer.lr_ratio is {settings.lr_ratio}, but this method has no "out" factors, only '
+            f'optimizer.lr_ratio is {settings.lr_ratio}, but this run has no "out" factors that would take it, only '
             f"{', '.join(sorted(roles))}; leave it at 1"
         )
     if settings.weight_decay and roles <= set(NOT_DECAYED):
@@ -38,12 +63,6 @@ def parameter_groups(named: Sequence[Named], settings: OptimizerSettings) -> Gro
             f"optimizer.weight_decay is {settings.weight_decay}, but this method trains only "
             f"{' and '.join(sorted(roles))} parameters, which are never decayed; leave it at 0"
         )
-    for role in sorted(roles):
-        lr = settings.lr * (settings.lr_ratio if role == "out" else 1.0)
-        decay = 0.0 if role in NOT_DECAYED else settings.weight_decay
-        members = [n.parameter for n in named if n.role == role]
-        groups.append({"params": members, "role": role, "base_lr": lr, "lr": lr, "weight_decay": decay})
-    return groups
 
 
 def build_optimizer(named: Sequence[Named], settings: OptimizerSettings) -> torch.optim.Optimizer:
