@@ -19,6 +19,7 @@ from veneer.adapters.base_storage import base_storage
 from veneer.adapters.quantized import Furnisher, load_base
 from veneer.adapters.quantized_dir import cache_folder, content_hash, is_quantized, write_quantized
 from veneer.errors import DiskError
+from veneer.kernels import native
 from veneer.models.load import load_model
 
 IDS = torch.arange(40)[None]
@@ -47,6 +48,14 @@ def logits(model: Any) -> Tensor:
     return out
 
 
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    """Equal to the bit; the scalar kernels add up in another order than dense products, which float32 shows."""
+    if native.status().isa == "scalar":
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+    else:
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "storage",
@@ -61,7 +70,7 @@ def test_transformers_and_bitsandbytes_load_our_folder(wide: Path, tmp_path: Pat
     kinds = {path: type(theirs.get_submodule(path)).__name__ for path in [*made.kept, "lm_head"]}
     head = base_storage(storage).head  # type: ignore[union-attr]
     assert kinds == dict.fromkeys([*made.kept], "Linear4bit") | {"lm_head": "Linear4bit" if head else "Linear"}
-    assert torch.equal(logits(theirs), logits(ours))
+    assert_same(logits(ours), logits(theirs))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -97,7 +106,7 @@ def test_we_load_theirs(wide: Path, tmp_path: Path, settings: dict[str, Any]) ->
     ours = load_base(folder, storage=None, dtype="float32").model
     dense = {path for path, m in ours.named_modules() if type(m) is torch.nn.Linear}
     assert dense == {p for p, m in theirs.named_modules() if type(m) is torch.nn.Linear}
-    assert torch.equal(logits(ours), logits(theirs))
+    assert_same(logits(ours), logits(theirs))
 
 
 @pytest.mark.filterwarnings("ignore")
