@@ -20,6 +20,12 @@
 #endif
 
 #define VN_INLINE inline __attribute__((always_inline))
+// Before a loop over sums that are to stay in registers: without it a compiler may keep them in memory.
+#if defined(__clang__)
+#define VN_UNROLL _Pragma("unroll")
+#else
+#define VN_UNROLL _Pragma("GCC unroll 32")
+#endif
 
 namespace veneer {
 
