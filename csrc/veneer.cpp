@@ -1,6 +1,7 @@
 // The C ABI: checks what it is given, picks the instruction set, splits the work into tasks.  No arithmetic here.
 #include "veneer.h"
 
+#include "adamw8.h"
 #include "dequantize.h"
 #include "matmul.h"
 #include "matvec.h"
@@ -12,6 +13,7 @@
 #include "avx2.h"
 #include "avx512.h"
 #include "avx512bf16.h"
+#include "adamw8_x86.h"
 #endif
 #ifdef VN_ARM
 #include "neon.h"
@@ -220,6 +222,20 @@ const InstructionSets &instruction_sets() {
     return found;
 }
 
+bool map_ok(const veneer_map8 &m) { return aligned(m.levels, 4) && aligned(m.bounds, 4) && aligned(m.lines, 4); }
+
+typedef void (*StepBlocks)(const AdamW8 &, int64_t, int64_t);
+
+StepBlocks adamw8_of(int isa) {
+#ifdef VN_X86
+    if (isa == VENEER_AVX512BF16) return vbmi::adamw8;
+    if (isa == VENEER_AVX512) return avx512::adamw8;
+    if (isa == VENEER_AVX2) return avx2::adamw8;
+#endif
+    (void)isa;
+    return scalar::adamw8;
+}
+
 int status(bool good) { return good ? VENEER_OK : VENEER_NO_MEMORY; }
 
 }  // namespace
@@ -318,6 +334,21 @@ int veneer_lora_segments(int isa, int threads, const void *x, int dtype, int64_t
     if (isa == VENEER_NEON) return status(lora_segments<neon::dot>(g, threads));
 #endif
     return status(lora_segments<scalar::dot>(g, threads));
+}
+
+int veneer_adamw8_step(int isa, int threads, const veneer_adamw8 *how, int64_t blocks, float *values,
+                       const float *gradients, uint8_t *codes1, uint8_t *codes2, float *absmax1, float *absmax2) {
+    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    if (!how || !map_ok(how->map1) || !map_ok(how->map2) || blocks < 0 || !aligned(values, 4) ||
+        !aligned(gradients, 4) || !codes1 || !codes2 || !aligned(absmax1, 4) || !aligned(absmax2, 4))
+        return VENEER_BAD_ARGUMENT;
+    constexpr int64_t STEP = 64;  // blocks of a task
+    const AdamW8 a{how, values, gradients, codes1, codes2, absmax1, absmax2};
+    const StepBlocks step = adamw8_of(isa);
+    return status(parallel(threads, ceil_div(blocks, STEP), [&](int64_t i) {
+        step(a, i * STEP, least(blocks, (i + 1) * STEP));
+        return true;
+    }));
 }
 
 }  // extern "C"

@@ -42,6 +42,20 @@ typedef struct {
     int64_t rows, cols, block;    // O, D, G
 } veneer_weight;
 
+// 256 levels of an 8-bit number, and how to find one's code.
+typedef struct {
+    const float *levels;  // 256, rising
+    const float *bounds;  // 255: the midpoints of neighbors
+    const float *lines;   // 4 x 16, by decade of |x|, 0 to 8: start, slope, offset, largest code counted from level 0
+} veneer_map8;
+
+typedef struct {
+    veneer_map8 map1, map2;      // of the first moment, signed (level 127 is 0), and of the second (level 0 is 0)
+    float beta1, beta2;          // decay of the moments
+    float rest1, rest2;          // 1 - beta1, 1 - beta2
+    float size, root, eps, keep; // lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), and 1 - lr * decay
+} veneer_adamw8;
+
 VENEER_API int veneer_abi(void);
 // 1 if this machine and this build have the instruction set, else 0.
 VENEER_API int veneer_has(int isa);
@@ -71,6 +85,11 @@ VENEER_API int veneer_matmul_backward(int isa, int threads, const veneer_weight 
 VENEER_API int veneer_lora_segments(int isa, int threads, const void *x, int dtype, int64_t n, int64_t d, int64_t o,
                                     int64_t r, const float *a, const float *b, const float *scale,
                                     const int64_t *starts, const int64_t *slots, int64_t segments, void *y);
+// One AdamW step over `blocks` blocks of 256: values and gradients (256 * blocks), state as codes and an absmax a block.
+// Gradients are finite.
+VENEER_API int veneer_adamw8_step(int isa, int threads, const veneer_adamw8 *how, int64_t blocks, float *values,
+                                  const float *gradients, uint8_t *codes1, uint8_t *codes2, float *absmax1,
+                                  float *absmax2);
 
 #ifdef __cplusplus
 }

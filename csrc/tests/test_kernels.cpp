@@ -218,6 +218,35 @@ void test_segments(int isa) {
     }
 }
 
+// Two steps over an odd number of blocks, with the tables of a map of 256 even levels in [0, 1]: every code is in doubt
+// or a search, so the lines may be anything that finds decade 0.
+void test_adamw8(int isa) {
+    constexpr int64_t blocks = 67, n = 256 * blocks;
+    float levels[256], bounds[255], lines[64] = {};
+    for (int i = 0; i < 256; i++) levels[i] = float(i) / 255.f;
+    for (int i = 0; i < 255; i++) bounds[i] = (levels[i] + levels[i + 1]) / 2;
+    for (int i = 1; i < 16; i++) lines[i] = 3e38f;
+    const veneer_map8 map{levels, bounds, lines};
+    const veneer_adamw8 how{map, map, 0.9f, 0.99f, 0.1f, 0.01f, 1e-2f, 1.f, 1e-8f, 0.999f};
+    const Buffer<uint8_t> g = numbers(n, VENEER_F32);
+    Buffer<uint8_t> values[2] = {Buffer<uint8_t>(n * 4), Buffer<uint8_t>(n * 4)};
+    Buffer<uint8_t> codes1[2] = {Buffer<uint8_t>(n), Buffer<uint8_t>(n)}, codes2[2] = {Buffer<uint8_t>(n), Buffer<uint8_t>(n)};
+    Buffer<uint8_t> absmax1[2] = {Buffer<uint8_t>(blocks * 4), Buffer<uint8_t>(blocks * 4)};
+    Buffer<uint8_t> absmax2[2] = {Buffer<uint8_t>(blocks * 4), Buffer<uint8_t>(blocks * 4)};
+    for (int k = 0; k < 2; k++) {
+        std::memset(values[k].get(), 0, n * 4), std::memset(absmax1[k].get(), 0, blocks * 4);
+        std::memset(absmax2[k].get(), 0, blocks * 4), std::memset(codes1[k].get(), 0, n), std::memset(codes2[k].get(), 0, n);
+        for (int t = 0; t < 2; t++)
+            veneer_adamw8_step(k ? isa : int(VENEER_SCALAR), 2, &how, blocks, reinterpret_cast<float *>(values[k].get()),
+                               reinterpret_cast<const float *>(g.get()), codes1[k].get(), codes2[k].get(),
+                               reinterpret_cast<float *>(absmax1[k].get()), reinterpret_cast<float *>(absmax2[k].get()));
+    }
+    expect(!std::memcmp(absmax1[0].get(), absmax1[1].get(), blocks * 4), "adamw8 absmax", NAMES[isa]);
+    expect(!std::memcmp(absmax2[0].get(), absmax2[1].get(), blocks * 4), "adamw8 absmax", NAMES[isa]);
+    expect(veneer_adamw8_step(isa, 1, nullptr, 1, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr) ==
+               VENEER_BAD_ARGUMENT, "adamw8 without anything", NAMES[isa]);
+}
+
 void test_refusals() {
     const Weight w(4, 64, 64, false);
     float x[64] = {}, y[4];
@@ -260,6 +289,7 @@ int main() {
             if (!threads) test_dequantize(isa);
             test_products(isa);
             test_segments(isa);
+            test_adamw8(isa);
         }
     }
     std::printf("%s\n", failures ? "FAILED" : "ok");

@@ -153,6 +153,7 @@ def sample(key: str) -> tuple[str, Any]:
         "method.layers": ("[0, 1]", (0, 1)),
         "prompt.name": ("prefix", "prefix"),
         "optimizer.name": ("adamw", "adamw"),
+        "optimizer.bits": ("8", 8),
         "optimizer.betas": ("[0.8, 0.9]", (0.8, 0.9)),
         "train.schedule": ("cosine", "cosine"),
         "train.recompute": ("true", True),

@@ -62,6 +62,18 @@ def test_a_restored_state_is_the_saved_one_and_goes_on_as_it_would_have(
     assert other.tokens == state.tokens
 
 
+def test_8_bit_state_comes_back_to_the_bit(job: Make, tmp_path: Path) -> None:
+    recipe = job(**{"optimizer.bits": 8})
+    first, state = begun(recipe, 2)
+    save_checkpoint(tmp_path / "step-2", state, "hash")
+    losses = go_on(recipe, first, state, 2)
+    second, other = begun(recipe)
+    load_checkpoint(tmp_path / "step-2", other, "hash")
+    assert go_on(recipe, second, other, 2) == losses
+    assert all(torch.equal(a, b) for a, b in zip(everything(state), everything(other), strict=True))
+    assert {t.dtype for t in load_file(tmp_path / "step-2" / "state.safetensors").values()} >= {torch.uint8}
+
+
 @pytest.fixture
 def saved(job: Make, tmp_path: Path) -> tuple[Path, TrainState]:
     _, state = begun(job(), 1)

@@ -133,6 +133,7 @@ def declare(lib: ctypes.CDLL) -> None:
         "veneer_matmul": [i32, i32, weight, p, i32, i64, p],
         "veneer_matmul_backward": [i32, i32, weight, p, i32, i64, p],
         "veneer_lora_segments": [i32, i32, p, i32, i64, i64, i64, i64, p, p, p, p, p, i64, p],
+        "veneer_adamw8_step": [i32, i32, p, i64, p, p, p, p, p, p],
     }
     for name, arguments in signatures.items():
         function = getattr(lib, name)

@@ -11,7 +11,6 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,6 +20,7 @@ from veneer.errors import ConfigError, InputError, ModelError
 from veneer.kernels import ops
 from veneer.kernels.contract import BLOCKS
 from veneer.kernels.direct import Direct
+from veneer.kernels.dynamic import dynamic_map
 from veneer.kernels.reference import Packed
 from veneer.storage import bnb
 from veneer.storage.base import Storage, StorageConfig, check_ids, check_matrix
@@ -44,21 +44,6 @@ class FourBitConfig(StorageConfig):
     def __post_init__(self) -> None:
         if self.block not in BLOCKS:
             raise ConfigError(f"{self.storage}: block is {self.block}, should be one of {', '.join(map(str, BLOCKS))}")
-
-
-@cache
-def dynamic_map() -> Tensor:
-    """The signed dynamic 8-bit map, (256,) float32, rising: 0, 1, and for i = 0 ... 6 the midpoints of 2^i cells.
-
-    The cells divide [0.1, 1], times 10^(i - 6), with both signs.  float32 throughout, as bitsandbytes computes it.
-    """
-    values = [0.0, 1.0]
-    for i in range(7):
-        edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32)
-        means = (edges[:-1] + edges[1:]) / 2.0
-        for sign in (1, -1):
-            values += (sign * 10 ** (i - 6) * means).tolist()
-    return torch.tensor(sorted(values), dtype=torch.float32)
 
 
 class FourBit(Storage):
@@ -104,7 +89,7 @@ class FourBit(Storage):
         if not double_quant:
             return Packed(codes, absmax, levels, None, None, 0.0, NESTED_BLOCK, block)
         offset = absmax.mean()
-        nested_levels = dynamic_map().to(w.device)
+        nested_levels = dynamic_map().levels.to(w.device)
         absmax_codes, nested = ops.quantize_absmax(absmax - offset, nested_levels, NESTED_BLOCK)
         return Packed(codes, absmax_codes, levels, nested, nested_levels, float(offset), NESTED_BLOCK, block)
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from veneer.adapters.attach import Named
-from veneer.errors import TrainingError
+from veneer.errors import ConfigError, TrainingError
 from veneer.train.optim import OPTIMIZERS, build_optimizer
+from veneer.train.optim.adamw import FlatAdamW
 from veneer.train.optim.groups import parameter_groups
 from veneer.train.settings import OptimizerSettings
 
@@ -98,3 +99,83 @@ def test_a_state_of_other_parameters_is_refused() -> None:
     run(other, others, 1)
     with pytest.raises(TrainingError, match=r"of other parameters; these differ: 2.exp_avg, 2.exp_avg_sq, 2.step"):
         optimizer.load_state_dict(other.state_dict())
+
+
+EIGHT = SETTINGS.model_copy(update={"bits": 8})
+
+
+def test_8_bits_follow_32_bits_and_take_two_bytes() -> None:
+    ours, exact = shapes(), shapes()
+    optimizer = build_optimizer(ours, EIGHT)
+    assert isinstance(optimizer, FlatAdamW)
+    before = [n.parameter.detach().clone() for n in ours]
+    run(optimizer, ours, 10)
+    run(build_optimizer(exact, SETTINGS), exact, 10)
+    for a, b, start in zip(ours, exact, before, strict=True):
+        assert 0 < (b.parameter - start).abs().mean() > 15 * (a.parameter - b.parameter).abs().mean()
+    assert torch.equal(ours[2].parameter, exact[2].parameter), "a scale keeps 32 bits"
+    large = build_optimizer([Named("layer", "a", "in", nn.Parameter(torch.zeros(100, 256)))], OptimizerSettings(bits=8))
+    assert isinstance(large, FlatAdamW)
+    assert large.state_bytes() / 25600 == 2 + 8 / 256
+
+
+def test_8_bit_state_goes_on_in_bitsandbytes_and_back() -> None:
+    optim = pytest.importorskip("bitsandbytes.optim")
+    ours, theirs, again = shapes(), shapes(), shapes()
+    optimizer = build_optimizer(ours, EIGHT)
+    run(optimizer, ours, 3)
+    for a, b, c in zip(ours, theirs, again, strict=True):
+        b.parameter.data.copy_(a.parameter)
+        c.parameter.data.copy_(a.parameter)
+    peer = optim.AdamW8bit(parameter_groups(theirs, EIGHT), betas=EIGHT.betas, eps=EIGHT.eps, min_8bit_size=1)
+    peer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    back = build_optimizer(again, EIGHT)
+    back.load_state_dict(copy.deepcopy(peer.state_dict()))
+    for a, c in zip(ours, again, strict=True):
+        own, loaded = optimizer.state[a.parameter], back.state[c.parameter]
+        assert own.keys() == loaded.keys()
+        assert all(torch.equal(own[key], loaded[key]) for key in own)
+    run(optimizer, ours, 1, seed=2)
+    run(peer, theirs, 1, seed=2)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.parameter, b.parameter, rtol=1e-4, atol=1e-5)
+    fresh = optim.AdamW8bit(parameter_groups(theirs, EIGHT), betas=EIGHT.betas, eps=EIGHT.eps)  # small: 32 bits there
+    run(fresh, theirs, 2)
+    back.load_state_dict(copy.deepcopy(fresh.state_dict()))
+    assert int(back.state[again[0].parameter]["step"]) == 2
+    wanted = fresh.state[theirs[0].parameter]["state1"]
+    assert isinstance(back, FlatAdamW)
+    assert (back.moments(again[0].parameter)["state1"] - wanted).abs().max() < 0.01 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, EIGHT], ids=["32 bits", "8 bits"])
+def test_moments_that_became_zero_leave_the_others(settings: OptimizerSettings) -> None:
+    ours = shapes()
+    optimizer = build_optimizer(ours, settings)
+    run(optimizer, ours, 2)
+    assert isinstance(optimizer, FlatAdamW)
+    for n in ours:
+        before = optimizer.moments(n.parameter)
+        kept = torch.rand(n.parameter.shape) < 0.3
+        optimizer.put_moments_(n.parameter, {k: v * kept for k, v in before.items()})
+        for k, v in optimizer.moments(n.parameter).items():
+            assert torch.equal(v, before[k] * kept)
+        optimizer.put_moments_(n.parameter, {k: v * 2 for k, v in before.items()})
+        for k, v in optimizer.moments(n.parameter).items():
+            limit = 0.0 if settings.bits == 32 else 0.015 * float(v.abs().max())
+            assert (v - before[k] * 2).abs().max() <= limit, "quantized anew"
+    run(optimizer, ours, 1)
+
+
+def test_8_bits_that_nothing_would_take_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optimizer.bits is 8.*only scale parameters.*leave it at 32"):
+        build_optimizer([Named("layer", "s", "scale", nn.Parameter(torch.zeros(3)))], OptimizerSettings(bits=8))
+
+
+def test_other_levels_are_refused() -> None:
+    ours = shapes()
+    optimizer = build_optimizer(ours, EIGHT)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["qmap1"] += 1e-3
+    with pytest.raises(TrainingError, match=r"these differ: 0.qmap1"):
+        optimizer.load_state_dict(state)

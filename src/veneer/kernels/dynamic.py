@@ -1,0 +1,59 @@
+"""The dynamic 8-bit number: 256 levels, dense near 0, for what is kept relative to its block's largest magnitude.
+
+Source: Dettmers et al. 2021, arXiv:2110.02861, section 1.3, as bitsandbytes computes the levels.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DECADES = 7
+"""Powers of 10 that the levels span."""
+
+
+class DynamicMap(NamedTuple):
+    """Levels, and what finds the nearest."""
+
+    levels: Tensor
+    """(256,) float32, rising; level `zero` is 0."""
+    bounds: Tensor
+    """(255,) float32: midpoints of neighbors; the code of x is how many are below it."""
+    lines: Tensor
+    """(4, 16) float32, by decade of |x|: start, slope, offset, largest code counted from `zero` (csrc/adamw8.h)."""
+    zero: int
+
+
+@cache
+def dynamic_map(signed: bool = True) -> DynamicMap:
+    """0, 1, and for i = 0 ... 6 the midpoints of 2^i cells (unsigned: 2^(i + 1)) of [0.1, 1], times 10^(i - 6).
+
+    Signed levels have both signs, but -1 is not among them.  float32 throughout, as bitsandbytes computes it.
+    """
+    values = [0.0, 1.0]
+    for i in range(DECADES):
+        edges = torch.linspace(0.1, 1, 2 ** (i + (not signed)) + 1, dtype=torch.float32)
+        means = (edges[:-1] + edges[1:]) / 2.0
+        for sign in (1, -1) if signed else (1,):
+            values += (sign * 10 ** (i - 6) * means).tolist()
+    levels = torch.tensor(sorted(values), dtype=torch.float32)
+    bounds = (levels[:-1] + levels[1:]) / 2
+    zero = 127 if signed else 0
+    return DynamicMap(levels, bounds, _lines(bounds[zero:], signed), zero)
+
+
+def _lines(bounds: Tensor, signed: bool) -> Tensor:
+    """`lines` for the bounds above 0: within a decade the code is slope * |x| + offset, rounded up."""
+    lines = torch.zeros(4, 16)
+    lines[0] = torch.inf
+    lines[2, 0] = -0.5  # decade 0 and the last hold one level each, half a code from any doubt
+    first = 1
+    for i in range(DECADES):
+        cells = 2 ** (i + (not signed))
+        last = first + cells - 1
+        slope, offset = cells / (0.9 * 10.0 ** (i - 6)), first - 1 - cells / 9
+        lines[:, i + 1] = torch.tensor([float(bounds[first - 1]), slope, offset, last])
+        first = last + 1
+    lines[:, DECADES + 1] = torch.tensor([float(bounds[first - 1]), 0.0, first - 0.5, first])
+    return lines
