@@ -60,7 +60,7 @@ inline bool matmul_backward(const veneer_weight &w, const float *absmax, const v
 // ---- the blocking, for any kernel K with: T (element), PAIR (consecutive elements of the sum taken together),
 // NB (columns of a panel of B), and the functions used below.
 
-constexpr int64_t ROWS = 24;     // rows of A come in multiples of this, so that every tile height divides them
+constexpr int64_t ROWS = 24;     // A has room for a multiple of this many rows: every tile's height divides it
 constexpr int64_t STRIP = 192;   // rows of W a forward task unpacks at a time ...
 constexpr int64_t DEPTH = 1024;  // ... by this many columns; of W's rows at a time in a backward task
 constexpr int64_t TOKENS = 528;  // rows of x in one task
@@ -69,6 +69,19 @@ constexpr int64_t SKEW = 32;     // elements between rows of A beyond their leng
 
 inline void prefetch(const uint8_t *p, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
+// Rows of a strip, at most STRIP and a multiple of the usual tile's height: of a few numbers of strips the one with which
+// no thread has more to do than it must.
+inline int64_t even_strip(int64_t rows, int threads) {
+    constexpr int64_t HEIGHT = 6;
+    int64_t best = STRIP, least_rows = INT64_MAX;  // of the thread with the most
+    for (int64_t turns = ceil_div(rows, STRIP * threads), last = turns + 4; turns < last; turns++) {
+        const int64_t strip = round_up(ceil_div(rows, turns * threads), HEIGHT);
+        const int64_t most = ceil_div(ceil_div(rows, strip), threads) * strip;
+        if (most < least_rows) best = strip, least_rows = most;
+    }
+    return best;
 }
 
 template <class K>
@@ -88,7 +101,7 @@ bool forward_task(const veneer_weight &w, const float *absmax, const typename K:
                 std::memset(a + r * lda, 0, size_t(lda) * sizeof(typename K::T));
         }
         for (int64_t j = n0; j < n1; j += K::NB)
-            K::tiles(a, lda, rows, packed + (j * depth + k0 * K::NB), kc, c + (j - n0), ldc, least(K::NB, n1 - j),
+            K::tiles(a, lda, r1 - r0, packed + (j * depth + k0 * K::NB), kc, c + (j - n0), ldc, least(K::NB, n1 - j),
                      k0 == 0);
     }
     K::store_transposed(c, ldc, r1 - r0, n1 - n0, y, n0 * w.rows + r0, w.rows, dtype);
@@ -108,8 +121,7 @@ bool matmul(const veneer_weight &w, const float *absmax, const Phase &decode, co
         return true;
     };
     const int64_t tokens = round_up(ceil_div(n, ceil_div(n, TOKENS)), K::NB), parts = ceil_div(n, tokens);
-    const int64_t fewest = round_up(ceil_div(w.rows, STRIP), threads);  // the same number of strips for each thread
-    const int64_t strip = round_up(ceil_div(w.rows, fewest), ROWS), strips = ceil_div(w.rows, strip);
+    const int64_t strip = even_strip(w.rows, threads), strips = ceil_div(w.rows, strip);
     const auto multiply = [=, &w](int64_t i) {
         const int64_t r0 = i / parts * strip, n0 = i % parts * tokens;
         return forward_task<K>(w, absmax, packed, dtype, y, r0, least(w.rows, r0 + strip), n0, least(n, n0 + tokens));
