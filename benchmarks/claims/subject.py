@@ -1,0 +1,98 @@
+"""One model with its examples, trained on again and again: loaded, read and computed as far as it stays the same once.
+
+Each training is a recipe's, made of the parts of `veneer train`, and leaves the model as it was.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from benchmarks.claims.shortcut import shorten_
+from veneer.train.optim import build_optimizer
+from veneer.train.prepare import Job, adapter_for, order_of_steps, prepare
+from veneer.train.recipe import recipe_from
+from veneer.train.resume import TrainState
+from veneer.train.settings import Recipe
+from veneer.train.step import optimizer_step
+
+Tree = Mapping[str, Any]
+"""A recipe's sections and keys."""
+Measure = Callable[[Job], dict[str, float]]
+"""Figures of the model between two steps, its deltas' dropout off."""
+
+
+@dataclass
+class Training:
+    """What one training came to."""
+
+    parameters: int
+    """Trained numbers."""
+    optimizer_bytes: int = 0
+    """State that the optimizer keeps for them."""
+    seconds: float = 0.0
+    """In steps, without measuring."""
+    losses: list[float] = field(default_factory=list)
+    """Of every step, in nats a supervised token."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """`step` and the measured figures: before the first step, every so many, and after the last."""
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The figures after the last step, without its number."""
+        return {k: v for k, v in self.curve[-1].items() if k != "step"}
+
+
+class Subject:
+    """A model and rows for many trainings.
+
+    tree     model and data of every training, dtype and max_length of `train`, and what they have in common
+    first    the lowest block that is trained; those below are computed once (`shortcut`); 0 trains the model as it is
+    """
+
+    def __init__(self, tree: Tree, first: int = 0) -> None:
+        self._tree = {"run": "nowhere", **tree}
+        self._job = prepare(self._recipe({}))
+        self._job.adapter.detach()
+        if first:
+            shorten_(self._job, first)
+
+    def trained(self, changes: Tree, measure: Measure, every: int) -> Training:
+        """One training, measured every so many steps.
+
+        changes    of the sections method, optimizer, train and restarts
+        Raises TrainingError for a loss or gradient that is not finite, as `veneer train` does.
+        """
+        recipe = self._recipe(changes)
+        torch.manual_seed(recipe.train.seed)
+        adapter = adapter_for(self._job.model, recipe.method, seed=recipe.train.seed, base=recipe.model)
+        plan = order_of_steps([len(e) for e in self._job.examples], recipe.train, packing=recipe.data.packing)
+        job = replace(self._job, adapter=adapter, plan=plan)
+        try:
+            return _steps(recipe, job, measure, every)
+        finally:
+            adapter.detach()
+
+    def _recipe(self, changes: Tree) -> Recipe:
+        unknown = changes.keys() - {"method", "optimizer", "train", "restarts"}
+        if unknown:
+            raise KeyError(f"a training may not change {', '.join(sorted(unknown))}")
+        sections = {name: {**self._tree.get(name, {}), **section} for name, section in changes.items()}
+        return recipe_from({**self._tree, **sections})
+
+
+def _steps(recipe: Recipe, job: Job, measure: Measure, every: int) -> Training:
+    state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
+    done = Training(job.adapter.n_params(), curve=[{"step": 0, **measure(job)}])
+    while state.step < len(job.plan):
+        job.adapter.train()
+        done.losses.append(optimizer_step(recipe, job, state)["loss"])
+        job.adapter.eval()
+        if state.step % every == 0 or state.step == len(job.plan):
+            done.curve.append({"step": state.step, **measure(job)})
+    done.seconds = state.seconds
+    done.optimizer_bytes = sum(
+        t.numel() * t.element_size() for s in state.optimizer.state.values() for t in s.values() if torch.is_tensor(t)
+    )
+    return done
