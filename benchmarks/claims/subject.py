@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.claims.shortcut import shorten_
+from veneer.train.held_out import mean_loss
 from veneer.train.optim import build_optimizer
 from veneer.train.prepare import Job, adapter_for, order_of_steps, prepare
 from veneer.train.recipe import recipe_from
@@ -73,6 +74,10 @@ class Subject:
             return _steps(recipe, job, measure, every)
         finally:
             adapter.detach()
+
+    def loss(self, job: Job) -> float:
+        """The mean over the held-out rows, in nats a supervised token, as the job's model stands."""
+        return mean_loss(job.model, job.held_out, self._recipe({}))
 
     def _recipe(self, changes: Tree) -> Recipe:
         unknown = changes.keys() - {"method", "optimizer", "train", "restarts"}

@@ -1,6 +1,6 @@
 """A claim's trainings: every side at every learning rate with seed 0, then each side's best rate with the other seeds.
 
-Each finished training is a line of a JSONL file; a sweep goes on where that file ends, so it can be stopped at any time.
+Each finished training is a line of a JSONL file; a sweep goes on where that file ends, so it may be stopped any time.
 """
 
 import json
@@ -58,7 +58,7 @@ class Claim:
 
 
 def run(claim: Claim, out: Path, minutes: float = float("inf")) -> list[Result]:
-    """Make every training that `out` does not hold yet; starts none after so many minutes.  Returns all of the claim."""
+    """Make every training that `out` does not hold yet, starting none after so many minutes; all of the claim."""
     ends = time.monotonic() + 60 * minutes
     results = [r for r in read(out) if r.claim == claim.name]
     while time.monotonic() < ends:
@@ -97,24 +97,25 @@ def line_of(r: Result) -> str:
     return f"{r.claim}: {r.side} at {r.lr:g}, seed {r.seed}: {figures} ({r.parameters} parameters, {r.seconds:.0f} s)"
 
 
-def table(claim: Claim, results: Sequence[Result]) -> str:
-    """Markdown: a row a side with its best rate, the headline there over its seeds, and seed 0 at every rate."""
+def table(claim: Claim, results: Sequence[Result], also: Sequence[str] = ()) -> str:
+    """Markdown: a row a side with its best rate, its figures there over the seeds, and seed 0 at every rate."""
+    shown = [claim.headline, *also]
     lines = [
-        f"| side | parameters | best rate | {claim.headline}, mean and range over seeds | at each rate, seed 0 |",
-        "| --- | --- | --- | --- | --- |",
+        f"| side | parameters | best rate | {' | '.join(shown)} | {claim.headline} at each rate, seed 0 |",
+        "| --- | --- | --- |" + " --- |" * (len(shown) + 1),
     ]
     for side in claim.sides:
-        mine = [r for r in results if (r.claim, r.side) == (claim.name, side)]
+        mine = sorted((r for r in results if r.side == side), key=lambda r: r.lr)
         if not any(r.seed == 0 for r in mine):
             continue
         best = claim.best_rate(mine, side)
-        values = [r.figures[claim.headline] for r in mine if r.lr == best]
+        values = [spread([r.figures[name] for r in mine if r.lr == best]) for name in shown]
         rates = ", ".join(f"{r.lr:g}: {r.figures[claim.headline]:.3f}" for r in mine if r.seed == 0)
-        lines.append(f"| {side} | {mine[0].parameters} | {best:g} | {spread(values)} | {rates} |")
+        lines.append(f"| {side} | {mine[0].parameters} | {best:g} | {' | '.join(values)} | {rates} |")
     return "\n".join(lines)
 
 
 def spread(values: Sequence[float]) -> str:
     """Mean, range and number of values."""
     low, high = min(values), max(values)
-    return f"{statistics.fmean(values):.3f} ({low:.3f} to {high:.3f}, {len(values)} seeds)"
+    return f"{statistics.fmean(values):.4g} ({low:.4g} to {high:.4g}, {len(values)} seeds)"
