@@ -93,7 +93,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--page-activations", action="store_true")
     parser.add_argument("--bits", type=int, default=8, choices=(8, 32), help="of the optimizer's state")
     parser.add_argument("--buffered", action="store_true", help="keep a buffer of all gradients")
-    parser.add_argument("--plain", action="store_true")
     parser.add_argument("--folder", help="where the model is written; by default the temporary folder")
     return parser.parse_args()
 
@@ -132,6 +131,13 @@ def flop(shape: Any, rank: int, tokens: int) -> float:
     return float(linears + adapters + head + attention)
 
 
+def in_backward(args: argparse.Namespace) -> bool:
+    """Whether each gradient is used as soon as it is there; older versions of veneer keep all of them."""
+    from veneer.train.settings import OptimizerSettings
+
+    return not args.buffered and "in_backward" in OptimizerSettings.model_fields
+
+
 def recipe_of(args: argparse.Namespace, folder: Path) -> Any:
     from veneer.train.recipe import recipe_from
 
@@ -141,7 +147,7 @@ def recipe_of(args: argparse.Namespace, folder: Path) -> Any:
             "run": str(folder / "run"),
             "data": {"train": str(folder / "rows.jsonl")},
             "method": {"name": "lora", "rank": args.rank},
-            "optimizer": {"bits": args.bits, "in_backward": not args.buffered} if not args.plain else {},
+            "optimizer": {"bits": args.bits, **({"in_backward": True} if in_backward(args) else {})},
             "memory": {
                 "page_weights": args.page_weights or args.shape == "65b",
                 "page_activations": args.page_activations,
@@ -197,7 +203,7 @@ def by_part(args: argparse.Namespace, shape: Any, job: Any, recipe: Any) -> dict
     return {
         "base": sum(stored.values()) + sum(p.nbytes for p in job.model.parameters()),
         "adapters": adapters,
-        "gradients": adapters if args.buffered else 0,
+        "gradients": 0 if in_backward(args) else adapters,
         "optimizer": 2 * adapters if args.bits == 32 else int(2.03 * adapters / 4),
         "activations": 0 if args.page_activations else 2 * shape.layers * args.tokens * shape.hidden,
     }

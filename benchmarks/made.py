@@ -17,8 +17,9 @@ from torch import Tensor
 
 from veneer.adapters.quantized_dir import quantization_config
 from veneer.disk.tensors import write_model_tensors
+from veneer.kernels.dynamic import dynamic_map
 from veneer.kernels.reference import Packed
-from veneer.storage.fourbit import NESTED_BLOCK, dynamic_map
+from veneer.storage.fourbit import NESTED_BLOCK
 from veneer.storage.nf4 import NF4
 
 BLOCK = 64
@@ -67,22 +68,25 @@ class Shape:
 SHAPES = {"33b": Shape(60, 6656, 17920, 52), "65b": Shape(80, 8192, 22016, 64)}
 
 
-def write_model(folder: Path, shape: Shape, say: Callable[[str], None]) -> None:
-    """A folder that loads as any other; memory is one layer."""
+def write_model(
+    folder: Path, shape: Shape, say: Callable[[str], None] = lambda _: None, *, quantized: bool = True
+) -> None:
+    """A folder that loads as any other, in NF4 or in bfloat16; memory is one layer."""
     folder.mkdir(parents=True)
     _write_tokenizer(folder, shape.words)
     one = _weight((BLOCK, BLOCK), 0.02, None)
     config = _config(shape)
-    config["quantization_config"] = quantization_config(one, ["lm_head"], config)
+    if quantized:
+        config["quantization_config"] = quantization_config(one, ["lm_head"], config)
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     specs = {}
     for layer in range(shape.layers):
-        for name, tensor in _layer(shape, layer, None):
+        for name, tensor in _layer(shape, layer, None, quantized):
             specs[name] = (tensor.dtype, tuple(tensor.shape))
     ends = {"model.embed_tokens.weight": (shape.words, shape.hidden), "lm_head.weight": (shape.words, shape.hidden)}
     ends |= {"model.norm.weight": (shape.hidden,)}
     specs |= {name: (torch.bfloat16, size) for name, size in ends.items()}
-    write_model_tensors(folder, specs, _tensors(shape, ends, say))
+    write_model_tensors(folder, specs, _tensors(shape, ends, say, quantized))
 
 
 def write_rows(file: Path, rows: int, tokens: int, words: int) -> None:
@@ -95,11 +99,11 @@ def write_rows(file: Path, rows: int, tokens: int, words: int) -> None:
 
 
 def _tensors(
-    shape: Shape, ends: dict[str, tuple[int, ...]], say: Callable[[str], None]
+    shape: Shape, ends: dict[str, tuple[int, ...]], say: Callable[[str], None], quantized: bool
 ) -> Iterator[tuple[str, Tensor]]:
     rng = np.random.default_rng(0)
     for layer in range(shape.layers):
-        yield from _layer(shape, layer, rng)
+        yield from _layer(shape, layer, rng, quantized)
         if layer % 10 == 9:
             say(f"layer {layer + 1} of {shape.layers} written")
     generator = torch.Generator().manual_seed(0)
@@ -108,13 +112,17 @@ def _tensors(
         yield name, torch.ones_like(normal) if "norm" in name else normal
 
 
-def _layer(shape: Shape, layer: int, rng: np.random.Generator | None) -> Iterator[tuple[str, Tensor]]:
+def _layer(shape: Shape, layer: int, rng: np.random.Generator | None, quantized: bool) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a layer; without `rng` on the meta device."""
     prefix = f"model.layers.{layer}"
     for name, (o, d) in shape.linears.items():
         deep = math.sqrt(2 * shape.layers) if name.endswith(("o_proj", "down_proj")) else 1.0
         kept = _weight((o, d), 1 / math.sqrt(d) / deep, rng)
-        yield from kept.tensors(f"{prefix}.{name}.weight").items()
+        if quantized:
+            yield from kept.tensors(f"{prefix}.{name}.weight").items()
+        else:
+            empty = torch.empty((o, d), dtype=torch.bfloat16, device="meta")
+            yield f"{prefix}.{name}.weight", empty if rng is None else kept.dense(torch.bfloat16)
     for name in ("input_layernorm", "post_attention_layernorm"):
         yield f"{prefix}.{name}.weight", torch.ones(shape.hidden, dtype=torch.bfloat16)
 
@@ -134,7 +142,9 @@ def _weight(size: tuple[int, int], spread: float, rng: np.random.Generator | Non
         return torch.from_numpy(drawn if among is None else among[drawn])
 
     nested = torch.full((-(-blocks // NESTED_BLOCK),), 0.1 * absmax)
-    packed = Packed(random(n // 2, pairs), random(blocks), levels, nested, dynamic_map(), absmax, NESTED_BLOCK, BLOCK)
+    packed = Packed(
+        random(n // 2, pairs), random(blocks), levels, nested, dynamic_map().levels, absmax, NESTED_BLOCK, BLOCK
+    )
     return NF4(packed, size, torch.bfloat16)
 
 

@@ -4,6 +4,7 @@ Nothing happens at import. Only `prepare_process`, which veneer's own command ca
 anything in the process.
 """
 
+import ctypes
 import hashlib
 import json
 import math
@@ -275,6 +276,12 @@ def reset_peak_rss() -> bool:
     except OSError:
         return False
     return True
+
+
+def trim_memory() -> None:
+    """Give freed memory back to the system, where the C library keeps it for later (280 MiB after quantizing)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from veneer import machine
 from veneer.adapters.base_storage import BaseStorage, config_of
 from veneer.adapters.paged import page_weights_
 from veneer.adapters.quantized_dir import cache_folder, is_quantized, write_quantized
@@ -199,6 +200,8 @@ class Furnisher:
                 for name, buffer in self.kept[path].named_buffers():
                     setattr(self.kept[path], name, self._spill.put(buffer))
                 self.kept[path].moved()
+                del w
+                machine.trim_memory()
             self._progress(done, len(homes))
         if problems:
             raise ModelError("\n".join([f"{len(problems)} weights cannot be quantized:", *_listed(problems)]))

@@ -1,0 +1,179 @@
+"""Does paging let a run finish where memory is short, with the same adapter, and what does it cost?
+
+    python benchmarks/paged.py [--limits 440,400,360] [--steps 3] [--layers 24] [--quick]
+
+A made LLaMA (24 layers of 1024, 0.3G weights, 0.16 GB in NF4) is trained in memory cgroups that this script makes and
+removes (version 1 or 2; it has to be allowed to). For each limit (MiB) two processes of their own train: one keeps all
+in memory and is killed by the kernel, the other pages and finishes. Each finds no cached weights, so it quantizes the
+base inside the limit too. One more run, without paging or limit, gives the adapter that the others must equal byte for
+byte, and the time they are held against. `--quick` tries one limit and a smaller model.
+
+The last line is JSON: `killed` and `finished` say of each limit how the run without and with paging ended, `equal`
+whether the adapters are, `slowdown` how many times as long a paged step took (median; the first is left out).
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from report import closing_line
+
+from veneer.machine import peak_rss_bytes, prepare_process
+
+MIB = 2**20
+KILLED = 128 + 9
+MOUNT = Path("/sys/fs/cgroup")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limits", default="")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--child", nargs=3, metavar=("MODEL", "RUN", "PAGED"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(*args.child, steps=args.steps)
+        return
+    limits = [int(limit) for limit in (args.limits or ("380" if args.quick else "440,400,360")).split(",")]
+    with memory_group(limits[0] * MIB):
+        pass  # refused before anything is written
+    from made import Shape, write_model, write_rows
+
+    with tempfile.TemporaryDirectory(prefix="veneer-paged-") as scratch:
+        folder = Path(scratch)
+        shape = Shape(args.layers or (16 if args.quick else 24), 1024, 2816, 8, words=1000)
+        write_model(folder / "model", shape, quantized=False)
+        write_rows(folder / "rows.jsonl", args.steps, 64, shape.words)
+        closing_line({"quantized_bytes": shape.quantized_bytes, **compared(folder, limits, args.steps)})
+
+
+def compared(folder: Path, limits: list[int], steps: int) -> dict[str, Any]:
+    """The run in memory, then each limit without and with paging."""
+    whole = run(folder, "whole", paged=False, limit=None, steps=steps)
+    if whole["status"]:
+        sys.exit(f"the run without a limit failed:\n{whole['stderr']}")
+    print(f"without a limit: {whole['step']:.2f} s a step, peak {whole['peak'] / MIB:.0f} MiB", flush=True)
+    found: dict[str, list[Any]] = {"killed": [], "finished": [], "equal": [], "slowdown": [], "peak_bytes": []}
+    for limit in limits:
+        plain = run(folder, f"plain-{limit}", paged=False, limit=limit, steps=steps)
+        paged = run(folder, f"paged-{limit}", paged=True, limit=limit, steps=steps)
+        found["killed"].append(plain["status"] == KILLED)
+        found["finished"].append(paged["status"] == 0)
+        found["equal"].append(paged.get("adapter") == whole["adapter"])
+        found["slowdown"].append(paged["step"] / whole["step"] if "step" in paged else None)
+        found["peak_bytes"].append(paged.get("peak"))
+        ending = "killed" if plain["status"] == KILLED else f"status {plain['status']}"
+        if paged["status"]:
+            print(f"{limit} MiB: in memory {ending}; paged status {paged['status']}\n{paged['stderr']}", flush=True)
+            continue
+        print(
+            f"{limit} MiB: in memory {ending}; paged finished, adapter {'equal' if found['equal'][-1] else 'DIFFERS'}, "
+            f"{paged['step']:.2f} s a step ({found['slowdown'][-1]:.2f} times), peak {paged['peak'] / MIB:.0f} MiB",
+            flush=True,
+        )
+    return {"limits_mib": limits, **found, "seconds_a_step": whole["step"], "unlimited_peak_bytes": whole["peak"]}
+
+
+def run(folder: Path, name: str, *, paged: bool, limit: int | None, steps: int) -> dict[str, Any]:
+    """How a process that trains in `folder` ended; its figures if it did."""
+    own = [str(folder / "model"), str(folder / name), "yes" if paged else "no"]
+    command = [sys.executable, __file__, "--steps", str(steps), "--child", *own]
+    environment = {**os.environ, "VENEER_CACHE": str(folder / "cache")}
+    shutil.rmtree(folder / "cache" / "quantized", ignore_errors=True)  # the built kernels beside it stay
+    began = time.perf_counter()
+    if limit is None:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    else:
+        with memory_group(limit * MIB) as group:
+            entering = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group), *command]
+            done = subprocess.run(entering, env=environment, capture_output=True, text=True, check=False)
+    status = 128 - done.returncode if done.returncode < 0 else done.returncode
+    figures = json.loads(done.stdout.splitlines()[-1]) if status == 0 else {}
+    return {"status": status, "stderr": done.stderr, "seconds": time.perf_counter() - began, **figures}
+
+
+@contextmanager
+def memory_group(limit: int) -> Iterator[Path]:
+    """A cgroup of at most `limit` bytes, as its folder; exits with the reason where none can be made."""
+    parent, file = _parent()
+    group = parent / f"veneer-{secrets.token_hex(4)}"
+    try:
+        group.mkdir()
+        (group / file).write_text(str(limit), encoding="ascii")
+        swap = group / ("memory.swap.max" if file == "memory.max" else "memory.memsw.limit_in_bytes")
+        if swap.exists():
+            swap.write_text("0" if file == "memory.max" else str(limit), encoding="ascii")
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        sys.exit(f"no memory cgroup can be made: {error}")
+    try:
+        yield group
+    finally:
+        for wait in range(100):
+            with suppress(OSError):  # the last process is still being taken apart
+                group.rmdir()
+                break
+            time.sleep(0.02 * wait)
+
+
+def _parent() -> tuple[Path, str]:
+    """The existing folder of this process's memory cgroup or of one above it, and the name of the file of its limit."""
+    for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
+        _, controllers, path = line.split(":", 2)
+        one = controllers == ""
+        mount = MOUNT if one else MOUNT / "memory"
+        if "memory" not in controllers.split(",") and not (one and (mount / "cgroup.controllers").exists()):
+            continue
+        inner = mount / path.lstrip("/")
+        folders = [f for f in (inner, *inner.parents) if f.is_relative_to(mount) and f.is_dir()]
+        return folders[0], "memory.max" if one else "memory.limit_in_bytes"
+    sys.exit("no memory cgroup can be made: this system has no memory controller")
+
+
+def child(model: str, run: str, paged: str, *, steps: int) -> None:
+    """Train, and print the figures."""
+    import torch
+
+    from veneer.train.loop import train
+    from veneer.train.recipe import recipe_from
+
+    torch.set_num_threads(1)
+    seconds: list[float] = []
+    pages = paged == "yes"
+    recipe = recipe_from(
+        {
+            "model": model,
+            "run": run,
+            "data": {"train": str(Path(model).parent / "rows.jsonl")},
+            "storage": "nf4",
+            "method": {"name": "lora", "rank": 4},
+            "memory": {"page_weights": pages, "page_activations": pages},
+            "train": {
+                "steps": steps, "tokens_per_step": 64, "micro_batch_tokens": 64, "max_length": 64,
+                "dtype": "bfloat16", "recompute": True, "checkpoint_every": 0,
+            },
+        }
+    )  # fmt: skip
+    outcome, _ = train(recipe, [lambda event: seconds.append(event.figures["seconds"])])
+    adapter = hashlib.sha256(Path(outcome.adapter, "adapter_model.safetensors").read_bytes()).hexdigest()
+    print(json.dumps({"step": statistics.median(seconds[1:]), "adapter": adapter, "peak": peak_rss_bytes()}))
+
+
+if __name__ == "__main__":
+    prepare_process()
+    main()
