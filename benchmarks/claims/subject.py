@@ -12,7 +12,7 @@ import torch
 from benchmarks.claims.shortcut import shorten_
 from veneer.train.held_out import mean_loss
 from veneer.train.optim import build_optimizer
-from veneer.train.prepare import Job, adapter_for, order_of_steps, prepare
+from veneer.train.prepare import Job, change_for, order_of_steps, prepare
 from veneer.train.recipe import recipe_from
 from veneer.train.resume import TrainState
 from veneer.train.settings import Recipe
@@ -67,8 +67,8 @@ class Subject:
         """
         recipe = self._recipe(changes)
         torch.manual_seed(recipe.train.seed)
-        adapter = adapter_for(self._job.model, recipe.method, seed=recipe.train.seed, base=recipe.model)
         plan = order_of_steps([len(e) for e in self._job.examples], recipe.train, packing=recipe.data.packing)
+        adapter = change_for(self._job.model, recipe, self._job.examples, plan, None)
         job = replace(self._job, adapter=adapter, plan=plan)
         try:
             return _steps(recipe, job, measure, every)
