@@ -71,6 +71,19 @@ def test_each_part_is_read_once_a_pass_and_ahead(files: list[Path], monkeypatch:
     assert reader._held == [6, 4, 5]
 
 
+def test_buffers_are_the_process_s_own_memory() -> None:
+    before = _own()
+    buffer = readahead.pages(64 << 20)
+    buffer[::PAGE] = bytes(len(buffer) // PAGE)
+    assert 60 << 10 < _own() - before < 70 << 10
+
+
+def _own() -> int:
+    """KiB of anonymous memory; pages shared with other processes are not among them."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
+
+
 def test_reading_happens_beside_the_use(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     here: list[bool] = []
     real = readahead._read

@@ -67,7 +67,7 @@ class ReadAhead:
         self._parts = [list(_extents(part)) for part in parts]
         count = min(buffers, len(parts))
         size = max(part[-1].at + part[-1].room for part in self._parts)
-        self._buffers = [mmap.mmap(-1, size) for _ in range(count)]
+        self._buffers = [pages(size) for _ in range(count)]
         self._memory = [torch.frombuffer(buffer, dtype=torch.uint8) for buffer in self._buffers]
         self._files = {path: _File(path, say) for path in dict.fromkeys(e.file for part in self._parts for e in part)}
         self._reader = ThreadPoolExecutor(1, "veneer-read-ahead")
@@ -127,6 +127,13 @@ class ReadAhead:
         torch.autograd.graph.increment_version(self._memory[at])  # a gradient that still needs the old bytes fails
         self._held[at] = part
         self._loads[at] = self._reader.submit(_read, self._parts[part], self._buffers[at], self._files)
+
+
+def pages(nbytes: int) -> mmap.mmap:
+    """Memory of this process's own that begins where a page does, as direct reads and writes want it."""
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return mmap.mmap(-1, nbytes)
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class _File:

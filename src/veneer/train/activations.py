@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from veneer.disk.readahead import PAGE
+from veneer.disk.readahead import PAGE, pages
 from veneer.disk.scratch import no_room, open_scratch
 from veneer.errors import DiskError
 from veneer.models.blocks import blocks_of
@@ -96,13 +96,13 @@ class ActivationFile:
         return flat.view(kept.dtype).view(kept.shape)
 
     def _write(self, place: int, tensor: Tensor) -> None:
-        buffer = mmap.mmap(-1, self._room)
+        buffer = pages(self._room)
         target = torch.frombuffer(buffer, dtype=torch.uint8)[: tensor.nbytes]
         target.copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
         self._all(os.pwritev, buffer, place)
 
     def _read(self, place: int) -> mmap.mmap:
-        buffer = mmap.mmap(-1, self._room)
+        buffer = pages(self._room)
         self._all(os.preadv, buffer, place)
         return buffer
 
