@@ -11,7 +11,7 @@ is BitsAndBytesConfig (NF4, double quantization, bfloat16), device_map "cpu" and
 
 `loading_seconds` begin with the imports and end before the first step; the first step is left out of the others.
 `peak_bytes` is the largest resident memory of the whole process, `training_peak_bytes` that after the first step. A
-side's process writes a line to stderr when it has made the first step. The last line is JSON; ratios are ours to theirs.
+side's process writes a line to stderr after its first step. The last line is JSON; ratios are ours to theirs.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ import pytest
 def random_adapter(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
     """Save a LoRA of rank 2 with random factors and return its folder: `random_adapter("sql", seed=1)`."""
 
-    def make(name: str, seed: int = 0, model: Path = tiny_model) -> Path:
+    def make(name: str, seed: int = 0, model: Path = tiny_model, **facts: Any) -> Path:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -23,7 +24,7 @@ def random_adapter(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
         with torch.no_grad():
             for parameter in adapter.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        adapter.save(tmp_path / name)
+        adapter.save(tmp_path / name, facts)
         return tmp_path / name
 
     return make

@@ -15,14 +15,18 @@ from veneer.cli.main import invoke
 
 def said(folder: Path, messages: list[str], adapter: Path | None = None, system: str = "") -> str:
     """transformers' own greedy answer to user and assistant messages in turn."""
+    text = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    for number, message in enumerate(messages):
+        text += f"<|im_start|>{'assistant' if number % 2 else 'user'}\n{message}<|im_end|>\n"
+    return said_after(folder, text + "<|im_start|>assistant\n", adapter)
+
+
+def said_after(folder: Path, text: str, adapter: Path | None = None) -> str:
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     if adapter is not None:
         load_adapter(model, adapter)
-    text = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-    for number, message in enumerate(messages):
-        text += f"<|im_start|>{'assistant' if number % 2 else 'user'}\n{message}<|im_end|>\n"
-    ids = torch.tensor([tokenizer.encode(text + "<|im_start|>assistant\n")])
+    ids = torch.tensor([tokenizer.encode(text)])
     out = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0
     )
@@ -60,6 +64,21 @@ def test_adapters_are_switched(
     assert status == 0 and len(set(answers)) == 3
     assert out == "".join(f"{a}\n" for a in answers)
     assert "adapter db" in err and "  db\n  math\n* none" in err
+
+
+def test_an_adapter_trained_on_plain_text_is_asked_so(
+    tiny_model: Path, chat: Callable[..., tuple[int, str, str]], random_adapter: Callable[..., Path]
+) -> None:
+    """Each question by itself; the other adapter sees the whole conversation, and --format chat makes it one."""
+    plain, other = random_adapter("sql", seed=1, recipe={"data": {"format": "plain"}}), random_adapter("math", seed=2)
+    adapters = ("--adapter", str(plain), "--adapter", str(other))
+    status, out, err = chat("one\ntwo\n/system Be brief.\none\n/system\n/adapter math\none\n", *adapters)
+    alone = [said_after(tiny_model, f"{text}\n", plain) for text in ("one", "two")]
+    assert status == 0 and out == "".join(f"{a}\n" for a in [*alone, said(tiny_model, ["one"], other)])
+    assert "adapter sql, trained on plain text: each question is answered by itself" in err
+    assert "plain text has no system message" in err
+    _, out, _ = chat("one\n", *adapters, "--format", "chat")
+    assert out == said(tiny_model, ["one"], plain) + "\n"
 
 
 def test_a_system_message(tiny_model: Path, chat: Callable[..., tuple[int, str, str]]) -> None:

@@ -47,7 +47,7 @@ def test_all_of_it(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[:2] for line in after] == [["veneer", v] for v in ("generate", "eval", "generate")]
     named = [word for line in after for word in line.split() if word.startswith(str(small))]
     assert named and all(Path(word).exists() for word in named), "the next commands name what is there"
-    assert all("--raw" in line for line in after if "generate" in line), "as it was trained, without chat template"
+    assert "--format plain" in after[2] and "--format" not in after[0], "only the adapter's folder knows its form"
     assert {p.name for p in small.iterdir()} == {
         "company.sqlite", "train.jsonl", "held_out.jsonl", "recipe.yaml", "run", "merged",
     }  # fmt: skip

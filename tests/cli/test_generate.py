@@ -49,6 +49,23 @@ def test_an_adapter_changes_it(
     assert result["prompt_tokens"] > 0 and 0 < result["tokens"] <= 12 and result["seconds"] > 0
 
 
+def test_the_prompt_is_put_as_the_adapters_rows_were(
+    tiny_model: Path, random_adapter: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"format": "plain", "prompt": "Ask: {question}", "separator": " = "}
+    folder = random_adapter("sql", recipe={"data": data})
+    for more, put in (
+        ([], "Ask: Which city? = "),
+        (["--format", "plain"], "Ask: Which city? = "),
+        (["--format", "chat"], ASKED),
+        (["--raw"], "Which city?"),
+    ):
+        assert run(tiny_model, "--prompt", "Which city?", "--adapter", str(folder), *more) == 0
+        assert capsys.readouterr().out == said(tiny_model, put, 12, folder) + "\n"
+    assert run(tiny_model, "--prompt", "Which city?", "--format", "plain") == 0
+    assert capsys.readouterr().out == said(tiny_model, "Which city?\n", 12) + "\n"
+
+
 def test_raw_text_system_message_and_standard_input(
     tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,7 +99,8 @@ def test_a_stop_string_ends_the_answer(tiny_model: Path, capsys: pytest.CaptureF
         (["--prompt", "-"], "standard input held nothing"),
         (["--prompt", "x", "--top-p", "0.5"], "give a temperature above 0"),
         (["--prompt", "x", "--temperature", "-1"], "temperature must be above 0"),
-        (["--prompt", "x", "--raw", "--system", "s"], "raw text has no system message"),
+        (["--prompt", "x", "--raw", "--system", "s"], "plain text has no system message"),
+        (["--prompt", "x", "--format", "alpaca"], "--format is 'alpaca', should be one of chat, plain"),
         (["--prompt", "x", "--max-tokens", "0"], "max_new_tokens must be at least 1"),
         (["--prompt", "x " * 500], "positions"),
     ],

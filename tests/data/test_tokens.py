@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from veneer.data.tokens import Encoder, leading_ids
+from veneer.data.tokens import Encoder
 from veneer.errors import ModelError
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -52,11 +52,6 @@ def test_a_tokenizer_that_puts_spaces_first_is_not_used_in_pieces(spaced: Any) -
     encoded = encoder.encode(["hi yo"], [[3]])[0]
     assert spaced.convert_ids_to_tokens(encoded.ids.tolist()) == ["▁hi", "▁yo"]
     assert encoded.within(3, 5) == slice(1, 2)
-
-
-def test_what_the_tokenizer_puts_in_front(tokenizer: Any, spaced: Any) -> None:
-    assert leading_ids(tokenizer) == []
-    assert leading_ids(spaced) == [1]
 
 
 def test_a_slow_tokenizer_is_refused() -> None:

@@ -10,6 +10,7 @@ from veneer.errors import ConfigError, ModelError
 from veneer.generate.dialog import encode, sampler_of, speak
 from veneer.generate.engine import generate
 from veneer.generate.sampler import Sampling, greedy
+from veneer.generate.trained import RAW
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def tokenizer(tiny_model: Path) -> Any:
 def test_encode_renders_the_chat_template_once(tokenizer: Any) -> None:
     ids = encode(tokenizer, [{"role": "user", "content": "Which city?"}])
     assert tokenizer.decode(ids) == "<|im_start|>user\nWhich city?<|im_end|>\n<|im_start|>assistant\n"
-    assert encode(tokenizer, [{"role": "user", "content": "a b"}], raw=True) == tokenizer("a b")["input_ids"]
+    assert encode(tokenizer, [{"role": "user", "content": "a b"}], plain=RAW) == tokenizer("a b")["input_ids"]
 
 
 def test_without_a_chat_template(tokenizer: Any) -> None:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from transformers import AutoTokenizer
 
-from veneer.models.text import eos_ids, has_chat_template
+from veneer.models.text import eos_ids, has_chat_template, leading_ids
 
 
 def test_the_tiny_tokenizer_stops_at_its_end_of_turn(tiny_model: Path) -> None:
@@ -24,3 +24,15 @@ def test_eos_of_tokenizer_config_and_template_are_all_stops(tiny_model: Path) ->
     tokenizer.chat_template = None
     assert not has_chat_template(tokenizer)
     assert eos_ids(tokenizer) == {0}
+
+
+def test_what_the_tokenizer_puts_in_front(tiny_model: Path) -> None:
+    from tokenizers import processors
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    assert leading_ids(tokenizer) == []
+    around = [("<|im_start|>", 1), ("<|im_end|>", 2)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=around
+    )
+    assert leading_ids(tokenizer) == [1]

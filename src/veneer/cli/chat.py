@@ -22,6 +22,10 @@ def command(
         list[str] | None, typer.Option(metavar="[NAME=]DIR", help="Adapter folder; may be repeated. The first answers.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    format: Annotated[  # noqa: A002
+        str | None,
+        typer.Option(metavar="chat|plain", help="How prompts are put; by default as the adapter's rows were."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 for the likeliest text; above 0 draws by chance.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
@@ -42,21 +46,23 @@ def command(
     from veneer.adapters.attach import load_adapter
     from veneer.adapters.base_storage import storage_for
     from veneer.adapters.quantized import load_base
-    from veneer.generate.conversation import Conversation, adapter_names
+    from veneer.generate.conversation import NONE, Conversation, adapter_names
     from veneer.generate.dialog import sampler_of
+    from veneer.generate.trained import form_for
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
     folders = adapter_names(adapter or [])
+    forms = {name: form for name, folder in folders.items() if (form := form_for(folder, format))}
     loaded = load_base(model, storage=storage_for([*folders.values()], storage), dtype=dtype)
     adapters = {
         name: load_adapter(loaded.model, folder, allow_other_base=allow_other_base).detach()
         for name, folder in folders.items()
     }
-    talk = Conversation(loaded.model, loaded.tokenizer, adapters, sampler=sampler, max_new_tokens=max_tokens)
+    talk = Conversation(
+        loaded.model, loaded.tokenizer, adapters, forms=forms, sampler=sampler, max_new_tokens=max_tokens
+    )
     talk.system = system
-    if adapters:
-        talk.switch(next(iter(adapters)))
-    _say(f"{model}, adapter {talk.adapter or 'none'}. /help for commands, Ctrl-D to leave.")
+    _say(f"{model}, {talk.switch(next(iter(adapters), NONE))}. /help for commands, Ctrl-D to leave.")
     while (line := _read()) is not None:
         if not _command(talk, line.strip()):
             break

@@ -203,13 +203,13 @@ def merged_equal(recipe: "Recipe", adapter: Path, into: Path, files: "DemoFiles"
 
 
 def finale(folder: Path, model: str, result: dict[str, Any], people: Console) -> None:
-    """The figures that matter, and what to type next (raw prompts: the recipe trains without chat template)."""
+    """The figures that matter, and what to type next (the adapter is asked as its rows were)."""
     people.print(
         f"{result['accuracy_before']:.0%} -> {result['accuracy_after']:.0%} right, in "
         f"{format_seconds(result['seconds'])}, peak memory {format_bytes(result['peak_bytes'])}, adapter "
         f"{format_bytes(result['adapter_bytes'])}\n\nNext:\n"
-        f"  veneer generate {model} --adapter {folder}/run/adapter --raw --prompt 'How many orders are from 2021?'\n"
+        f"  veneer generate {model} --adapter {folder}/run/adapter --prompt 'How many orders are from 2021?'\n"
         f"  veneer eval {folder}/run --data {folder}/held_out.jsonl --metric sql --database {folder}/company.sqlite\n"
-        f"  veneer generate {folder}/merged --raw --prompt 'Which customers are in Berlin?'",
+        f"  veneer generate {folder}/merged --format plain --prompt 'Which customers are in Berlin?'",
         soft_wrap=True,
     )

@@ -20,7 +20,11 @@ def command(
     top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 for all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
     system: Annotated[str | None, typer.Option(help="System message in front of the prompt.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, with nothing around it.")] = False,
+    format: Annotated[  # noqa: A002
+        str | None,
+        typer.Option(metavar="chat|plain", help="How prompts are put; by default as the adapter's rows were."),
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     storage: Annotated[
@@ -42,17 +46,19 @@ def command(
     from veneer.adapters.quantized import load_base
     from veneer.errors import DataError
     from veneer.generate.dialog import encode, sampler_of, speak
+    from veneer.generate.trained import form_for
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise DataError("the prompt is empty" + (": standard input held nothing" if prompt == "-" else ""))
+    form = form_for(adapter, format, raw=raw)
     kept = storage_for([] if adapter is None else [adapter], storage)
     loaded = load_base(model, storage=kept, dtype=dtype)
     if adapter is not None:
         load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
-    tokens = encode(loaded.tokenizer, messages, raw=raw)
+    tokens = encode(loaded.tokenizer, messages, plain=form)
     begin = monotonic()
     written = speak(
         loaded.model,

@@ -16,8 +16,9 @@ from veneer.data.layout import Content, Layout, recognize
 from veneer.data.report import Rendered, RenderReport, complaint, reported
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row
-from veneer.data.tokens import Encoder, Tokenized, leading_ids
+from veneer.data.tokens import Encoder, Tokenized
 from veneer.errors import DataError, ModelError
+from veneer.models.text import leading_ids
 
 __all__ = ["Example", "RenderReport", "Rendered", "Renderer", "TooLong"]
 

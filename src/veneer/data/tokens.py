@@ -67,12 +67,3 @@ class Encoder:
             both = np.concatenate(offsets) if offsets else np.empty((0, 2), dtype=np.int32)
             result.append(Tokenized(ids, both[:, 0], both[:, 1]))
         return result
-
-
-def leading_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts in front of a plain text, usually a begin-of-text token or nothing."""
-    bare, full = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (False, True))
-    for at in range(len(full) - len(bare) + 1):
-        if full[at : at + len(bare)] == bare:
-            return list(full[:at])
-    return []

@@ -8,6 +8,7 @@ from veneer.errors import ConfigError, did_you_mean
 from veneer.generate.dialog import Answer, encode, speak
 from veneer.generate.engine import Memory
 from veneer.generate.sampler import Sampler, greedy
+from veneer.generate.trained import Plain
 
 NONE = "none"
 """The word for no adapter."""
@@ -24,7 +25,8 @@ class Attachable(Protocol):
 class Conversation:
     """History, the adapter in force, and the keys and values that the next turn can use again.
 
-    Adapters are handed over detached; `adapter` is the name of the one attached, if any.
+    Adapters are handed over detached; `adapter` is the name of the one attached, if any. One with an entry in `forms`
+    was trained on plain text: it is asked in that form, each question by itself.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Conversation:
         tokenizer: Any,
         adapters: Mapping[str, Attachable],
         *,
+        forms: Mapping[str, Plain] | None = None,
         sampler: Sampler = greedy,
         max_new_tokens: int = 512,
     ) -> None:
         self.model, self.tokenizer, self.adapters = model, tokenizer, dict(adapters)
+        self.forms = dict(forms or {})
         self.sampler, self.max_new_tokens = sampler, max_new_tokens
         self.system: str | None = None
         self.adapter: str | None = None
@@ -53,7 +57,7 @@ class Conversation:
 
         self.turns.append({"role": "user", "content": text})
         try:
-            tokens = encode(self.tokenizer, [*self._beginning(), *self.turns])
+            tokens = encode(self.tokenizer, [*self._beginning(), *self._asked()], plain=self._form())
             answer = speak(
                 self.model,
                 self.tokenizer,
@@ -91,11 +95,18 @@ class Conversation:
         if self.adapter is not None:
             self.adapters[self.adapter].attach()
         self.memory.clear()
-        return f"adapter {self.adapter or NONE}"
+        alone = ", trained on plain text: each question is answered by itself" if self._form() else ""
+        return f"adapter {self.adapter or NONE}{alone}"
 
     def listing(self) -> str:
         """Every adapter, the one in force with a star."""
         return "\n".join(("* " if n == (self.adapter or NONE) else "  ") + n for n in [*self.adapters, NONE])
+
+    def _form(self) -> Plain | None:
+        return self.forms.get(self.adapter or NONE)
+
+    def _asked(self) -> Sequence[dict[str, str]]:
+        return self.turns if self._form() is None else self.turns[-1:]
 
     def _beginning(self) -> Sequence[dict[str, str]]:
         return [{"role": "system", "content": self.system}] if self.system else []

@@ -9,7 +9,8 @@ from veneer.generate.engine import Memory, generate
 from veneer.generate.sampler import Sampler, Sampling, greedy
 from veneer.generate.stop import StopStrings, stop_ids
 from veneer.generate.stream import StreamDecoder
-from veneer.models.text import has_chat_template
+from veneer.generate.trained import Plain
+from veneer.models.text import has_chat_template, leading_ids
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,17 @@ def sampler_of(temperature: float, top_p: float = 1.0, top_k: int = 0, seed: int
     return Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
 
 
-def encode(tokenizer: Any, messages: Sequence[dict[str, str]], *, raw: bool = False) -> list[int]:
+def encode(tokenizer: Any, messages: Sequence[dict[str, str]], *, plain: Plain | None = None) -> list[int]:
     """Token ids of a conversation up to where the model speaks.
 
-    raw   the last message's text alone, as running text, with the tokens that the tokenizer puts in front
-    Raises ModelError for a tokenizer without chat template, ConfigError for a system message in raw text.
+    plain    put the one message as plain text, after the tokens that the tokenizer puts in front of a text
+    Raises ModelError for a tokenizer without chat template, ConfigError for a system message in plain text.
     """
-    if raw:
+    if plain is not None:
         if len(messages) > 1:
-            raise ConfigError("raw text has no system message and no turns; write everything into the prompt")
-        return [int(t) for t in tokenizer(messages[-1]["content"])["input_ids"]]
+            raise ConfigError("plain text has no system message and no turns; write everything into the prompt")
+        ids = tokenizer(plain.text(messages[0]["content"]), add_special_tokens=False)["input_ids"]
+        return [*leading_ids(tokenizer), *map(int, ids)]
     if not has_chat_template(tokenizer):
         raise ModelError("the model's tokenizer has no chat template, so it has no turns; use --raw to continue text")
     text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)

@@ -24,3 +24,12 @@ def eos_ids(tokenizer: Any, model_config: Any = None) -> set[int]:
     vocabulary = tokenizer.get_vocab()
     ids |= {vocabulary[token] for token in END_OF_TURN if token in template and token in vocabulary}
     return {int(i) for i in ids if i is not None}
+
+
+def leading_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer itself puts in front of a plain text, usually a begin-of-text token or nothing."""
+    bare, full = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (False, True))
+    for at in range(len(full) - len(bare) + 1):
+        if full[at : at + len(bare)] == bare:
+            return list(full[:at])
+    return []
