@@ -73,7 +73,7 @@ def optimizers(numbers: int) -> tuple[dict[str, Callable[[], Any]], float]:
     import torch
     from torch import nn
 
-    from veneer.adapters.attach import Named
+    from veneer.adapters.change import Named
     from veneer.train.optim import build_optimizer
     from veneer.train.optim.adamw import FlatAdamW
     from veneer.train.settings import OptimizerSettings

@@ -154,6 +154,7 @@ def sample(key: str) -> tuple[str, Any]:
         "prompt.name": ("prefix", "prefix"),
         "optimizer.name": ("adamw", "adamw"),
         "optimizer.bits": ("8", 8),
+        "optimizer.paged": ("true", True),
         "optimizer.betas": ("[0.8, 0.9]", (0.8, 0.9)),
         "train.schedule": ("cosine", "cosine"),
         "train.recompute": ("true", True),

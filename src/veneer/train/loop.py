@@ -67,7 +67,7 @@ def train(
         torch.manual_seed(recipe.train.seed)
         checkpoint = run.newest_checkpoint()
         job = prepare(recipe, say, None if checkpoint is None else begun_in(checkpoint))
-        state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
+        state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer, run.root))
         check_fast_paths(job.model, job.examples, packed=recipe.data.packing)
         if checkpoint is not None:
             load_checkpoint(checkpoint, state, job.data_hash)

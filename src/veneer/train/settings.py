@@ -73,6 +73,8 @@ class OptimizerSettings(Section):
     """adamw: AdamW."""
     bits: Literal[32, 8] = 32
     """Bits of each number of the optimizer's state; 8 quarters its memory. Biases and scales keep 32."""
+    paged: bool | Literal["auto"] = "auto"
+    """Keep the state on disk, in memory as far as there is room; auto where it would take half of what is available."""
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Learning rate at the schedule's top."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from veneer.adapters.attach import Named
+from veneer.adapters.change import Named
 from veneer.errors import ConfigError, TrainingError
 from veneer.train.optim import OPTIMIZERS, build_optimizer
 from veneer.train.optim.adamw import FlatAdamW

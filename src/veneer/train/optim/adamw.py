@@ -6,18 +6,26 @@ With `bits: 8` matrices of any size have 8-bit state; biases and scales keep 32 
 than 4096 numbers keep 32 bits.  Blocks have an absmax of their own, so a small matrix loses no more than a large one.)
 """
 
-from typing import Any
+import mmap
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from veneer import machine
 from veneer.errors import ConfigError, TrainingError
 from veneer.kernels.adamw8 import Rates
 from veneer.train.optim.flat import Flat
 from veneer.train.optim.groups import NOT_DECAYED, OPTIMIZERS, Groups
+from veneer.train.optim.paging import Pages
 from veneer.train.optim.state import Part, State, State8, State32, from_bitsandbytes
 from veneer.train.settings import OptimizerSettings
 
+CHUNK = 2**22
+"""Numbers that are stepped at a time where state is paged."""
+NAMES = {32: ("exp_avg", "exp_avg_sq"), 8: ("state1", "state2")}
+"""What torch and bitsandbytes call the moments."""
 CONSTANT = ("qmap1", "qmap2")
 """Entries that never change."""
 
@@ -25,13 +33,24 @@ CONSTANT = ("qmap1", "qmap2")
 class FlatAdamW(torch.optim.Optimizer):
     """AdamW; `state[parameter]` holds views of the flat state under torch's keys, or with 8 bits bitsandbytes'."""
 
-    def __init__(self, groups: Groups, betas: tuple[float, float], eps: float, bits: int = 32) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        betas: tuple[float, float],
+        eps: float,
+        bits: int = 32,
+        paged: bool | Literal["auto"] = False,
+        folder: Path | None = None,
+    ) -> None:
         super().__init__(groups, {"betas": betas, "eps": eps})
         self.flat = Flat([p for group in self.param_groups for p in group["params"]])
         self.spans = self.flat.spans([len(group["params"]) for group in self.param_groups])
         self.steps = [torch.zeros(()) for _ in self.flat.parameters]
         """Steps done, for each parameter as torch has it; here all are equal."""
-        self.kept = [self._new_state(group["role"], len(span), bits) for group, span in self._groups()]
+        self.pages = self._paged(paged, bits, folder)
+        self.kept = [
+            state_type(group["role"], bits)(len(span), self._new, NAMES[bits]) for group, span in self._groups()
+        ]
         self._places: dict[Tensor, tuple[State, Part]] = {}
         places = iter(zip(self.flat.parameters, self.flat.starts, self.steps, strict=False))
         for (group, span), kept in zip(self._groups(), self.kept, strict=True):
@@ -41,13 +60,18 @@ class FlatAdamW(torch.optim.Optimizer):
                 self._places[p] = kept, part
                 self.state[p] = {"step": steps, **kept.entries(part)}
 
-    def _new_state(self, role: str, n: int, bits: int) -> State:
-        def new(count: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros(count, dtype=dtype, device=self.flat.device)
+    def _paged(self, paged: bool | Literal["auto"], bits: int, folder: Path | None) -> Pages | None:
+        """Where the state lies if not in memory; auto is half of what is available."""
+        need = sum(state_type(group["role"], bits).nbytes(len(span)) for group, span in self._groups())
+        available = machine.available_bytes()
+        if paged is False or (paged == "auto" and (available is None or need <= available // 2)):
+            return None
+        return Pages(folder or machine.cache_dir(), need + 4 * mmap.PAGESIZE * len(self.spans))
 
-        if bits == 32:
-            return State32(n, new)
-        return State32(n, new, ("state1", "state2")) if role in NOT_DECAYED else State8(n, new)
+    def _new(self, count: int, dtype: torch.dtype) -> Tensor:
+        if self.pages is not None:
+            return self.pages.new(count, dtype)
+        return torch.zeros(count, dtype=dtype, device=self.flat.device)
 
     def _groups(self) -> list[tuple[dict[str, Any], range]]:
         return list(zip(self.param_groups, self.spans, strict=True))
@@ -57,8 +81,16 @@ class FlatAdamW(torch.optim.Optimizer):
         """Step every parameter; raises TrainingError if one has no gradient."""
         gradients = self.flat.gather()
         for (group, span), kept in zip(self._groups(), self.kept, strict=True):
-            part = slice(span.start, span.stop)
-            kept.step_(self.flat.values[part], gradients[part], slice(0, len(span)), self._rates(group))
+            chunk, before = CHUNK if self.pages is not None else max(len(span), 1), kept.within(slice(0, 0))
+            for start in range(0, len(span), chunk):
+                here = slice(start, min(start + chunk, len(span)))
+                part = slice(span.start + here.start, span.start + here.stop)
+                if self.pages is not None:
+                    self.pages.ahead(kept.within(slice(here.stop, min(here.stop + chunk, len(span)))))
+                kept.step_(self.flat.values[part], gradients[part], here, self._rates(group))
+                if self.pages is not None:
+                    self.pages.behind(kept.within(here), before)
+                    before = kept.within(here)
         torch._foreach_add_(self.steps, 1)
 
     def _rates(self, group: dict[str, Any]) -> Rates:
@@ -104,8 +136,13 @@ class FlatAdamW(torch.optim.Optimizer):
             group |= {key: value for key, value in kept.items() if key in ("lr", "betas", "eps", "weight_decay")}
 
 
+def state_type(role: str, bits: int) -> type[State32 | State8]:
+    """How a group of this role keeps its state."""
+    return State8 if bits == 8 and role not in NOT_DECAYED else State32
+
+
 @OPTIMIZERS.add("adamw")
-def adamw(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def adamw(groups: Groups, settings: OptimizerSettings, folder: Path | None) -> torch.optim.Optimizer:
     """AdamW; the groups bring their own rate and decay.
 
     Raises ConfigError for 8 bits where nothing would be kept in them.
@@ -116,4 +153,17 @@ def adamw(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimizer:
             f"optimizer.bits is 8, but this method trains only {' and '.join(sorted(roles))} parameters, whose state "
             "stays in 32 bits; leave it at 32"
         )
-    return FlatAdamW(groups, settings.betas, settings.eps, settings.bits)
+    if groups[0]["params"][0].is_cuda and (settings.bits == 8 or settings.paged is True):
+        return on_cuda(groups, settings)
+    return FlatAdamW(groups, settings.betas, settings.eps, settings.bits, settings.paged, folder)
+
+
+def on_cuda(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """bitsandbytes' AdamW, whose paged state is managed memory.  Not run on CUDA by our tests."""
+    try:
+        from bitsandbytes import optim
+    except ImportError as error:
+        raise ConfigError("8-bit and paged optimizer state on CUDA need bitsandbytes: install veneer[cuda]") from error
+    name = f"{'Paged' if settings.paged is True else ''}AdamW{settings.bits}bit"
+    made: torch.optim.Optimizer = getattr(optim, name)(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return made

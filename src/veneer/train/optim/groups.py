@@ -7,6 +7,7 @@ given; the authors' code gives them 1e-6 unless told otherwise, which all but fr
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from veneer.registry import Registry
 from veneer.train.settings import OptimizerSettings
 
 Groups = list[dict[str, Any]]
-OPTIMIZERS: Registry[Callable[[Groups, OptimizerSettings], torch.optim.Optimizer]] = Registry("optimizer")
+OPTIMIZERS: Registry[Callable[[Groups, OptimizerSettings, Path | None], torch.optim.Optimizer]] = Registry("optimizer")
 
 NOT_DECAYED = ("scale", "bias")
 
@@ -65,9 +66,14 @@ def _refuse_idle(
         )
 
 
-def build_optimizer(named: Sequence[Named], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the adapter's parameters."""
-    return OPTIMIZERS[settings.name](parameter_groups(named, settings), settings)
+def build_optimizer(
+    named: Sequence[Named], settings: OptimizerSettings, folder: Path | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the adapter's parameters.
+
+    folder   where paged state lies; if absent the cache folder
+    """
+    return OPTIMIZERS[settings.name](parameter_groups(named, settings), settings, folder)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, multiplier: float) -> dict[str, float]:

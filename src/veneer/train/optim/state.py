@@ -32,6 +32,15 @@ class State(ABC):
     def tensors(self) -> tuple[Tensor, ...]:
         """All that it holds."""
 
+    @staticmethod
+    @abstractmethod
+    def nbytes(n: int) -> int:
+        """What a stretch takes."""
+
+    @abstractmethod
+    def within(self, span: slice) -> tuple[Tensor, ...]:
+        """The parts of the tensors that a step over `span`, whole blocks, reads and writes."""
+
     @abstractmethod
     def step_(self, values: Tensor, gradients: Tensor, span: slice, rates: Rates) -> None:
         """Step the values of the stretch that lie in `span`, whole blocks; `values` and `gradients` are that part."""
@@ -52,12 +61,19 @@ class State(ABC):
 class State32(State):
     """float32 moments, stepped by torch's fused kernel."""
 
-    def __init__(self, n: int, new: New, names: tuple[str, str] = ("exp_avg", "exp_avg_sq")) -> None:
+    def __init__(self, n: int, new: New, names: tuple[str, str]) -> None:
         self.names, self.first, self.second = names, new(n, torch.float32), new(n, torch.float32)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return self.first, self.second
+
+    @staticmethod
+    def nbytes(n: int) -> int:
+        return 8 * n
+
+    def within(self, span: slice) -> tuple[Tensor, ...]:
+        return self.first[span], self.second[span]
 
     def step_(self, values: Tensor, gradients: Tensor, span: slice, rates: Rates) -> None:
         torch_adamw(
@@ -94,7 +110,7 @@ class State32(State):
 class State8(State):
     """Moments as 8-bit codes with an absmax per 256, stepped by our kernel; entries are those of bitsandbytes."""
 
-    def __init__(self, n: int, new: New) -> None:
+    def __init__(self, n: int, new: New, _names: tuple[str, str]) -> None:
         blocks = n // ALIGN
         absmax = new(blocks, torch.float32), new(blocks, torch.float32)
         self.kept = Moments(new(n, torch.uint8), new(n, torch.uint8), *absmax)
@@ -103,6 +119,13 @@ class State8(State):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(self.kept)
+
+    @staticmethod
+    def nbytes(n: int) -> int:
+        return 2 * n + 8 * (n // ALIGN)
+
+    def within(self, span: slice) -> tuple[Tensor, ...]:
+        return tuple(self._within(span.start, span.stop))
 
     def _within(self, start: int, stop: int) -> Moments:
         blocks = slice(start // ALIGN, -(-stop // ALIGN))
