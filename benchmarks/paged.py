@@ -1,6 +1,6 @@
 """Does paging let a run finish where memory is short, with the same adapter, and what does it cost?
 
-    python benchmarks/paged.py [--limits 440,400,360] [--steps 3] [--layers 24] [--quick]
+    python benchmarks/paged.py [--limits 440,420,400] [--steps 3] [--layers 24] [--quick]
 
 A made LLaMA (24 layers of 1024, 0.3G weights, 0.16 GB in NF4) is trained in memory cgroups that this script makes and
 removes (version 1 or 2; it has to be allowed to). For each limit (MiB) two processes of their own train: one keeps all
@@ -48,7 +48,7 @@ def main() -> None:
     if args.child:
         child(*args.child, steps=args.steps)
         return
-    limits = [int(limit) for limit in (args.limits or ("380" if args.quick else "440,400,360")).split(",")]
+    limits = [int(limit) for limit in (args.limits or ("380" if args.quick else "440,420,400")).split(",")]
     with memory_group(limits[0] * MIB):
         pass  # refused before anything is written
     from made import Shape, write_model, write_rows
