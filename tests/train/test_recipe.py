@@ -66,6 +66,39 @@ def test_a_method_by_flag_keeps_what_the_file_says_of_it(file: Any) -> None:
     assert (recipe.method.name, recipe.method.own) == ("dora", {"rank": 4, "rank_pattern": {"q_proj": 2}})
 
 
+@pytest.mark.parametrize(
+    ("storage", "flags", "meant"),
+    [
+        ("", ["--load_in_4bit", "true"], {"name": "nf4"}),
+        ("", ["--load_in_8bit=True", "--load_in_4bit", "false"], {"name": "int8"}),
+        ("storage: {name: fp4, block: 32}", ["--load_in_4bit", "true"], {"name": "fp4", "block": 32}),
+        ("storage: {name: fp4, block: 32}", ["--load_in_8bit", "true"], {"name": "int8"}),
+        ("storage: {name: fp4, block: 32}", ["--load_in_4bit", "false"], {"name": "dense"}),
+        ("load_in_4bit: true", ["--load_in_4bit", "false"], {"name": "dense"}),
+        ("storage: int8", ["--load_in_4bit", "false"], {"name": "int8"}),
+        ("storage: int8", ["--load_in_4bit", "true", "--bnb_4bit_quant_type", "fp4"], {"name": "fp4"}),
+        ("", ["--load_in_4bit", "true", "--storage.block", "32"], {"name": "nf4", "block": 32}),
+    ],
+)
+def test_a_switch_of_quantization_is_a_flag(file: Any, storage: str, flags: list[str], meant: dict[str, Any]) -> None:
+    got = load_recipe(file(GOOD + storage), parse_flags(flags)).storage
+    wanted = recipe_from({"model": "m", "run": "r", "data": {"train": "x"}, "storage": meant}).storage
+    assert got == wanted
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--load_in_4bit", "4"], "--load_in_4bit: load_in_4bit is 4, true or false is needed"),
+        (["--load_in_4bit", "true", "--storage", "int8"], "--load_in_4bit: load_in_4bit is true, but storage.name is"),
+        (["--load_in_4bit", "false", "--storage.name", "nf4"], "load_in_4bit is false, but storage.name is 'nf4'"),
+        (["--load_in_4bit", "true", "--load_in_8bit", "true"], "load_in_4bit is true, but storage.name is 'int8'"),
+    ],
+)
+def test_flags_that_contradict_a_switch(file: Any, flags: list[str], problem: str) -> None:
+    assert problem in "\n".join(complaint(file(GOOD), *flags))
+
+
 def test_everything_wrong_comes_at_once_with_its_place(file: Any) -> None:
     path = file(
         "model: tiny\nrun: runs/x\nbatch_size: 8\nepohs: 3\n"

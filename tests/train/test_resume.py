@@ -74,6 +74,19 @@ def test_8_bit_state_comes_back_to_the_bit(job: Make, tmp_path: Path) -> None:
     assert {t.dtype for t in load_file(tmp_path / "step-2" / "state.safetensors").values()} >= {torch.uint8}
 
 
+def test_another_number_of_threads_is_said(job: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, state = begun(job(), 1)
+    save_checkpoint(tmp_path / "step-1", state, "hash")
+    assert load_checkpoint(tmp_path / "step-1", state, "hash") is None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    said = load_checkpoint(tmp_path / "step-1", state, "hash")
+    assert said is not None and "began with OMP_NUM_THREADS=1, now there are 3 threads" in said
+    facts = tmp_path / "step-1" / "state.json"
+    older = {key: value for key, value in json.loads(facts.read_text()).items() if key != "threads"}
+    facts.write_text(json.dumps(older))
+    assert load_checkpoint(tmp_path / "step-1", state, "hash") is None, "an older checkpoint does not say"
+
+
 @pytest.fixture
 def saved(job: Make, tmp_path: Path) -> tuple[Path, TrainState]:
     _, state = begun(job(), 1)

@@ -121,6 +121,24 @@ def _switched(recipe: dict[Any, Any], given: Mapping[Any, Any]) -> list[Problem]
     return problems
 
 
+def switch(recipe: dict[Any, Any], key: str, flags: Mapping[str, Any]) -> list[Problem]:
+    """Let a switch among the flags outrank the recipe's storage; another flag that names a storage must agree."""
+    on, meant = flags[key], SWITCHES[key]
+    given = [v for k, v in flags.items() if k == "storage" or own_name(k) == "storage.name"]
+    named = [v.get("name") if isinstance(v, Mapping) else v for v in given]
+    named += [SWITCHES[k][0] for k in SWITCHES if k != key and flags.get(k) is True]
+    storage = recipe.get("storage", {})
+    name = storage.get("name") if isinstance(storage, dict) else storage
+    if not isinstance(on, bool):
+        return [(key, f"{key} is {repr_of(on)}, true or false is needed")]
+    if named:
+        clash = on != (named[-1] in meant)
+        return [(key, f"{key} is {str(on).lower()}, but storage.name is {repr_of(named[-1])}")] if clash else []
+    if on != (name in meant):
+        recipe["storage"] = {"name": meant[0] if on else "dense"}
+    return []
+
+
 def own_name(key: Any, value: Any = "") -> Any:
     """The dotted name of a key or of an alias; `adapter` is one only with a method's name, others put more there."""
     return key if key == "adapter" and not isinstance(value, str) else SAME_MEANING.get(key, key)

@@ -70,8 +70,8 @@ def train(
         state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer, run.root))
         check_fast_paths(job.model, job.examples, packed=recipe.data.packing)
         if checkpoint is not None:
-            load_checkpoint(checkpoint, state, job.data_hash)
-            say(f"going on after step {state.step}")
+            differs = load_checkpoint(checkpoint, state, job.data_hash)
+            say(f"going on after step {state.step}" + (f"; {differs}" if differs else ""))
         run.rewind(state.step)
         own = [lambda e: run.append(e.line()), tensorboard(run.root / "tensorboard", after=state.step)]
         resumed_from = state.step if checkpoint is not None else None

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from veneer.errors import ConfigError, did_you_mean
-from veneer.train.aliases import OTHER_MEANING, SAME_MEANING, SHORTHANDS, canonical, own_name, put
+from veneer.train.aliases import OTHER_MEANING, SAME_MEANING, SHORTHANDS, SWITCHES, canonical, own_name, put, switch
 from veneer.train.findings import fields, keys, of_method, of_prompt, of_storage, of_types, takes, truths
 from veneer.train.settings import Recipe
 from veneer.train.yaml_text import read_tree, read_value, write_tree
@@ -42,7 +42,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     """
     overrides: dict[str, Any] = {}
     problems = []
-    known = [*keys(), *SHORTHANDS, *SAME_MEANING, *OTHER_MEANING]
+    known = [*keys(), *SHORTHANDS, *SAME_MEANING, *SWITCHES, *OTHER_MEANING]
     rest = list(flags)
     while rest:
         flag = rest.pop(0)
@@ -104,7 +104,12 @@ def _checked(tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, 
     """The recipe, or ConfigError with a line for every problem: its place, the key, what was given, what to do."""
     settings, problems = canonical(tree)
     places |= {own_name(key): place for key, place in places.items() if own_name(key) not in places}
+    for key in [key for key in SWITCHES if key in overrides]:
+        problems += switch(settings, key, overrides)
+        places |= {key: f"--{key}", "storage": f"--{key}"}
     for key, value in overrides.items():
+        if key in SWITCHES:
+            continue
         dotted = f"{key}.name" if key in SHORTHANDS and isinstance(value, str) else own_name(key, value)
         if key in OTHER_MEANING:
             problems.append((key, f"{key}: {OTHER_MEANING[key]}"))

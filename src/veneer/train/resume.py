@@ -47,6 +47,7 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
         "step": state.step,
         "tokens": state.tokens,
         "seconds": state.seconds,
+        "threads": torch.get_num_threads(),
         "data": data,
         "base": base_fingerprint(state.adapter.model),
         "begun": _began(state.adapter),
@@ -82,8 +83,8 @@ def _unreadable(folder: Path, error: Exception) -> DiskError:
     )
 
 
-def load_checkpoint(folder: Path, state: TrainState, data: str) -> None:
-    """Put the state back in place.
+def load_checkpoint(folder: Path, state: TrainState, data: str) -> str | None:
+    """Put the state back in place; returns what keeps the run from ending with the same bytes, if anything does.
 
     Raises TrainingError if the rows, the base model or the parameters are not those of the checkpoint, DiskError if it
     is damaged; the state is then as it was.
@@ -107,6 +108,18 @@ def load_checkpoint(folder: Path, state: TrainState, data: str) -> None:
     _restore_optimizer(state.optimizer, tensors)
     torch.set_rng_state(random)
     state.step, state.tokens, state.seconds = step, tokens, seconds
+    return _other_threads(facts.get("threads"))
+
+
+def _other_threads(before: int | None) -> str | None:
+    """Sums are added up in another order by another number of threads."""
+    now = torch.get_num_threads()
+    if before is None or before == now:
+        return None
+    return (
+        f"the run began with OMP_NUM_THREADS={before}, now there are {now} threads: it goes on rightly, but not to the "
+        "same bytes as without the interruption"
+    )
 
 
 def _own(adapter: Change) -> dict[str, Tensor]:
