@@ -7,6 +7,7 @@ a rank that has to be given, by singular value decomposition, and the error is r
 All layers get one rank, filled up with zeros, and alpha = rank, because some servers read no per-layer settings.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +36,10 @@ class AsLoRA:
 
 
 @torch.no_grad()
-def as_lora(adapter: Adapter, rank: int | None = None) -> AsLoRA:
+def as_lora(adapter: Adapter, rank: int | None = None, *, progress: Callable[[], object] = lambda: None) -> AsLoRA:
     """The LoRA of `rank` nearest to an adapter; None: the smallest rank that is equal.
+
+    progress    is called after each layer
 
     Raises NotFoldable, for all layers at once, where a delta is no change of a linear layer's weight alone, and
     ConfigError where it has no equal LoRA of small rank and none was given.
@@ -58,6 +61,7 @@ def as_lora(adapter: Adapter, rank: int | None = None) -> AsLoRA:
         a, b, errors[path] = _of_rank(rank, factors[path], delta, layers[path])
         deltas[path] = METHODS["lora"](layers[path], config, torch.Generator().manual_seed(0))
         deltas[path].load_({"lora_A.weight": a, "lora_B.weight": b})
+        progress()
     return AsLoRA(Adapter(adapter.model, config, Targeting(targets=tuple(deltas)), deltas, adapter.base), errors)
 
 

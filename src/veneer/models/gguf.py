@@ -195,6 +195,11 @@ def deinterleave(weight: Tensor, heads: int) -> Tensor:
     return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
 
 
+def interleave(weight: Tensor, heads: int) -> Tensor:
+    """Undoes `deinterleave`: from (half, pair) order of each head's rows to (pair, half)."""
+    return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
+
+
 def _through_transformers(file: Path, folder: Path, architecture: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

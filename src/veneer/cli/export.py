@@ -1,0 +1,110 @@
+"""Write an adapter in a form that other programs read."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.errors import ConfigError, did_you_mean
+from veneer.units import format_bytes
+
+if TYPE_CHECKING:
+    from veneer.adapters.attach import Adapter
+    from veneer.adapters.change import Change
+    from veneer.merge.export import AsLoRA
+
+FORMS = {
+    "peft": "the method's own folder, as PEFT loads it",
+    "lora": "a plain LoRA folder, for PEFT, vLLM and other servers",
+    "gguf": "a LoRA file for llama.cpp",
+}
+
+
+def command(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The base model: an alias, a hub id, a folder or a .gguf file.")
+    ],
+    adapter: Annotated[Path, typer.Option(metavar="DIR", help="The adapter's folder.")],
+    to: Annotated[str, typer.Option(metavar="FORM", help="; ".join(f"{k}: {v}" for k, v in FORMS.items()) + ".")],
+    into: Annotated[Path, typer.Option(metavar="PATH", help="The folder (gguf: file) to write; must not exist yet.")],
+    rank: Annotated[
+        int | None, typer.Option(help="lora, gguf: of the nearest LoRA where none is equal; by default the equal one.")
+    ] = None,
+    allow_other_base: Annotated[
+        bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write an adapter in a form that other programs read.
+
+    A method that is LoRA in other words (PiSSA, EVA, AdaLoRA, MoRA with sharing) becomes an equal LoRA; any other
+    change of weights (MoRA with rotation, DoRA, full) the nearest LoRA of --rank, and what it loses is printed.
+    Example:
+
+        veneer export smollm2-135m-instruct --adapter runs/mora/adapter --to lora --into exports/mora --rank 64
+    """
+    from veneer.adapters.attach import load_adapter
+    from veneer.adapters.base_storage import storage_for
+    from veneer.adapters.quantized import load_base
+    from veneer.merge.fold import foldable
+    from veneer.merge.gguf_adapter import write_gguf_adapter
+
+    _refuse(to, into, rank)
+    loaded = load_base(model, storage=storage_for([adapter], None), dtype="float32")
+    trained = load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
+    if to == "peft":
+        _refuse_unknown_to_peft(trained)
+        result: dict[str, Any] = {"path": str(into), "bytes": trained.save(into), "to": to}
+        said = ""
+    else:
+        made = _as_lora(foldable(trained), rank)
+        written = made.adapter.save(into) if to == "lora" else write_gguf_adapter(made.adapter, into)
+        worst = max(made.errors, key=made.errors.__getitem__)
+        result = {"path": str(into), "bytes": written, "to": to, "rank": rank_of(made), "exact": made.exact}
+        result["error"] = made.errors[worst]
+        equal = f"equal to the {trained.kind} adapter"
+        loses = f"not equal: it loses at most {made.errors[worst]:.2%} of an update ({worst})"
+        said = f", LoRA of rank {result['rank']}, {equal if made.exact else loses}"
+    if as_json:
+        emit_json(result)
+        return
+    stdout.print(f"exported: {into} ({format_bytes(result['bytes'])}){said}", markup=False, soft_wrap=True)
+
+
+def rank_of(made: "AsLoRA") -> int:
+    """The one rank of all its layers."""
+    return int(getattr(made.adapter.config, "rank"))  # noqa: B009 (a MethodConfig need not have one; LoRA's has)
+
+
+def _refuse(to: str, into: Path, rank: int | None) -> None:
+    if to not in FORMS:
+        raise ConfigError(f"--to {to}: there is no such form{did_you_mean(to, FORMS)} Known: {', '.join(FORMS)}.")
+    if into.exists() or into.is_symlink():
+        raise ConfigError(f"{into} exists already; export to a new path, or remove that one")
+    if rank is not None and rank < 1:
+        raise ConfigError(f"--rank must be at least 1, got {rank}")
+    if rank is not None and to == "peft":
+        raise ConfigError("--rank is of --to lora and gguf; --to peft writes the adapter as it is")
+
+
+def _refuse_unknown_to_peft(trained: "Change") -> None:
+    from veneer.adapters.prompted import Prompted
+
+    if isinstance(trained, Prompted):
+        return
+    if trained.settings is None or len(trained.holders()) != len(trained.deltas):
+        raise ConfigError(
+            f"{trained.kind} is two adapters to PEFT: export the folders `method` and `prompt` inside it one by one"
+        )
+    fields = type(next(iter(trained.deltas.values()))).to_peft(trained.settings)
+    if fields["peft_type"] not in ("LORA", "IA3", "ADALORA") or fields.get("use_mora"):
+        raise ConfigError(f"PEFT has no word for {trained.kind}; --to lora makes a LoRA of it, where that can be")
+
+
+def _as_lora(adapter: "Adapter", rank: int | None) -> "AsLoRA":
+    from veneer.data.progress import showing
+    from veneer.merge.export import as_lora
+
+    with showing("layers", len(adapter.deltas), stderr) as advance:
+        return as_lora(adapter, rank, progress=lambda: advance(1))
