@@ -1,6 +1,5 @@
 """A LoRA adapter for llama.cpp: its names and layout, read back by the gguf library, and llama.cpp's own answers."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -89,9 +88,7 @@ def by_llama_cpp(base: Path, adapter: Path | None, tokens: list[int], words: int
     if adapter is not None:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
     asked = {"prompt": tokens, "n_predict": 1, "n_probs": words, "temperature": 1.0, "cache_prompt": False}
-    answered = xllamacpp.Server(params).handle_completions(json.dumps({**asked, "post_sampling_probs": False}))
-    answer = answered if isinstance(answered, dict) else json.loads(answered)
-    choice = answer["completion_probabilities"][0] if "completion_probabilities" in answer else answer
+    choice = xllamacpp.Server(params).handle_completions(asked)["completion_probabilities"][0]
     return np.array([x["logprob"] for x in sorted(choice["top_logprobs"], key=lambda x: x["id"])])
 
 
