@@ -82,10 +82,10 @@ def test_the_methods_own_folder_and_a_file_for_llama_cpp(
 @pytest.mark.parametrize(
     ("method", "settings", "to", "more", "status", "said"),
     [
-        ("lora", {}, "ggufs", [], 2, "--to ggufs: there is no such form. Did you mean 'gguf'? Known: peft, lora, gguf."),
+        ("lora", {}, "ggufs", [], 2, "--to ggufs: there is no such form. Did you mean 'gguf'? Known: peft"),
         ("lora", {}, "lora", ["--rank", "0"], 2, "--rank must be at least 1, got 0"),
         ("lora", {}, "peft", ["--rank", "4"], 2, "--rank is of --to lora and gguf; --to peft writes the adapter as it"),
-        ("mora", {"rank": 2}, "peft", [], 2, "PEFT has no word for mora; --to lora makes a LoRA of it, where that can be"),
+        ("mora", {"rank": 2}, "peft", [], 2, "PEFT has no word for mora; --to lora makes a LoRA of it"),
         ("full", {"targets": ("q_proj",)}, "peft", [], 2, "PEFT has no word for full"),
         ("bottleneck", {"targets": ("o_proj", "down_proj")}, "lora", [], 1, "cannot be folded"),
         ("lora", {"prompt": True}, "peft", [], 2, "lora + prefix is two adapters to PEFT: export the folders `method`"),
