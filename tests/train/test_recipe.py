@@ -189,7 +189,11 @@ def sample(key: str) -> tuple[str, Any]:
         "optimizer.bits": ("8", 8),
         "optimizer.paged": ("true", True),
         "optimizer.betas": ("[0.8, 0.9]", (0.8, 0.9)),
+        "restarts.reset": ("random", "random"),
+        "restarts.keep": ("0.5", 0.5),
+        "restarts.fold": ("beside", "beside"),
         "train.schedule": ("cosine", "cosine"),
+        "train.floor": ("0.5", 0.5),
         "train.recompute": ("true", True),
         "train.dtype": ("float32", "float32"),
         "memory.page_weights": ("true", True),
@@ -198,7 +202,8 @@ def sample(key: str) -> tuple[str, Any]:
     numbers = {"data.rows", "data.eval_rows"}
     if key in texts:
         return texts[key]
-    return ("{q} [1", "{q} [1") if not key.startswith(("optimizer.", "train.")) and key not in numbers else ("3", 3)
+    numeric = key.startswith(("optimizer.", "train.", "restarts.")) or key in numbers
+    return ("3", 3) if numeric else ("{q} [1", "{q} [1")
 
 
 @pytest.mark.parametrize("key", keys())
@@ -207,6 +212,7 @@ def test_every_key_is_a_flag(key: str) -> None:
     for flags in ([f"--{key}", text], [f"--{key}={text}"]):
         data = {"train": "x", "eval": "y", **NEEDED.get(key, {})}
         tree = {"model": "m", "run": "r", "data": data, "storage": {"name": "nf4"}, "train": {"recompute": True}}
+        tree["restarts"] = {"every": 9, "reset": "random"} if key.startswith("restarts.") else {}
         recipe: Any = load_with(tree, parse_flags(flags))
         for part in key.split("."):
             recipe = getattr(recipe, part)

@@ -124,6 +124,7 @@ def test_another_base_is_refused(saved: tuple[Path, TrainState], job: Make) -> N
     folder, state = saved
     with torch.no_grad():
         state.adapter.model.get_parameter("model.layers.0.mlp.up_proj.weight").add_(0.5)
+    state = TrainState(state.adapter, state.optimizer)
     with pytest.raises(
         TrainingError, match=r"the base model's weights are not those of checkpoint .*step-1; put the old"
     ):

@@ -79,6 +79,12 @@ class TrainProgress:
 
     def __call__(self, event: Event) -> None:
         f = event.figures
+        if event.kind == "restart":
+            self.say(
+                f"step {event.step}: restart, cycle {f['cycle']} begins; {f['pruned']:.1%} of the moments are zero, "
+                f"{f['rounding_of_change']:.2g} of the change was rounded away"
+            )
+            return
         if event.kind == "evaluation":
             self.say(f"step {event.step}: evaluation loss {f['loss']:.4f}, perplexity {f['perplexity']:.2f}")
             return

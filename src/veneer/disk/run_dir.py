@@ -111,8 +111,8 @@ class RunDir:
         return events
 
     def rewind(self, step: int) -> None:
-        """Forget events after `step`: they will happen again."""
-        kept = [e for e in self.read_events() if e.get("step", 0) <= step]
+        """Forget events after `step`: they will happen again, as will a restart between it and the next."""
+        kept = [e for e in self.read_events() if e.get("step", 0) <= step - (e.get("event") == "restart")]
         with replacing(self.events) as temporary:
             temporary.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
 

@@ -148,11 +148,16 @@ class Delta(nn.Module, ABC):
     """Every parameter's role; nobody parses names."""
     kinds: ClassVar[frozenset[Kind]] = frozenset({"linear"})
     """The layers it can change."""
+    past: dict[str, Tensor]
+    """What the cycles that restarts have ended left, float32, no longer trained; empty before the first restart."""
+    past_in_weight: bool = False
+    """Whether the layer's own weight holds the past for now, so that `forward` leaves it out."""
 
     @abstractmethod
     def __init__(self, layer: FrozenLayer, config: Any, rng: torch.Generator) -> None:
         """Build the delta for `layer` with random numbers from `rng` (CPU); parameters are float32."""
         super().__init__()
+        self.past = {}
 
     @classmethod
     def watch(cls, config: Any) -> Watch | None:
@@ -181,7 +186,10 @@ class Delta(nn.Module, ABC):
         """x, the layer's input, and y, its output (..., O) -> the changed output, in y's dtype."""
 
     def fold(self, w: Tensor) -> Tensor:
-        """W (O, D, *kernel) float32 -> the one weight that does the same alone.  Raises NotFoldable by name."""
+        """W (O, D, *kernel) float32, as the base has it -> the one weight that does the same alone, past and all.
+
+        Raises NotFoldable by name.
+        """
         raise NotFoldable(f"{type(self).__name__} is not a change of one weight, so it cannot be folded into it")
 
     def fold_bias(self, bias: Tensor) -> Tensor:
@@ -195,6 +203,22 @@ class Delta(nn.Module, ABC):
     def now(self, config: Any) -> Any:
         """The adapter's own settings as they hold now: a restart may have moved one on (ReMoRA's grouping)."""
         return config
+
+    @classmethod
+    def refuse_restarts(cls, config: Any) -> None:
+        """Raise ConfigError by name where restarts cannot widen the change; methods that have a past say nothing."""
+        raise ConfigError(
+            f"{config.method} gains nothing from restarts: cycles of it add up to what one of them can be; "
+            "use lora, dora, pissa or eva, or mora with variant sharing, or leave restarts out"
+        )
+
+    def remember_(self) -> None:
+        """End a cycle: the trained change joins the past; `restart_` follows, once the layer's weight is in place."""
+        raise NotFoldable(f"{type(self).__name__} keeps no finished cycles, so it cannot be restarted in training")
+
+    def fold_past(self, w: Tensor) -> Tensor:
+        """W (O, D, *kernel) float32, as the base has it -> with the finished cycles alone."""
+        return w
 
     def restart_(self, rng: torch.Generator) -> None:
         """Re-initialize in place after a fold, so that the delta is again no change (ReLoRA, ReMoRA)."""

@@ -8,6 +8,10 @@ Departs from it: with dropout only the low-rank path sees the dropped input; the
 
 The norm is taken at every forward pass, from W A^T instead of a dense B A: O D R multiply-adds and one dense W.
 Embedding: the norm is over the words, one per column of the table. Convolution: over channels and kernel.
+
+After restarts the past is c (W + s B A) with c (O,) the product of all cycles' m / n: cycles multiply rows and add a
+low-rank term in turn, so a cycle's B, divided by the c before it, joins the others.  All cycles together are therefore
+one DoRA of rank n R, and saved as one; its m is the last cycle's, with c's sign.
 """
 
 from collections.abc import Mapping
@@ -47,15 +51,27 @@ class DoRA(LoRA):
     def restart_(self, rng: torch.Generator) -> None:
         super().restart_(rng)
         if self.layer is not None:
-            self.m.copy_(self._norm(self.layer.weight()))
+            self.m.copy_(self._norm(self._weight()))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """As LoRA's, where y is the frozen layer's output with its bias."""
         layer = self.layer
         assert layer is not None
-        ratio = self._per_output((self.m / self._norm(layer.weight())).to(y.dtype))
         plain = y if layer.bias is None else y - self._per_output(layer.bias().to(y.dtype))
-        return y + (ratio - 1) * plain + ratio * super().forward(x, torch.zeros_like(y))
+        before = plain
+        if self.past and not self.past_in_weight:
+            past = self._per_output(self.past["ratio"].to(y.dtype))
+            plain = past * self._added(x, plain, self.past["a"], self.past["b"])
+        ratio = self._per_output((self.m / self._norm(self._weight())).to(y.dtype))
+        x = x if self.kind == "embedding" else self.dropout(x.to(y.dtype))
+        low_rank = self._added(x, torch.zeros_like(y), self.a, self.b)
+        return y + (plain - before) + (ratio - 1) * plain + ratio * low_rank
+
+    def _weight(self) -> Tensor:
+        """The layer's weight as this cycle began with it."""
+        assert self.layer is not None
+        w = self.layer.weight()
+        return w if self.past_in_weight else self.fold_past(w)
 
     def _per_output(self, v: Tensor) -> Tensor:
         """v (O,) as it multiplies an output: channels of a convolution come before its space."""
@@ -66,15 +82,31 @@ class DoRA(LoRA):
         """||W + s B A|| (O,) of a weight (O, D, *kernel)."""
         w = w.to(self.a.dtype)
         if self.kind == "conv":
-            norm: Tensor = torch.linalg.vector_norm(super().fold(w).flatten(1), dim=1)
+            norm: Tensor = torch.linalg.vector_norm(self._folded(w, self.a, self.b).flatten(1), dim=1)
             return norm
         a, b = self.a, self.b
         squares = w.square().sum(1) + 2 * self.scale * ((w @ a.T) * b).sum(1)
         return (squares + self.scale**2 * ((b @ (a @ a.T)) * b).sum(1)).clamp_min(torch.finfo(w.dtype).tiny).sqrt()
 
     def fold(self, w: Tensor) -> Tensor:
-        ratio = (self.m / self._norm(w)).to(w.dtype)
-        return super().fold(w) * ratio.reshape(-1, *[1] * (w.dim() - 1))
+        w = self.fold_past(w)
+        return _times_rows(self._folded(w, self.a, self.b), self.m / self._norm(w))
+
+    def fold_past(self, w: Tensor) -> Tensor:
+        return _times_rows(super().fold_past(w), self.past["ratio"]) if self.past else w
+
+    def _change(self) -> tuple[Tensor, Tensor]:
+        if not self.past:
+            return self.a, self.b
+        rows = self.b.shape[0]
+        return self.a, self.b / self.past["ratio"].reshape(rows, 1)
+
+    @torch.no_grad()
+    def remember_(self) -> None:
+        ratio = self.m / self._norm(self._weight())
+        before = self.past.get("ratio", torch.ones_like(ratio))
+        super().remember_()
+        self.past["ratio"] = before * ratio
 
     def factors(self) -> None:
         """None: the magnitude changes every row of the weight, so the update has no small rank."""
@@ -85,7 +117,8 @@ class DoRA(LoRA):
         return super().n_params(layer, config) + layer.out_features
 
     def tensors(self) -> dict[str, Tensor]:
-        m = self.m.reshape(1, -1, *[1] * (self.a.dim() - 2)) if self.kind == "conv" else self.m
+        m = self.m * self.past["ratio"].sign() if self.past else self.m
+        m = m.reshape(1, -1, *[1] * (self.a.dim() - 2)) if self.kind == "conv" else m
         return {**super().tensors(), KEY: m}
 
     @torch.no_grad()
@@ -100,3 +133,8 @@ class DoRA(LoRA):
     @classmethod
     def from_peft(cls, fields: Mapping[str, Any]) -> LoRAConfig | None:
         return super().from_peft({**fields, "use_dora": False}) if fields.get("use_dora") else None
+
+
+def _times_rows(w: Tensor, by: Tensor) -> Tensor:
+    """W (O, D, *kernel) with each output's row multiplied by its number of `by` (O,)."""
+    return w * by.to(w.dtype).reshape(-1, *[1] * (w.dim() - 1))

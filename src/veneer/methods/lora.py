@@ -8,10 +8,13 @@ Departs from it: A ~ U(-1/sqrt(D), 1/sqrt(D)), as the authors' code does; the pa
 Embedding: y = E[token], so A x is a look-up in A: (R, V), which starts at 0, and B: (O, R) is drawn.
 Convolution: A is a convolution of R channels that walks as the layer does, B a 1x1 one. With groups each group has its
 own R / groups channels, which is what makes the update a change of the one grouped weight.
+
+After n - 1 restarts (ReLoRA, arXiv:2307.05695) the change is the sum of n such products, which is one of rank n R: A's
+rows below each other, B's columns side by side, the same s.  So it is saved, and only the last R are trained.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 from typing import Any, ClassVar, Literal, get_args
 
@@ -85,41 +88,92 @@ class LoRA(Delta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Linear: x (..., D), y (..., O).  Convolution: x (B, D, *space).  Embedding: x (...) token ids."""
-        if self.kind == "embedding":
-            h = F.embedding(x, self.a.T, self.padding_idx).to(y.dtype)
-            return _add_product(y, h, self.b, self.scale * self.embed_scale)
-        x = self.dropout(x.to(y.dtype))
-        if self.kind == "conv":
-            return y + self._convolved(x) * self.scale
-        return _add_product(y, F.linear(x, self.a.to(x.dtype)), self.b, self.scale)
+        if self.past and not self.past_in_weight:
+            y = self._added(x, y, self.past["a"], self.past["b"])
+        return self._added(x if self.kind == "embedding" else self.dropout(x.to(y.dtype)), y, self.a, self.b)
 
-    def _convolved(self, x: Tensor) -> Tensor:
+    def _added(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """y + s B A x."""
+        if self.kind == "embedding":
+            h = F.embedding(x, a.T, self.padding_idx).to(y.dtype)
+            return _add_product(y, h, b, self.scale * self.embed_scale)
+        x = x.to(y.dtype)
+        if self.kind == "conv":
+            return y + self._convolved(x, a, b) * self.scale
+        return _add_product(y, F.linear(x, a.to(x.dtype)), b, self.scale)
+
+    def _convolved(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         g = _geometry(self.geometry)
         conv = _CONV[len(g.kernel)]
         padding = g.padding
         if g.padding_mode != "zeros":
             x, padding = F.pad(x, _pad_widths(g), mode=g.padding_mode), (0,) * len(g.kernel)
-        a_groups = self.in_features // self.a.shape[1]
-        h = conv(x, self.a.to(x.dtype), None, g.stride, padding, g.dilation, a_groups)
-        b = self.b.to(x.dtype).reshape(*self.b.shape, *([1] * len(g.kernel)))
-        out: Tensor = conv(h, b, None, 1, 0, 1, g.groups)
+        a_groups = self.in_features // a.shape[1]
+        h = conv(x, a.to(x.dtype), None, g.stride, padding, g.dilation, a_groups)
+        out: Tensor = conv(h, b.to(x.dtype).reshape(*b.shape, *([1] * len(g.kernel))), None, 1, 0, 1, g.groups)
         return out
 
+    @classmethod
+    def refuse_restarts(cls, config: LoRAConfig) -> None:
+        if config.init == "random":
+            raise ConfigError(
+                f"{config.method}.init random does not begin at no change, so each restart would throw the model off; "
+                "use uniform or gaussian with restarts"
+            )
+
+    def _change(self) -> tuple[Tensor, Tensor]:
+        """A and B of the change that is trained now, as they join the past."""
+        return self.a, self.b
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        """A and B of the past and the present change together."""
+        a, b = self._change()
+        if not self.past:
+            return a, b
+        groups = self.geometry.groups if self.geometry is not None else 1  # each group's rows stay together
+        rows = [t.reshape(groups, -1, *t.shape[1:]) for t in (self.past["a"], a)]
+        return torch.cat(rows, dim=1).flatten(0, 1), torch.cat([self.past["b"], b], dim=1)
+
+    @torch.no_grad()
+    def remember_(self) -> None:
+        a, b = self._whole()
+        self.past = {"a": a.detach().clone(), "b": b.detach().clone()}
+
+    def fold_past(self, w: Tensor) -> Tensor:
+        return self._folded(w, self.past["a"], self.past["b"]) if self.past else w
+
     def fold(self, w: Tensor) -> Tensor:
+        return self._folded(w, *self._whole())
+
+    def now(self, config: LoRAConfig) -> LoRAConfig:
+        """Of one LoRA that is all cycles together: n times the rank, the same scale."""
+        n = len(self._whole()[0]) // len(self._change()[0])
+        more = sqrt(n) if config.rank_stabilized else float(n)
+        return replace(
+            config,
+            rank=n * config.rank,
+            alpha=more * config.alpha,
+            rank_pattern={k: n * rank for k, rank in config.rank_pattern.items()},
+            alpha_pattern={k: more * alpha for k, alpha in config.alpha_pattern.items()},
+        )
+
+    def _folded(self, w: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """W + s B A."""
         if self.kind != "conv":
-            return w + (self.b.to(w.dtype) @ self.a.to(w.dtype)) * self.scale
+            return w + (b.to(w.dtype) @ a.to(w.dtype)) * self.scale
         groups = _geometry(self.geometry).groups
-        if self.a.shape[1] != self.in_features // groups:
+        if a.shape[1] != self.in_features // groups:
             raise NotFoldable(
                 "this lora delta on a grouped convolution mixes channels across groups (as PEFT trains it), "
                 "which no grouped weight can do; keep it as an adapter"
             )
-        a = self.a.to(w.dtype).reshape(groups, self.a.shape[0] // groups, -1)
-        b = self.b.to(w.dtype).reshape(groups, self.b.shape[0] // groups, -1)
+        a = a.to(w.dtype).reshape(groups, a.shape[0] // groups, -1)
+        b = b.to(w.dtype).reshape(groups, b.shape[0] // groups, -1)
         return w + torch.bmm(b, a).reshape(w.shape) * self.scale
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        return (self.a.detach(), self.b.detach() * self.scale) if self.kind == "linear" else None
+        a, b = self._whole()
+        return (a.detach(), b.detach() * self.scale) if self.kind == "linear" else None
 
     @classmethod
     def n_params(cls, layer: FrozenLayer, config: LoRAConfig) -> int:
@@ -128,12 +182,13 @@ class LoRA(Delta):
         return config.rank * (layer.in_features * points + layer.out_features) // groups
 
     def tensors(self) -> dict[str, Tensor]:
+        a, b = self._whole()
         if self.kind == "embedding":
-            return {"lora_embedding_A": self.a, "lora_embedding_B": self.b}
+            return {"lora_embedding_A": a, "lora_embedding_B": b}
         if self.kind == "linear":
-            return {"lora_A.weight": self.a, "lora_B.weight": self.b}
-        b = self.b.reshape(*self.b.shape, *([1] * (self.a.dim() - 2)))
-        return {"lora_A.weight": self._across_groups(), "lora_B.weight": b}
+            return {"lora_A.weight": a, "lora_B.weight": b}
+        b = b.reshape(*b.shape, *([1] * (a.dim() - 2)))
+        return {"lora_A.weight": self._across_groups(a), "lora_B.weight": b}
 
     @torch.no_grad()
     def load_(self, tensors: Mapping[str, Tensor]) -> None:
@@ -149,15 +204,15 @@ class LoRA(Delta):
             self.a = nn.Parameter(kept.to(self.a.device, self.a.dtype, copy=True))
         self.b.copy_(tensors["lora_B.weight"].reshape(self.b.shape))
 
-    def _across_groups(self) -> Tensor:
+    def _across_groups(self, a: Tensor) -> Tensor:
         """A as PEFT stores it: every channel of every group, zero outside a row's own group."""
         groups = _geometry(self.geometry).groups
-        if self.a.shape[1] == self.in_features:
-            return self.a
-        rows, width = self.a.shape[0] // groups, self.a.shape[1]
-        full = self.a.new_zeros(self.a.shape[0], self.in_features, *self.a.shape[2:])
+        if a.shape[1] == self.in_features:
+            return a
+        rows, width = a.shape[0] // groups, a.shape[1]
+        full = a.new_zeros(a.shape[0], self.in_features, *a.shape[2:])
         for g in range(groups):
-            full[g * rows : (g + 1) * rows, g * width : (g + 1) * width] = self.a[g * rows : (g + 1) * rows]
+            full[g * rows : (g + 1) * rows, g * width : (g + 1) * width] = a[g * rows : (g + 1) * rows]
         return full
 
     @classmethod

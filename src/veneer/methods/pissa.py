@@ -60,8 +60,9 @@ class PiSSA(LoRA):
 
     @torch.no_grad()
     def restart_(self, rng: torch.Generator) -> None:
-        """Start from the principal values of the weight as it is now."""
-        a, b = principal(self.layer.weight(), self.config.rank, self.scale, self.config.iterations, rng)
+        """Start from the principal values of the weight as it is now, finished cycles and all."""
+        w = self.layer.weight() if self.past_in_weight else self.fold_past(self.layer.weight())
+        a, b = principal(w, self.config.rank, self.scale, self.config.iterations, rng)
         self.a.copy_(a)
         self.b.copy_(b)
         self.register_buffer("a0", self.a.detach().clone())
@@ -69,6 +70,8 @@ class PiSSA(LoRA):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (..., D), y (..., O)."""
+        if self.past and not self.past_in_weight:
+            y = self._added(x, y, self.past["a"], self.past["b"])
         x = self.dropout(x.to(y.dtype))
         now, first = (
             F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)) for a, b in ((self.a, self.b), (self.a0, self.b0))
@@ -76,17 +79,12 @@ class PiSSA(LoRA):
         return y + (now - first) * self.scale
 
     def fold(self, w: Tensor) -> Tensor:
+        w = self.fold_past(w)
         a, b, a0, b0 = (t.to(w.dtype) for t in (self.a, self.b, self.a0, self.b0))
         return w + (b @ a - b0 @ a0) * self.scale
 
-    def factors(self) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.a.detach(), self.a0]), torch.cat([self.b.detach(), -self.b0], dim=1) * self.scale
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            "lora_A.weight": torch.cat([self.a, self.a0]),
-            "lora_B.weight": torch.cat([self.b, -self.b0], dim=1),
-        }
+    def _change(self) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.a, self.a0]), torch.cat([self.b, -self.b0], dim=1)
 
     @torch.no_grad()
     def load_(self, tensors: Mapping[str, Tensor]) -> None:

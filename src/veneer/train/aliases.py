@@ -43,6 +43,9 @@ SAME_MEANING = {
     "cutoff_len": "train.max_length",
     "lr_scheduler_type": "train.schedule",
     "lr_scheduler": "train.schedule",
+    "relora_steps": "restarts.every",
+    "jagged_restart_steps": "restarts.every",
+    "jagged_restart_warmup_steps": "restarts.warmup",
     "warmup_steps": "train.warmup",
     "warmup_ratio": "train.warmup",
     "max_grad_norm": "train.clip",
@@ -69,6 +72,9 @@ OTHER_MEANING = {
     "fp16": "float16 does not train here; set train.dtype to bfloat16 or float32",
     "bnb_4bit_compute_dtype": "the compute dtype is measured; to choose it set train.dtype",
     "optim": "set optimizer.name",
+    "relora": "set restarts.every to the steps of a cycle",
+    "relora_prune_method": "set restarts.reset to magnitude, random or zero",
+    "relora_prune_ratio": "set restarts.keep to what is left: 1 - the ratio",
     "scale": "veneer's scale is alpha / rank; set method.alpha to scale x rank",
 }
 
@@ -76,7 +82,7 @@ OTHER_MEANING = {
 SWITCHES = {"load_in_4bit": ("nf4", "fp4"), "load_in_8bit": ("int8",)}
 """Names that are true or false -> the storages that they mean when true, the usual one first."""
 
-SECTIONS = ("storage", "method", "prompt", "data", "optimizer", "train", "memory")
+SECTIONS = ("storage", "method", "prompt", "data", "optimizer", "restarts", "train", "memory")
 SHORTHANDS = ("storage", "method", "prompt", "optimizer")
 """Sections that may be given as a bare name: `method: lora`."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Event:
-    """One step, or one evaluation (`kind`), with its figures under plain names."""
+    """One step, one restart before the next, or one evaluation (`kind`), with its figures under plain names."""
 
     kind: str
     step: int

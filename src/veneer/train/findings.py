@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from veneer.errors import ConfigError, did_you_mean
 from veneer.train.aliases import SAME_MEANING, SECTIONS, Problem
-from veneer.train.settings import NONE, MethodSettings, PromptSettings, Recipe, StorageSettings
+from veneer.train.settings import NONE, MethodSettings, PromptSettings, Recipe, RestartSettings, StorageSettings
 
 
 def keys() -> dict[str, str]:
@@ -45,19 +45,31 @@ def truths(settings: Mapping[Any, Any]) -> list[Problem]:
 
 
 def of_method(settings: Mapping[Any, Any]) -> list[Problem]:
-    """What the method says of its own settings."""
-    from veneer.methods.base import config_from  # not at import: brings torch
+    """What the method says of its own settings, and of restarts."""
+    from veneer.methods.base import METHODS, config_from  # not at import: brings torch
 
     try:
         method = MethodSettings.model_validate(settings.get("method", {}))
         if method.name == NONE:
             return _without_method(method, settings)
-        config_from(method.name, method.own)
+        config = config_from(method.name, method.own)
     except ValidationError:
         return []  # said already
     except ConfigError as error:
         return _by_setting("method", error, r"^\w+[.:] ?(\w+)")
+    try:
+        if _restarting(settings):
+            METHODS[method.name].refuse_restarts(config)
+    except ConfigError as error:
+        return [("restarts.every", str(error))]
     return []
+
+
+def _restarting(settings: Mapping[Any, Any]) -> bool:
+    try:
+        return bool(RestartSettings.model_validate(settings.get("restarts", {})).every)
+    except ValidationError:
+        return False  # said already
 
 
 def _without_method(method: MethodSettings, settings: Mapping[Any, Any]) -> list[Problem]:
@@ -67,6 +79,10 @@ def _without_method(method: MethodSettings, settings: Mapping[Any, Any]) -> list
     prompt = settings.get("prompt")
     if (prompt.get("name", NONE) if isinstance(prompt, Mapping) else NONE) == NONE:
         problems.append(("method.name", "method is none and there is no prompt, so nothing would be trained"))
+    if _restarting(settings):
+        problems.append(
+            ("restarts", "a prompt alone is no change of a weight that could be folded; leave restarts out")
+        )
     return problems
 
 

@@ -20,6 +20,7 @@ from veneer.train.optim import build_optimizer
 from veneer.train.prepare import Job, prepare, with_dtype
 from veneer.train.recipe import write_recipe
 from veneer.train.recompute import recomputing
+from veneer.train.restarts import Restarts
 from veneer.train.resume import TrainState, begun_in, load_checkpoint, save_checkpoint
 from veneer.train.settings import Recipe
 from veneer.train.step import optimizer_step
@@ -82,12 +83,16 @@ def train(
 def _steps(recipe: Recipe, job: Job, state: TrainState, run: RunDir, listeners: Sequence[Listener]) -> None:
     """Make every step that is left."""
     settings, total = recipe.train, len(job.plan)
+    restarts = Restarts(recipe, job.adapter, total)
     with (
         interruptible() as interrupted,
         activation_file(recipe, job, run.root) as inputs,
         recomputing(job.model, settings.recompute, inputs),
+        restarts.folded(),
     ):
         while state.step < total:
+            if restarts.due(state.step):
+                _tell(listeners, Event("restart", state.step, total, restarts.restart_(state.optimizer, state.step)))
             job.adapter.train()
             figures = optimizer_step(recipe, job, state)
             job.adapter.eval()

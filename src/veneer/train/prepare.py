@@ -22,6 +22,7 @@ from veneer.methods.base import METHODS, MethodConfig, config_from
 from veneer.models.load import compute_dtype
 from veneer.prompts.base import config_from as prompt_config
 from veneer.train.look import looking
+from veneer.train.restarts import check_restarts
 from veneer.train.settings import NONE, Recipe, TrainSettings
 
 Plan = list[list[list[int]]]
@@ -74,6 +75,7 @@ def prepare(recipe: Recipe, say: Progress = lambda _: None, begun: Begun | None 
     front = 0 if recipe.prompt.name == NONE else prompt_config(recipe.prompt.name, recipe.prompt.own).tokens
     _check_lengths(loaded.model, [*examples, *held_out], front)
     adapter = change_for(loaded.model, recipe, examples, plan, begun)
+    check_restarts(recipe, adapter, len(plan))
     return Job(loaded.model, loaded.tokenizer, adapter, examples, rendered.report, held_out, plan, hash_of(examples))
 
 

@@ -5,7 +5,7 @@ is a pure function of the seed, so the step's number is its position.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,16 @@ class TrainState:
     """Tokens seen."""
     seconds: float = 0.0
     """Spent in training, over all sessions of the run."""
+    base: str = field(init=False)
+    """The fingerprint of the base's weights, which restarts change for the length of a session."""
+
+    def __post_init__(self) -> None:
+        self.base = base_fingerprint(self.adapter.model)
 
 
 def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
     """Write the state after a step, whole or not at all; `data` is a hash of the examples."""
-    tensors = _own(state.adapter)
+    tensors = _own(state.adapter) | _past(state.adapter)
     for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
     tensors["random"] = torch.get_rng_state()
@@ -49,7 +54,7 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
         "seconds": state.seconds,
         "threads": torch.get_num_threads(),
         "data": data,
-        "base": base_fingerprint(state.adapter.model),
+        "base": state.base,
         "begun": _began(state.adapter),
     }
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
@@ -100,7 +105,7 @@ def load_checkpoint(folder: Path, state: TrainState, data: str) -> str | None:
         raise TrainingError(
             f"the training rows are not those of checkpoint {folder}; put the old file back, or start a new run"
         )
-    if base != base_fingerprint(state.adapter.model):
+    if base != state.base:
         raise TrainingError(
             f"the base model's weights are not those of checkpoint {folder}; put the old ones back, or start a new run"
         )
@@ -130,6 +135,11 @@ def _own(adapter: Change) -> dict[str, Tensor]:
     return own
 
 
+def _past(adapter: Change) -> dict[str, Tensor]:
+    """What finished cycles have left in the deltas."""
+    return {f"past.{path}:{name}": t for path, delta in adapter.deltas.items() for name, t in delta.past.items()}
+
+
 def _restore_adapter(folder: Path, adapter: Change, tensors: dict[str, Tensor]) -> None:
     named = _own(adapter)
     saved = {k: t for k, t in tensors.items() if k.startswith(("parameter.", "buffer."))}
@@ -140,6 +150,9 @@ def _restore_adapter(folder: Path, adapter: Change, tensors: dict[str, Tensor]) 
         raise TrainingError(f"checkpoint {folder} is of another adapter; these differ: {', '.join(differing[:8])}")
     for key, tensor in named.items():
         tensor.copy_(saved[key])
+    for path, delta in adapter.deltas.items():
+        own = f"past.{path}:"
+        delta.past = {k.removeprefix(own): t for k, t in tensors.items() if k.startswith(own)}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -108,6 +108,8 @@ class TrainSettings(Section):
     """How the learning rate falls after the warm-up."""
     warmup: Annotated[float, Field(ge=0)] = 0.03
     """Steps over which the learning rate rises; below 1 a share of all steps."""
+    floor: Share = 0.0
+    """Where the schedule ends, as a share of the learning rate, in [0, 1)."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; 0 for no limit."""
     recompute: bool | Annotated[int, Field(ge=1)] | tuple[int, ...] = False
@@ -128,6 +130,8 @@ class TrainSettings(Section):
     def _one_length(self) -> "TrainSettings":
         if self.steps is not None and self.epochs is not None:
             raise ConfigError(f"give train.steps ({self.steps}) or train.epochs ({self.epochs}), not both")
+        if self.floor and self.schedule == "constant":
+            raise ConfigError(f"train.floor is {self.floor}, but schedule constant does not fall; leave it out")
         return self
 
 
@@ -138,6 +142,44 @@ class MemorySettings(Section):
     """Read the quantized weights of the model's blocks from disk ahead of each use; needs train.recompute."""
     page_activations: bool = False
     """Keep the inputs of recomputed blocks on disk between forward and backward pass; needs train.recompute."""
+
+
+class RestartSettings(Section):
+    """Fold the change into the frozen weights every so often and begin a new one: ReLoRA; with mora, ReMoRA."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps of a cycle, after which comes a restart; 0 for none."""
+    first: Annotated[int, Field(ge=1)] | None = None
+    """Steps before the first restart; if absent as many as `every`."""
+    warmup: Annotated[float, Field(ge=0)] = 0.1
+    """Steps over which the learning rate rises again after a restart; below 1 a share of `every`."""
+    reset: Literal["zero", "random", "magnitude", "none"] = "zero"
+    """What becomes of the optimizer's moments: all zero; a random share or the largest are kept; none: all kept."""
+    keep: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the moments that random and magnitude keep, in (0, 1); if absent 0.1."""
+    fold: Literal["auto", "weight", "beside"] = "auto"
+    """Where finished cycles go: into the weight, which is put back at the end, or beside it as a growing low-rank term;
+    auto: into weights that are dense and belong to one layer only."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RestartSettings":
+        given = [k for k, v in self.model_dump().items() if k != "every" and v != type(self).model_fields[k].default]
+        if given and not self.every:
+            raise ConfigError(f"restarts.{given[0]} is given, but there are no restarts: set restarts.every")
+        if self.keep is not None and self.reset not in ("random", "magnitude"):
+            raise ConfigError(
+                f"restarts.keep belongs to reset random and magnitude, but restarts.reset is {self.reset}"
+            )
+        if self.every and self.warmup_steps > self.every:
+            raise ConfigError(
+                f"restarts.warmup {self.warmup:g} is longer than a cycle (restarts.every {self.every}); lower it"
+            )
+        return self
+
+    @property
+    def warmup_steps(self) -> int:
+        """`warmup` in steps."""
+        return round(self.warmup * self.every) if self.warmup < 1 else round(self.warmup)
 
 
 def _name(section: Any) -> Any:
@@ -162,6 +204,8 @@ class Recipe(Section):
     """What is trained in front of the tokens."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """How parameters step."""
+    restarts: RestartSettings = RestartSettings()
+    """Fold the change in and begin a new one, every so many steps."""
     train: TrainSettings = TrainSettings()
     """How long, in what portions, and what is written on the way."""
     memory: MemorySettings = MemorySettings()

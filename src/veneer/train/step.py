@@ -14,6 +14,7 @@ from veneer.errors import TrainingError
 from veneer.train.loss import backward, head_of, hidden_states
 from veneer.train.optim.groups import set_learning_rates
 from veneer.train.prepare import Job
+from veneer.train.restarts import restart_steps
 from veneer.train.resume import TrainState
 from veneer.train.schedule import multiplier
 from veneer.train.settings import Recipe
@@ -30,7 +31,15 @@ def optimizer_step(recipe: Recipe, job: Job, state: TrainState) -> dict[str, Any
     """
     began = time.perf_counter()
     settings, micro_batches = recipe.train, job.plan[state.step]
-    scale = multiplier(state.step, steps=len(job.plan), warmup=settings.warmup, schedule=settings.schedule)
+    scale = multiplier(
+        state.step,
+        steps=len(job.plan),
+        warmup=settings.warmup,
+        schedule=settings.schedule,
+        floor=settings.floor,
+        restarts=restart_steps(recipe.restarts, len(job.plan)),
+        rewarm=recipe.restarts.warmup_steps,
+    )
     rates = set_learning_rates(state.optimizer, scale)
     multiple = ROUND if recipe.data.packing else 1
     batches = [collate([job.examples[i] for i in members], multiple) for members in micro_batches]
