@@ -13,11 +13,14 @@ from transformers.cache_utils import DynamicCache
 from tests.methods.layers import moved
 from tests.methods.parity import TOKENS, fresh, logits, peft_loads
 from veneer.adapters.attach import attach
+from veneer.adapters.base_storage import base_storage
 from veneer.adapters.prompted import Prompted, attach_prompt, load_prompt, shape_of
+from veneer.adapters.quantized import Furnisher
 from veneer.errors import AdapterMismatch, ConfigError, ModelError
 from veneer.generate.engine import generate
 from veneer.methods.base import config_from
 from veneer.models.documents import Documents, attending_documents
+from veneer.models.load import load_model
 from veneer.prompts.base import PROMPTS
 from veneer.prompts.prefix import PrefixTuningConfig
 from veneer.prompts.prompt import PromptTuningConfig
@@ -72,6 +75,18 @@ def test_logits_are_those_with_the_prompt_in_front(tiny_model: Path, config: Any
     assert float((ours - want)[real].abs().max()) < 1e-4
     assert float((ours - plain)[real].abs().max()) > 0.1
     assert torch.equal(logits(model), plain)
+
+
+@both
+@torch.no_grad()
+@pytest.mark.parametrize("storage", ["nf4", "int8"])
+def test_a_quantized_embedding_and_head_take_a_prompt(tiny_model: Path, config: Any, storage: str) -> None:
+    kept = Furnisher(base_storage({"name": storage, "embeddings": True}))
+    model = load_model(tiny_model, dtype="float32", furnish=kept).model
+    prompted = trained(model, config)
+    ours = model(TOKENS).logits
+    prompted.detach()
+    assert float((ours - plainly(model, prompted, TOKENS)).abs().max()) < 1e-4
 
 
 @both
