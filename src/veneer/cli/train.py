@@ -25,6 +25,7 @@ SETTINGS: dict[str, Any] = {
 def command(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
+    force: Annotated[bool, typer.Option("--force", help="Train even if the memory or disk will not do.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter. The same command starts a run, goes on with it after an interruption, or says it is done.
@@ -33,6 +34,7 @@ def command(
 
         veneer train recipe.yaml --train.epochs 2 --optimizer.lr 1e-3
     """
+    from veneer.plan.refuse import refusing
     from veneer.train.loop import train
 
     if recipe.startswith("--"):
@@ -40,7 +42,7 @@ def command(
     settings = load_recipe(recipe, parse_flags(context.args))
     try:
         with TrainProgress() as progress:
-            outcome, _ = train(settings, [progress], progress.say)
+            outcome, _ = train(settings, [progress], progress.say, refusing(progress.say, force=force))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"The same command goes on with the run in {settings.run}.") from None
     if as_json:

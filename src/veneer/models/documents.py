@@ -54,6 +54,10 @@ class Documents:
         put = real.flatten().nonzero().flatten()
         return cls(len(lengths), longest, take.flatten(), put, real.flatten())
 
+    def to(self, device: torch.device) -> "Documents":
+        """The same with its tensors on `device`."""
+        return Documents(self.count, self.longest, self.take.to(device), self.put.to(device), self.real.to(device))
+
 
 class _Spread(torch.autograd.Function):
     """(N, F) tokens -> (S * longest, F) padded; the gradient takes back each token's own place and no other."""

@@ -23,7 +23,7 @@ from veneer.disk.tensors import Tensors, open_tensors
 from veneer.errors import ConfigError, ModelError, did_you_mean
 from veneer.models.sources import resolve
 
-__all__ = ["DTYPES", "Furnish", "Loaded", "Place", "compute_dtype", "load_model", "load_tokenizer", "resolve"]
+__all__ = ["DTYPES", "Furnish", "Loaded", "Place", "build", "compute_dtype", "load_model", "load_tokenizer", "resolve"]
 
 Place = Callable[[str, Tensor], Tensor]
 """Parameter name and its tensor (on the CPU, already in the compute dtype) -> what the model keeps."""
@@ -73,7 +73,7 @@ def load_model(
     about = open_model_dir(folder)
     with _quiet():
         quantized = about.config.get("quantization_config") is not None
-        built = _build(folder, chosen, quantized=furnish is not None)
+        built = build(folder, chosen, quantized=furnish is not None)
         kind, tensors = type(built), open_tensors(folder)
         try:
             left = tensors if furnish is None else furnish(built, tensors)
@@ -117,10 +117,11 @@ def _keep(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _build(folder: Path, dtype: torch.dtype, *, quantized: bool) -> Any:
+def build(folder: Path, dtype: torch.dtype, *, quantized: bool, blocks: int | None = None) -> Any:
     """The architecture of `folder`: parameters on the meta device, buffers real, random state untouched.
 
     quantized    whether weights that are quantized by bitsandbytes may be asked for
+    blocks       only the first so many
     """
     from transformers import AutoConfig
 
@@ -134,6 +135,8 @@ def _build(folder: Path, dtype: torch.dtype, *, quantized: bool) -> Any:
                     "give the model they were made from, and let veneer quantize it"
                 )
             del config.quantization_config  # the model is dense until somebody puts other modules in
+        if blocks is not None:
+            _shorten(config.get_text_config(), blocks)
         with _parameters_on_meta(), torch.random.fork_rng(devices=[]):
             model = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     except ModelError:
@@ -142,6 +145,13 @@ def _build(folder: Path, dtype: torch.dtype, *, quantized: bool) -> Any:
         raise ModelError(f"{folder}/config.json: transformers builds no causal model from it: {error}") from error
     model.tie_weights()
     return model
+
+
+def _shorten(config: Any, blocks: int) -> None:
+    """Let the architecture have so many blocks, with the kinds of its first ones."""
+    config.num_hidden_layers = blocks
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:blocks]
 
 
 def _auto_class(config: Any) -> Any:

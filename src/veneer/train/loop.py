@@ -17,7 +17,7 @@ from veneer.train.events import Event, Listener, tensorboard
 from veneer.train.held_out import mean_loss
 from veneer.train.interrupt import interruptible
 from veneer.train.optim import build_optimizer
-from veneer.train.prepare import Job, prepare, with_dtype
+from veneer.train.prepare import Check, Job, prepare, with_dtype
 from veneer.train.recipe import write_recipe
 from veneer.train.recompute import recomputing
 from veneer.train.restarts import Restarts
@@ -48,12 +48,16 @@ class Outcome:
 
 
 def train(
-    recipe: Recipe, listeners: Sequence[Listener] = (), say: Callable[[str], None] = lambda _: None
+    recipe: Recipe,
+    listeners: Sequence[Listener] = (),
+    say: Callable[[str], None] = lambda _: None,
+    check: Check = lambda recipe, rows, plan: None,
 ) -> tuple[Outcome, Job | None]:
     """Start a run, go on with it, or say what it came to; the job is None if nothing was left to do.
 
     listeners   are told of every step and evaluation
     say         is told what happens before the first step
+    check       may refuse the job before its weights are read
     Ctrl-C and SIGTERM end it after the current step with a checkpoint, as KeyboardInterrupt.
     """
     recipe = with_dtype(recipe)
@@ -67,7 +71,7 @@ def train(
             return Outcome(**figures), None
         torch.manual_seed(recipe.train.seed)
         checkpoint = run.newest_checkpoint()
-        job = prepare(recipe, say, None if checkpoint is None else begun_in(checkpoint))
+        job = prepare(recipe, say, None if checkpoint is None else begun_in(checkpoint), check)
         state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer, run.root))
         check_fast_paths(job.model, job.examples, packed=recipe.data.packing)
         if checkpoint is not None:

@@ -26,7 +26,7 @@ def hidden_states(model: Any, batch: Batch, *, packed: bool) -> Tensor:
     packed    attention within documents; otherwise the batch is one document, attended to by the model's own means
     """
     if packed:
-        documents = Documents.from_starts(batch.starts)
+        documents = Documents.from_starts(batch.starts).to(batch.input_ids.device)
         with attending_documents(model):
             out = _forward(model, batch, documents=documents)
     else:

@@ -19,7 +19,7 @@ from veneer.data.render import Renderer, RenderReport
 from veneer.data.sources import read_rows
 from veneer.errors import ConfigError
 from veneer.methods.base import METHODS, MethodConfig, config_from
-from veneer.models.load import compute_dtype
+from veneer.models.load import compute_dtype, load_tokenizer
 from veneer.prompts.base import config_from as prompt_config
 from veneer.train.look import looking
 from veneer.train.restarts import check_restarts
@@ -53,30 +53,58 @@ class Job:
     data_hash: str
 
 
-def prepare(recipe: Recipe, say: Progress = lambda _: None, begun: Begun | None = None) -> Job:
-    """Load, read, render, plan and attach; everything that can be wrong with a recipe is found here.
+@dataclass
+class Rows:
+    """A recipe's rows as tokens."""
+
+    tokenizer: Any
+    examples: list[Example]
+    report: RenderReport
+    held_out: list[Example]
+
+
+Check = Callable[[Recipe, Rows, Plan], None]
+"""Looks at a job before its weights are read, and raises Refused if it cannot work."""
+
+
+def prepare(
+    recipe: Recipe,
+    say: Progress = lambda _: None,
+    begun: Begun | None = None,
+    check: Check = lambda recipe, rows, plan: None,
+) -> Job:
+    """Read, render, plan, load and attach; everything that can be wrong with a recipe is found here.
 
     say      is told what happens now
     begun    of the run that goes on, where its method looked at data
+    check    looks at the rows before the model is loaded
     """
+    rows = read_examples(recipe, say)
+    plan = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
+    check(recipe, rows, plan)
     say(f"loading {recipe.model}")
     storage = base_storage(recipe.storage.model_dump())
     paged = recipe.memory.page_weights
     loaded = load_base(recipe.model, storage=storage, dtype=recipe.train.dtype, paged=paged, say=say)
+    front = 0 if recipe.prompt.name == NONE else prompt_config(recipe.prompt.name, recipe.prompt.own).tokens
+    _check_lengths(loaded.model, [*rows.examples, *rows.held_out], front)
+    adapter = change_for(loaded.model, recipe, rows.examples, plan, begun)
+    check_restarts(recipe, adapter, len(plan))
+    data_hash = hash_of(rows.examples)
+    return Job(loaded.model, rows.tokenizer, adapter, rows.examples, rows.report, rows.held_out, plan, data_hash)
+
+
+def read_examples(recipe: Recipe, say: Progress = lambda _: None) -> Rows:
+    """The recipe's rows as tokens; no weights are read."""
     say(f"reading {recipe.data.train}")
-    renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
+    tokenizer = load_tokenizer(recipe.model)
+    renderer = Renderer(tokenizer, recipe.data, recipe.train.max_length)
     rendered = renderer.render_all(read_rows(recipe.data.train, split=recipe.data.split, limit=recipe.data.rows))
     held_out: list[Example] = []
     if recipe.data.eval is not None:
         rows = read_rows(recipe.data.eval, split=recipe.data.split, limit=recipe.data.eval_rows)
         held_out = renderer.render_all(rows).examples
-    examples = rendered.examples
-    plan = order_of_steps([len(e) for e in examples], recipe.train, packing=recipe.data.packing)
-    front = 0 if recipe.prompt.name == NONE else prompt_config(recipe.prompt.name, recipe.prompt.own).tokens
-    _check_lengths(loaded.model, [*examples, *held_out], front)
-    adapter = change_for(loaded.model, recipe, examples, plan, begun)
-    check_restarts(recipe, adapter, len(plan))
-    return Job(loaded.model, loaded.tokenizer, adapter, examples, rendered.report, held_out, plan, hash_of(examples))
+    return Rows(tokenizer, rendered.examples, rendered.report, held_out)
 
 
 def change_for(model: Any, recipe: Recipe, examples: Sequence[Example], plan: Plan, begun: Begun | None) -> Change:

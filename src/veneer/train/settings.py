@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from veneer.data.settings import DataSettings
 from veneer.errors import ConfigError
+from veneer.units import parse_bytes
 
 NONE = "none"
 """In the place of a method or a prompt: there is none."""
@@ -136,8 +137,10 @@ class TrainSettings(Section):
 
 
 class MemorySettings(Section):
-    """What is kept on disk between its uses; the result is the same, bit for bit."""
+    """How much memory there is, and what is kept on disk between its uses; the result is the same, bit for bit."""
 
+    budget: str | int | None = None
+    """Most memory the run may take, like 6GiB; if absent what the machine and its cgroup have left."""
     page_weights: bool = False
     """Read the quantized weights of the model's blocks from disk ahead of each use; needs train.recompute."""
     page_activations: bool = False
@@ -223,6 +226,12 @@ class Recipe(Section):
     def _evaluation_has_rows(self) -> "Recipe":
         if self.train.eval_every and self.data.eval is None:
             raise ConfigError(f"train.eval_every is {self.train.eval_every}, but data.eval names no rows to evaluate")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_is_a_size(self) -> "Recipe":
+        if self.memory.budget is not None:
+            parse_bytes(self.memory.budget)
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,63 @@
+"""Foresee the memory and disk a recipe takes, without reading weights."""
+
+from typing import Annotated, Any
+
+import typer
+
+from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.errors import ConfigError, Refused
+from veneer.units import format_bytes
+
+SETTINGS: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
+
+
+def command(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
+    as_json: AsJson = False,
+) -> None:
+    """Foresee what a recipe takes, and whether it fits; nothing is trained and no weights are read.
+
+    Every key of the recipe is a flag, as for `veneer train`. Exit status 3 if it does not fit. Example:
+
+        veneer plan recipe.yaml --train.max_length 2048 --memory.budget 6GiB
+    """
+    from veneer.plan.memory import estimate, room_for, verdict
+    from veneer.train.prepare import order_of_steps, read_examples, with_dtype
+    from veneer.train.recipe import load_recipe, parse_flags
+
+    if recipe.startswith("--"):
+        raise ConfigError(f"the recipe comes first: veneer plan RECIPE {recipe} ...")
+    settings = with_dtype(load_recipe(recipe, parse_flags(context.args)))
+    rows = read_examples(settings, lambda text: stderr.print(text, style="dim", markup=False, soft_wrap=True))
+    order = order_of_steps([len(e) for e in rows.examples], settings.train, packing=settings.data.packing)
+    found, room = estimate(settings, rows, order), room_for(settings)
+    problems = verdict(found, room)
+    if as_json:
+        emit_json(
+            {
+                "peak_bytes": found.peak_bytes,
+                "floor_bytes": found.floor_bytes,
+                "moment": found.moment,
+                "parts": found.parts,
+                "disk_bytes": found.disk_bytes,
+                "disk": found.disk,
+                "memory_bytes": room.memory,
+                "fits": not problems,
+                "steps": len(order),
+                "trained_parameters": found.trained,
+            }
+        )
+    else:
+        lines = [f"memory at the peak ({found.moment}):", *_table(found.parts), "disk:", *_table(found.disk)]
+        left = "unknown" if room.memory is None else format_bytes(room.memory)
+        lines += [f"{room.source} leaves {left} of memory; {format_bytes(room.disk)} of disk are free"]
+        lines += ["it fits"] if not problems else []
+        stdout.print("\n".join(lines), markup=False, soft_wrap=True)
+    if problems:
+        raise Refused("it does not fit:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _table(parts: dict[str, int]) -> list[str]:
+    rows = [*parts.items(), ("together", sum(parts.values()))]
+    return [f"  {name:<28}{format_bytes(n):>10}" for name, n in rows]

@@ -1,0 +1,58 @@
+"""A ledger of tensors: code runs on torch's meta device, where tensors have sizes and no data, and bytes are counted.
+
+What is alive, and the most that ever was, follow from the code that really trains, for any architecture and method.
+Not seen are buffers that a kernel takes and gives back inside one operation.
+"""
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, every new tensor on the meta device is counted until nobody refers to it.
+
+    known    tensors that are there already, and not counted
+    Where code asks a tensor without data for a number, it gets 1.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = 0
+        """Bytes alive now."""
+        self.peak = 0
+        """The most since the last `mark`."""
+        self._sizes: dict[int, int] = {}
+        self._kept = [t.untyped_storage() for t in known]  # alive, so that their numbers are not given to others
+        self._known = {s._cdata for s in self._kept}
+
+    def mark(self) -> int:
+        """The most bytes that were alive since the last mark."""
+        peak, self.peak = self.peak, self.live
+        return peak
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return 1.0 if args[0].dtype.is_floating_point else 1
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.is_meta:
+                self._count(leaf.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known or key in self._sizes:
+            return
+        self._sizes[key] = storage.nbytes()
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.live -= self._sizes.pop(key, 0)

@@ -1,0 +1,115 @@
+"""The model of a recipe without its weights: real modules, storages and deltas on torch's meta device."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from veneer.adapters.attach import Adapter, attach, layer_at
+from veneer.adapters.base_storage import BaseStorage, base_storage, config_of
+from veneer.adapters.quantized import Furnisher, packed_names
+from veneer.adapters.quantized_dir import is_quantized
+from veneer.adapters.targets import Targeting, choose
+from veneer.disk.tensors import Tensors, open_tensors
+from veneer.errors import ModelError
+from veneer.methods.base import METHODS, config_from
+from veneer.models.blocks import blocks_of
+from veneer.models.load import build, compute_dtype, resolve
+from veneer.plan.ledger import Ledger
+from veneer.storage import from_tensors
+from veneer.storage.layers import Stored
+from veneer.train.settings import NONE, Recipe
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The facts of a recipe's model that its files tell."""
+
+    recipe: Recipe
+    folder: Path
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "Plain":
+        """Resolves the model; nothing but configuration and headers is read."""
+        return cls(recipe, resolve(recipe.model))
+
+    @cached_property
+    def storage(self) -> BaseStorage | None:
+        """How linear layers are kept: as the recipe says, or as a quantized folder has them."""
+        asked = base_storage(self.recipe.storage.model_dump())
+        if asked is not None or not is_quantized(self.folder):
+            return asked
+        tensors = open_tensors(self.folder)
+        home, names = next(iter(packed_names(tensors).items()))
+        return BaseStorage(config=config_of(from_tensors({n: tensors.map(n) for n in names}, home)))
+
+    def model(self, blocks: int | None = None) -> Any:
+        """The model with its first so many blocks, or all, on the meta device; its layers in their storage.
+
+        Raises ModelError for an architecture that cannot be built so.
+        """
+        dtype = compute_dtype(self.recipe.train.dtype)
+        model = build(self.folder, dtype, quantized=True, blocks=blocks).to("meta")
+        if self.storage is not None:
+            with Ledger():
+                Furnisher(self.storage)(model, Tensors({}, {}))  # none: as for a model that is loaded already
+            for module in model.modules():
+                if isinstance(module, Stored) and hasattr(module.storage, "_direct"):
+                    object.__setattr__(module.storage, "_direct", _Never())
+        return model.eval().requires_grad_(False)
+
+    def adapter(self, model: Any) -> Adapter:
+        """The recipe's adapter on a model without weights."""
+        if self.recipe.prompt.name != NONE or self.recipe.method.name == NONE:
+            raise ModelError("the memory of recipes with a prompt cannot be foreseen; train without a plan")
+        method, there = self.recipe.method, len(blocks_of(model))
+        layers = tuple(n for n in method.layers if n < there)
+        with Ledger():
+            return attach(model, config_from(method.name, method.own), self._targeting(layers), seed=0)
+
+    def _targeting(self, layers: tuple[int, ...]) -> Targeting:
+        method = self.recipe.method
+        return Targeting(targets=method.targets, exclude=method.exclude, layers=layers)
+
+    def trained(self, model: Any) -> int:
+        """Numbers that are trained on the whole model, by the method's closed form."""
+        method = self.recipe.method
+        if method.name == NONE:
+            raise ModelError("the memory of recipes with a prompt cannot be foreseen; train without a plan")
+        config = config_from(method.name, method.own)
+        kind = METHODS[config.method]
+        paths = choose(model, self._targeting(method.layers), kind.kinds, config.method)
+        return sum(kind.n_params(layer_at(model, path), config.at(path)) for path in paths)
+
+
+class _Never:
+    """In the place of a weight made ready for the C library: there is no weight."""
+
+    def takes(self, x: Any) -> bool:
+        return False
+
+
+def tensor_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers, shared ones once."""
+    found = {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in [*module.parameters(), *module.buffers()]
+    }
+    return sum(found.values())
+
+
+def base_bytes(model: Any) -> dict[str, int]:
+    """Bytes of the base: those of its blocks and those of the rest (embeddings, head, norms)."""
+    blocks = list(blocks_of(model).values())
+    if not blocks:
+        raise ModelError(f"{type(model).__name__} has no blocks that are known here, so its memory cannot be foreseen")
+    inside = sum(map(tensor_bytes, blocks))
+    return {"blocks": inside, "rest": tensor_bytes(model) - inside, "largest block": max(map(tensor_bytes, blocks))}
+
+
+def largest_tensor(model: Any, folder: Path) -> int:
+    """Bytes of the largest tensor in the files, and of its copy in the compute dtype where that is another."""
+    largest = max(open_tensors(folder).values(), key=lambda e: e.nbytes)
+    same = not largest.dtype.is_floating_point or largest.dtype == model.dtype
+    return largest.nbytes if same else largest.nbytes + largest.nbytes // largest.dtype.itemsize * model.dtype.itemsize

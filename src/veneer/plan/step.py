@@ -1,0 +1,107 @@
+"""What one micro-batch takes, traced on the first few blocks and carried on to all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from veneer.data.example import Example
+from veneer.data.pack import Batch, collate
+from veneer.errors import ModelError, VeneerError
+from veneer.plan.attention import FusedAttention
+from veneer.plan.ledger import Ledger
+from veneer.plan.skeleton import Plain
+from veneer.train.activations import BEHIND
+from veneer.train.loss import backward, head_of, hidden_states
+from veneer.train.prepare import Plan
+from veneer.train.recompute import recomputing
+from veneer.train.settings import Recipe
+from veneer.train.step import ROUND
+
+IN_FLIGHT = BEHIND + 2
+"""Paged tensors in memory: those that wait to be written, one in use, one read ahead."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Bytes of one micro-batch."""
+
+    kept: int
+    """By the blocks, from the forward pass to the backward pass."""
+    head: int
+    """Beyond that while the loss is computed, in chunks."""
+    block: int
+    """Beyond that while one block is computed, forward, again or backward."""
+    paged: int = 0
+    """Kept on disk instead."""
+
+
+def largest_batches(recipe: Recipe, examples: Sequence[Example], plan: Plan) -> list[Batch]:
+    """The micro-batches that may take most: of the most tokens, and of the most room for attention."""
+    members = {tuple(m) for step in plan for m in step}
+    longest = {m: max(len(examples[i]) for i in m) for m in members}
+    tokens = {m: sum(len(examples[i]) for i in m) for m in members}
+    chosen = {max(members, key=lambda m: (tokens[m], m)), max(members, key=lambda m: (len(m) * longest[m] ** 2, m))}
+    return [collate([examples[i] for i in m], ROUND if recipe.data.packing else 1) for m in sorted(chosen)]
+
+
+def step_bytes(plain: Plain, batch: Batch, blocks: int) -> Step:
+    """What `batch` takes in a model of so many blocks."""
+    recipe, wanted = plain.recipe, plain.recipe.train.recompute
+    again = blocks if wanted is True else wanted if isinstance(wanted, int) else len(set(wanted))
+    kinds = [k for k, n in ((False, blocks - again), (True, again)) if n]
+    few = min(2, blocks)
+    two = {k: _traced(plain, batch, few, k) for k in kinds}
+    three = {k: _traced(plain, batch, few + 1, k) for k in kinds}
+    slopes = {k: three[k].kept - two[k].kept for k in kinds}
+    outside = max(two[k].kept - few * slopes[k] for k in kinds)
+    kept = outside + sum(slopes[k] * n for k, n in ((False, blocks - again), (True, again)) if n)
+    paged = slopes.get(True, 0) * blocks if recipe.memory.page_activations else 0
+    waiting = min(paged, IN_FLIGHT * paged // blocks)
+    head, block = (max(getattr(t, part) for t in three.values()) for part in ("head", "block"))
+    return Step(max(kept - paged + waiting, 0), head, block, paged)
+
+
+def _traced(plain: Plain, batch: Batch, blocks: int, again: bool) -> Step:
+    try:
+        return _trace(plain, batch, blocks, again)
+    except VeneerError:
+        raise
+    except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError) as error:
+        # whatever an architecture does with numbers that are not there
+        raise ModelError(
+            f"{plain.recipe.model}: a step cannot be followed without numbers, so its memory cannot be foreseen "
+            f"({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
+
+
+def _trace(plain: Plain, batch: Batch, blocks: int, again: bool) -> Step:
+    model = plain.model(blocks)
+    adapter = plain.adapter(model)
+    for parameter in adapter.parameters():  # gradients go into a buffer of their own as soon as they are there
+        parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
+    known = [*model.parameters(), *model.buffers(), *adapter.parameters()]
+    known += [b for d in adapter.deltas.values() for b in d.buffers()]
+    adapter.train()
+    there = _on_meta(batch)
+    words = model.config.get_text_config().vocab_size
+    with Ledger(known) as ledger, FusedAttention(), recomputing(model, again):
+        hidden = hidden_states(model, there, packed=plain.recipe.data.packing)
+        kept, forward = ledger.live, ledger.mark()
+        backward(hidden.detach(), there.targets, head_of(model), words, 1)
+        head = ledger.mark()
+        torch.autograd.backward(hidden, torch.zeros_like(hidden))
+        block = ledger.mark()
+    return Step(kept, max(head - kept, 0), max(block - kept, forward - kept, 0))
+
+
+def _forget(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+def _on_meta(batch: Batch) -> Batch:
+    """The batch without its numbers; `starts` keeps them, as shapes depend on it."""
+    ids, positions, supervised, targets = (
+        t.to("meta") for t in (batch.input_ids, batch.position_ids, batch.supervised, batch.targets)
+    )
+    return Batch(ids, positions, batch.starts, supervised, targets)

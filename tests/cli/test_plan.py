@@ -1,0 +1,40 @@
+"""`veneer plan`: the table, the JSON, and the exit status."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from veneer.cli.main import invoke
+
+
+@pytest.fixture
+def file(tiny_model: Path, tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "the count of", "completion": "name"}) + "\n")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"model: {tiny_model}\nrun: {tmp_path}/run\ndata: {{train: {tmp_path}/rows.jsonl}}\ntrain: {{steps: 1}}\n"
+    )
+    return path
+
+
+def test_a_table_and_a_verdict(file: Path, capsys: Any) -> None:
+    assert invoke(["plan", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "memory at the peak (step):" in said and said.rstrip().endswith("it fits")
+    assert not (file.parent / "run").exists()
+
+
+def test_json_has_the_figures_and_too_small_a_budget_is_status_3(file: Path, capsys: Any) -> None:
+    assert invoke(["plan", str(file), "--json", "--memory.budget", "1MiB"]) == 3
+    out, err = capsys.readouterr()
+    found = json.loads(out.splitlines()[-1])
+    assert found["fits"] is False and found["peak_bytes"] == sum(found["parts"].values())
+    assert found["disk_bytes"] == sum(found["disk"].values()) and found["memory_bytes"] == 2**20
+    assert "it does not fit:\n  memory: " in err
+
+
+def test_the_recipe_comes_first(capsys: Any) -> None:
+    assert invoke(["plan", "--train.steps", "3"]) == 2
+    assert "the recipe comes first" in capsys.readouterr().err

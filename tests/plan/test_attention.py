@@ -1,0 +1,27 @@
+"""The stand-in keeps what torch's own fused attention keeps on a CPU."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from veneer.plan.attention import FusedAttention
+
+
+def kept(device: str) -> tuple[int, torch.Size]:
+    q, k, v = (torch.empty(1, 4, 32, 16, device=device, requires_grad=True) for _ in range(3))
+    sizes: list[int] = []
+
+    def pack(t: torch.Tensor) -> Any:
+        sizes.append(t.nbytes)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), FusedAttention():
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out.sum().backward()  # type: ignore[no-untyped-call]
+    assert q.grad is not None and q.grad.shape == q.shape
+    return sum(sizes), out.shape
+
+
+def test_keeps_the_bytes_of_the_real_one() -> None:
+    assert kept("meta") == kept("cpu")

@@ -1,0 +1,73 @@
+"""Parts add up, follow the recipe, and are compared with what there is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from veneer.plan.memory import Estimate, Room, certainly_too_large, estimate, room_for, verdict
+from veneer.train.prepare import order_of_steps, read_examples
+from veneer.train.settings import Recipe
+
+Make = Callable[..., Recipe]
+MIB = 2**20
+
+
+def foreseen(recipe: Recipe) -> Estimate:
+    rows = read_examples(recipe)
+    order = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
+    return estimate(recipe, rows, order, runtime=100 * MIB)
+
+
+def test_parts_add_up_and_follow_the_recipe(recipe: Make) -> None:
+    plain, quantized, again = (foreseen(recipe(**c)) for c in ({}, {"storage.name": "nf4"}, {"train.recompute": True}))
+    assert plain.moment == "step" and plain.peak_bytes == sum(plain.parts.values())
+    assert plain.parts["gradients"] == 4 * plain.trained and plain.parts["optimizer state"] == 8 * plain.trained
+    assert quantized.parts["base"] < plain.parts["base"]
+    assert again.parts["activations"] < plain.parts["activations"]
+    assert plain.floor_bytes < plain.peak_bytes
+    assert quantized.disk["quantized base in the cache"] == quantized.parts["base"]
+
+
+def test_paging_moves_bytes_to_disk(recipe: Make) -> None:
+    again = foreseen(recipe(**{"train.recompute": True}))
+    paged = foreseen(recipe(**{"train.recompute": True, "memory.page_activations": True}))
+    assert paged.disk["paged activations"] > 0 and "paged activations" not in again.disk
+    assert paged.parts["activations"] <= again.parts["activations"]  # two blocks: all that is paged is in flight
+
+
+def test_a_verdict_names_the_floor_and_the_disk() -> None:
+    found = Estimate({"base": 900 * MIB, "activations": 200 * MIB}, "step", 1000 * MIB, {"adapter": 50 * MIB}, 1)
+    assert verdict(found, Room(2000 * MIB, 60 * MIB, "this machine")) == []
+    assert verdict(found, Room(None, 60 * MIB, "this machine")) == []
+    said = verdict(found, Room(500 * MIB, 40 * MIB, "memory.budget"))
+    assert said == [
+        "memory: 1.07 GiB at the peak (step), but memory.budget leaves 500 MiB; below 1000 MiB nothing works",
+        "disk: 50 MiB to be written, but 40 MiB are free",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "refused"), [(1100, 60, False), (1000, 60, False), (980, 60, True), (1100, 40, True)]
+)
+def test_only_what_lies_beyond_the_margin_is_refused(memory: int, disk: int, refused: bool) -> None:
+    found = Estimate({"base": 1100 * MIB}, "step", 900 * MIB, {"adapter": 50 * MIB}, 1)
+    assert certainly_too_large(found, Room(memory * MIB, disk * MIB, "this machine")) is refused
+
+
+def test_the_budget_outranks_the_machine(recipe: Make) -> None:
+    assert room_for(recipe(**{"memory.budget": "2GiB"})).memory == 2 * 2**30
+    room = room_for(recipe(), available=lambda: 5 * 2**30)
+    assert room.memory is not None and room.memory > 5 * 2**30  # with what this process holds
+    assert room_for(recipe(), available=lambda: None).memory is None
+
+
+def test_a_budget_that_is_no_size_is_refused(recipe: Make) -> None:
+    with pytest.raises(Exception, match="'much' is not a size; write it like 8GiB"):
+        recipe(**{"memory.budget": "much"})
+
+
+def test_runtime_is_this_process(recipe: Make, monkeypatch: Any) -> None:
+    monkeypatch.setattr("veneer.machine.rss_bytes", lambda: 7 * MIB)
+    rows = read_examples(recipe())
+    assert estimate(recipe(), rows, [[[0]]]).parts["runtime"] == 7 * MIB

@@ -1,0 +1,48 @@
+"""The model without weights has the sizes of the one with them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from veneer.adapters.attach import attach
+from veneer.adapters.base_storage import base_storage
+from veneer.adapters.quantized import load_base
+from veneer.methods.base import config_from
+from veneer.models.blocks import blocks_of
+from veneer.plan.skeleton import Plain, base_bytes, tensor_bytes
+from veneer.train.settings import Recipe
+
+Make = Callable[..., Recipe]
+
+
+@pytest.mark.parametrize("storage", ["dense", "nf4", "fp4", "int8"])
+def test_bytes_of_the_base_are_those_of_the_loaded_model(
+    storage: str, recipe: Make, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
+    wanted = recipe(**{"storage.name": storage})
+    loaded = load_base(wanted.model, storage=base_storage(wanted.storage.model_dump()), dtype="float32").model
+    model = Plain.of(wanted).model()
+    assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
+    tables = 14 * 1088 if storage in ("nf4", "fp4") else 0  # loaded weights share one pair of them
+    assert tensor_bytes(loaded) <= tensor_bytes(model) <= tensor_bytes(loaded) + tables
+    found = base_bytes(model)
+    assert found["blocks"] + found["rest"] == tensor_bytes(model)
+    assert found["largest block"] * 2 == found["blocks"]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "mora", "adalora", "ia3", "full"])
+def test_trained_numbers_of_every_method(method: str, recipe: Make) -> None:
+    wanted = recipe(method={"name": method} | ({"rank": 2} if method == "mora" else {}))
+    plain = Plain.of(wanted)
+    model = plain.model()
+    loaded = load_base(wanted.model, storage=None, dtype="float32").model
+    assert plain.trained(model) == attach(loaded, config_from(method, wanted.method.own)).n_params()
+    assert plain.adapter(plain.model(1)).n_params() * 2 == plain.trained(model)
+
+
+def test_a_shortened_model_has_its_first_blocks(recipe: Make) -> None:
+    plain = Plain.of(recipe())
+    assert [len(blocks_of(plain.model(n))) for n in (1, 2, 3)] == [1, 2, 3]

@@ -1,0 +1,87 @@
+"""What a step keeps, foreseen from a few blocks, against what autograd really keeps in all of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from veneer.data.pack import Batch
+from veneer.errors import ModelError
+from veneer.plan import step as module
+from veneer.plan.skeleton import Plain
+from veneer.plan.step import largest_batches, step_bytes
+from veneer.train.loss import hidden_states
+from veneer.train.prepare import Rows, order_of_steps, prepare, read_examples
+from veneer.train.recompute import recomputing
+from veneer.train.settings import Recipe
+
+Make = Callable[..., Recipe]
+
+
+def batches(recipe: Recipe) -> list[Batch]:
+    rows = read_examples(recipe)
+    order = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
+    return largest_batches(recipe, rows.examples, order)
+
+
+def really_kept(recipe: Recipe, batch: Batch) -> int:
+    """Bytes of distinct storages that the graph holds beside weights, and of the result."""
+    job = prepare(recipe)
+    frozen = [*job.model.parameters(), *job.model.buffers(), *job.adapter.parameters()]
+    seen = {t.untyped_storage().data_ptr() for t in frozen}
+    kept: dict[int, Any] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        if t.untyped_storage().data_ptr() not in seen:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), recomputing(job.model, recipe.train.recompute):
+        out = hidden_states(job.model, batch, packed=recipe.data.packing)
+    given = {t.untyped_storage().data_ptr() for t in (batch.supervised, batch.input_ids, batch.position_ids)}
+    return sum(s.nbytes() for key, s in kept.items() if key not in given) + out.nbytes
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "mora"])
+@pytest.mark.parametrize("packing", [True, False])
+def test_kept_bytes_are_those_of_autograd(method: str, packing: bool, recipe: Make) -> None:
+    wanted = recipe(**{"method": {"name": method, "rank": 2}, "data.packing": packing})
+    batch = batches(wanted)[0]
+    found = step_bytes(Plain.of(wanted), batch, 2).kept
+    assert found == pytest.approx(really_kept(wanted, batch), rel=0.05)
+
+
+def test_recomputed_blocks_keep_less_and_compute_with_more(recipe: Make) -> None:
+    batch = batches(recipe())[0]
+    kept = [step_bytes(Plain.of(recipe(**{"train.recompute": n})), batch, 4) for n in (False, 1, 3, True)]
+    assert [s.kept for s in kept] == sorted({s.kept for s in kept}, reverse=True)
+    assert kept[0].kept - kept[1].kept == pytest.approx((kept[1].kept - kept[2].kept) / 2, rel=0.1)
+    assert kept[3].block > kept[0].block
+
+
+def test_paged_inputs_leave_memory_but_for_those_in_flight(recipe: Make) -> None:
+    batch = batches(recipe())[0]
+    again, paged = (
+        step_bytes(Plain.of(recipe(**{"train.recompute": True, "memory.page_activations": p})), batch, 10)
+        for p in (False, True)
+    )
+    assert again.kept - paged.kept == paged.paged * 6 // 10
+
+
+def test_the_largest_micro_batch_is_taken(recipe: Make) -> None:
+    wanted = recipe()
+    rows: Rows = read_examples(wanted)
+    order = order_of_steps([len(e) for e in rows.examples], wanted.train, packing=True)
+    most = max(sum(len(rows.examples[i]) for i in m) for step in order for m in step)
+    found = max(b.input_ids.shape[1] for b in largest_batches(wanted, rows.examples, order))
+    assert most <= found < most + 64
+
+
+def test_an_architecture_that_needs_numbers_is_a_model_that_cannot_be_sized(recipe: Make, monkeypatch: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("needs numbers\nand more")
+
+    monkeypatch.setattr(module, "hidden_states", broken)
+    with pytest.raises(ModelError, match=r"cannot be foreseen \(RuntimeError: needs numbers\)$"):
+        step_bytes(Plain.of(recipe()), batches(recipe())[0], 2)
