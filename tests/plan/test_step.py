@@ -49,7 +49,7 @@ def test_kept_bytes_are_those_of_autograd(method: str, packing: bool, recipe: Ma
     wanted = recipe(**{"method": {"name": method, "rank": 2}, "data.packing": packing})
     batch = batches(wanted)[0]
     found = step_bytes(Plain.of(wanted), batch, 2).kept
-    assert found == pytest.approx(really_kept(wanted, batch), rel=0.05)
+    assert found == pytest.approx(really_kept(wanted, batch), rel=0.05 if packing else 0.08)
 
 
 def test_recomputed_blocks_keep_less_and_compute_with_more(recipe: Make) -> None:

@@ -61,7 +61,7 @@ def test_a_job(job: Make, rows: Path) -> None:
     assert len(ready.examples) == 24
     assert len(ready.held_out) == 3
     assert len(ready.plan) == 6
-    assert said == [f"loading {recipe.model}", f"reading {rows}"]
+    assert said == [f"reading {rows}", f"loading {recipe.model}"]
     assert not any(d.training for d in ready.adapter.deltas.values())  # dropout off until a step turns it on
     assert ready.adapter.attached
     assert ready.adapter.base == recipe.model
