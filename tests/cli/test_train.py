@@ -47,7 +47,7 @@ def test_json_is_all_of_stdout_and_progress_is_on_stderr(
     assert result["adapter"] == str(tmp_path / "run" / "adapter") and result["seconds"] > 0
     assert result["adapter_bytes"] == sum(f.stat().st_size for f in Path(result["adapter"]).iterdir())
     lines = captured.err.splitlines()
-    assert lines[0].startswith("loading ") and lines[1].startswith("reading ")
+    assert lines[0].startswith("reading ") and lines[1].startswith("loading ")
     assert lines[2].startswith("step 1/4: loss ") and lines[-1].startswith("step 4/4: loss ")
     assert len(lines) == 4, "one line a minute, the first step and the last"
 
