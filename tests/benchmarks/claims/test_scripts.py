@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.claims import lora, loraplus, mathword, uuids
+from benchmarks.claims import costs, lora, loraplus, mathword, uuids
 
 TINY = ["--first", "1", "--dtype", "float32", "--seeds", "2"]
 TEXT = [*TINY, "--n-rates", "1", "--tokens-per-step", "60", "--epochs", "1", "--look", "1"]
@@ -49,3 +49,17 @@ def test_text(
     assert len(results) == 2 * len(module.SIDES)
     assert all(f"| {side} |" in said for side in module.SIDES)
     assert json.loads(said.splitlines()[-1])["trainings"] == len(results)
+
+
+def test_costs_of_training(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for side in costs.TRAINED:
+        argv = ["train", "--model", str(model), "--tokens", "32", "--steps", "2", "--dtype", "float32", "--side", side]
+        figures = json.loads(run(costs, argv, monkeypatch, capsys))
+        assert figures["optimizer_bytes"] >= 8 * figures["parameters"] and figures["step_seconds"] > 0
+
+
+def test_costs_of_answering(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    argv = ["answer", "--model", str(model), "--tokens", "2", "--rounds", "3", "--dtype", "float32"]
+    answer = json.loads(run(costs, argv, monkeypatch, capsys))["answer"]
+    assert answer.keys() == {"base", "merged LoRA", *costs.ADAPTERS}
+    assert answer["base"]["vs_base"] == 1
