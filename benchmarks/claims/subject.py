@@ -14,6 +14,7 @@ from veneer.train.held_out import mean_loss
 from veneer.train.optim import build_optimizer
 from veneer.train.prepare import Job, change_for, order_of_steps, prepare
 from veneer.train.recipe import recipe_from
+from veneer.train.restarts import Restarts
 from veneer.train.resume import TrainState
 from veneer.train.settings import Recipe
 from veneer.train.step import optimizer_step
@@ -90,12 +91,16 @@ class Subject:
 def _steps(recipe: Recipe, job: Job, measure: Measure, every: int) -> Training:
     state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
     done = Training(job.adapter.n_params(), curve=[{"step": 0, **measure(job)}])
-    while state.step < len(job.plan):
-        job.adapter.train()
-        done.losses.append(optimizer_step(recipe, job, state)["loss"])
-        job.adapter.eval()
-        if state.step % every == 0 or state.step == len(job.plan):
-            done.curve.append({"step": state.step, **measure(job)})
+    restarts = Restarts(recipe, job.adapter, len(job.plan))
+    with restarts.folded():
+        while state.step < len(job.plan):
+            if restarts.due(state.step):
+                restarts.restart_(state.optimizer, state.step)
+            job.adapter.train()
+            done.losses.append(optimizer_step(recipe, job, state)["loss"])
+            job.adapter.eval()
+            if state.step % every == 0 or state.step == len(job.plan):
+                done.curve.append({"step": state.step, **measure(job)})
     done.seconds = state.seconds
     done.optimizer_bytes = sum(
         t.numel() * t.element_size() for s in state.optimizer.state.values() for t in s.values() if torch.is_tensor(t)

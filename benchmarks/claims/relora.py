@@ -1,0 +1,153 @@
+"""Do restarts make low-rank training better at continual pretraining, and how do they fail?  ReLoRA and ReMoRA.
+
+    python -m benchmarks.claims.relora --out relora.jsonl --first-corpus tinyshakespeare.train.jsonl.gz \\
+        --corpus pubmedqa.train.jsonl.gz --held-out pubmedqa.val.jsonl.gz --text "{context}" [--minutes 30]
+
+ReLoRA, arXiv:2307.05695, table 2 (perplexity on C4 after a warm start, 130M): full 23.65, ReLoRA 25.04, LoRA 25.46;
+and table 6: restarts with an optimizer reset but without re-warming diverge. MoRA, arXiv:2405.12130, table 3 (250M):
+MoRA 28.54, ReMoRA 26.74, LoRA 33.40, ReLoRA 32.19.
+
+Here a made LLaMA (4 blocks, hidden 64, 512 words) learns the first corpus with all weights trained (the papers' warm
+start), is merged, and goes on with the second one. All sides have the same base, steps, rows and number of trained
+numbers (full fine-tuning of the same layers apart); restarts come three times. Perplexity is of held-out text, a token.
+`rank` is of the summed change, mean over layers: singular values above a thousandth of the largest. Two more runs at
+ReLoRA's best rate keep the optimizer's moments at a restart, or do not let the learning rate rise again; `spike` is the
+highest held-out perplexity within 12 steps after a restart over the one before it.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from math import exp
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.claims.made import made_model
+from benchmarks.claims.subject import Subject, Training
+from benchmarks.claims.sweep import Claim, Result, run, table
+from benchmarks.report import closing_line, commit
+from veneer.data.sources import read_rows
+from veneer.machine import prepare_process
+from veneer.train.prepare import Job
+
+RATES = (1e-2, 3e-3, 3e-2)
+LOOK = 4
+"""Steps between measurements."""
+RESTARTED = {"every": 0.25, "warmup": 0.1}
+"""Cycle as a share of all steps, re-warm-up as a share of a cycle."""
+LORA = {"name": "lora", "rank": 2, "alpha": 4}
+MORA = {"name": "mora", "rank": 2, "variant": "sharing"}
+SIDES: dict[str, tuple[Mapping[str, Any], Mapping[str, Any] | None]] = {
+    "LoRA": (LORA, None),
+    "ReLoRA": (LORA, RESTARTED),
+    "MoRA": (MORA, None),
+    "ReMoRA": (MORA, RESTARTED),
+    "full": ({"name": "full"}, None),
+    "ReLoRA, moments kept": (LORA, {**RESTARTED, "reset": "none"}),
+    "ReLoRA, no re-warm-up": (LORA, {**RESTARTED, "warmup": 0}),
+    "ReLoRA, neither": (LORA, {**RESTARTED, "warmup": 0, "reset": "none"}),
+}
+"""Method and restarts by the name in the table."""
+COMPARED = ("LoRA", "ReLoRA", "MoRA", "ReMoRA", "full")
+
+
+def main() -> None:
+    args = arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        subject = warmed_up(args, Path(scratch))
+        compared = claim_of("relora", COMPARED, args.rates, subject, args)
+        results = run(compared, args.out, args.minutes)
+        print(f"\n{table(compared, results, also=('rank',))}\n", flush=True)
+        best = compared.best_rate(results, "ReLoRA")
+        broken = claim_of("relora broken", [s for s in SIDES if s not in COMPARED], [best], subject, args)
+        failures = run(broken, args.out, args.minutes)
+    print(f"\n{table(broken, failures, also=('spike', 'rank'))}\n", flush=True)
+    closing_line({"claim": "relora", "trainings": len(results) + len(failures)})
+
+
+def claim_of(name: str, sides: Any, rates: Any, subject: Subject, args: argparse.Namespace) -> Claim:
+    def train(side: str, lr: float, seed: int) -> Result:
+        method, restarts = SIDES[side]
+        changes: dict[str, Any] = {"method": method, "optimizer": {"lr": lr}, "train": {"seed": seed}}
+        if restarts is not None:
+            changes["restarts"] = {**restarts, "every": round(restarts["every"] * args.steps)}
+        done = subject.trained(changes, lambda job: measured(job, subject), every=LOOK)
+        figures = {**done.last, "spike": spike(done, changes.get("restarts", {}).get("every", args.steps))}
+        return Result(name, side, lr, seed, done.parameters, done.seconds, figures, done.curve, commit())
+
+    return Claim(
+        name, list(sides), dict.fromkeys(sides, rates), "perplexity", train, lower_is_better=True, seeds=args.seeds
+    )
+
+
+def measured(job: Job, subject: Subject) -> dict[str, float]:
+    """Perplexity on the held-out rows and the rank of the change so far."""
+    weights = {path: job.model.get_submodule(path).weight for path in job.adapter.deltas}
+    ranks = [rank_of(d.fold(torch.zeros(weights[path].shape))) for path, d in job.adapter.deltas.items()]
+    return {"perplexity": exp(subject.loss(job)), "rank": sum(ranks) / len(ranks)}
+
+
+def rank_of(change: torch.Tensor) -> int:
+    """Singular values above a thousandth of the largest; 0 for no change."""
+    values = torch.linalg.svdvals(change.detach())
+    return int((values > 1e-3 * values[0]).sum()) if values[0] > 0 else 0
+
+
+def spike(done: Training, cycle: int) -> float:
+    """The highest perplexity within 12 steps after a restart over the one at it; 1 without restarts."""
+    at = {int(row["step"]): row["perplexity"] for row in done.curve}
+    restarts = [step for step in at if step and step % cycle == 0 and step + LOOK in at]
+    return max((at[r + d] / at[r] for r in restarts for d in range(0, 13, LOOK) if r + d in at), default=1.0)
+
+
+def warmed_up(args: argparse.Namespace, scratch: Path) -> Subject:
+    """The made model after its first corpus, with the second one's rows."""
+    from veneer.merge.fold import merge
+    from veneer.train.loop import train
+    from veneer.train.recipe import recipe_from
+
+    made = made_model(scratch / "made", [row.columns["text"] for row in read_rows(args.first_corpus)], args.hidden)
+    shape = {"max_length": 128, "tokens_per_step": args.tokens_per_step, "dtype": "float32", "schedule": "cosine"}
+    first = {
+        "model": str(made),
+        "data": {"train": args.first_corpus, "text": "{text}"},
+        "method": {"name": "full", "targets": r".*(_proj|embed_tokens|lm_head)"},
+        "optimizer": {"lr": 3e-3},
+        "train": {**shape, "steps": args.warm_steps, "checkpoint_every": 0},
+        "run": str(scratch / "warm"),
+    }
+    outcome, job = train(recipe_from(first))
+    assert job is not None, "the run was new"
+    print(f"warm start: loss {outcome.loss:.3f} after {outcome.steps} steps", flush=True)
+    merge(job.adapter, made, scratch / "base")
+    second = {
+        "model": str(scratch / "base"),
+        "data": {"train": args.corpus, "eval": args.held_out, "eval_rows": args.eval_rows, "text": args.text},
+        "train": {**shape, "steps": args.steps, "warmup": 0.1},
+    }
+    return Subject(second)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file of finished trainings; gone on with")
+    parser.add_argument("--first-corpus", required=True, help="JSONL with `text`, for the warm start")
+    parser.add_argument("--corpus", required=True, help="JSONL of the continual pretraining")
+    parser.add_argument("--held-out", required=True, help="JSONL of the same kind to measure on")
+    parser.add_argument("--text", default="{text}", help="template of the second corpus' text")
+    parser.add_argument("--eval-rows", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--tokens-per-step", type=int, default=768)
+    parser.add_argument("--warm-steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no training after so many")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    prepare_process()
+    main()
