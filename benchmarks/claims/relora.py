@@ -57,9 +57,11 @@ def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory() as scratch:
         subject = warmed_up(args, Path(scratch))
-        compared = claim_of("relora", COMPARED, args.rates, subject, args)
+        compared = claim_of("relora", args.sides, args.rates, subject, args)
         results = run(compared, args.out, args.minutes)
         print(f"\n{table(compared, results, also=('rank',))}\n", flush=True)
+        if "ReLoRA" not in args.sides or not results:
+            return
         best = compared.best_rate(results, "ReLoRA")
         broken = claim_of("relora broken", [s for s in SIDES if s not in COMPARED], [best], subject, args)
         failures = run(broken, args.out, args.minutes)
@@ -137,6 +139,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", required=True, help="JSONL of the continual pretraining")
     parser.add_argument("--held-out", required=True, help="JSONL of the same kind to measure on")
     parser.add_argument("--text", default="{text}", help="template of the second corpus' text")
+    parser.add_argument("--sides", nargs="+", choices=COMPARED, default=COMPARED)
     parser.add_argument("--eval-rows", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--tokens-per-step", type=int, default=768)
