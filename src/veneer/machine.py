@@ -279,7 +279,10 @@ def reset_peak_rss() -> bool:
 
 
 def trim_memory() -> None:
-    """Give freed memory back to the system, where the C library keeps it for later (280 MiB after quantizing)."""
+    """Give freed memory back to the system, where the C library keeps it for later.
+
+    It was 280 MiB after quantizing, and 200 MiB after the forward pass of 6 blocks of a 1.1B model.
+    """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from veneer import machine
 from veneer.data.pack import Batch
 from veneer.models.documents import Documents, attending_documents
 
-CHUNK_BYTES = 2**27
+CHUNK_BYTES = 2**26
 """Most memory for one chunk's logits and their gradient."""
 
 Head = Callable[[Tensor], Tensor]
@@ -63,14 +64,17 @@ def summed_loss(hidden: Tensor, targets: Tensor, head: Head, words: int) -> Tens
 
 def backward(hidden: Tensor, targets: Tensor, head: Head, words: int, divisor: int) -> float:
     """Accumulate gradients of the summed loss / divisor; returns the summed loss in nats."""
+    machine.trim_memory()  # what a pass leaves in the heap in pieces would lie under the next one's peak
     rows = hidden.detach().requires_grad_()
     total = 0.0
     for h, t in _chunks(rows, targets, words):
         loss = _nll(h, t, head)
         (loss / divisor).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
+    machine.trim_memory()
     if hidden.requires_grad and len(targets):
         hidden.backward(rows.grad)  # type: ignore[no-untyped-call]
+    machine.trim_memory()
     return total
 
 
