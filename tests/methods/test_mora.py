@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftConfig
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -170,6 +171,71 @@ def test_regrouping_is_what_raises_the_rank_of_the_sum() -> None:
     assert rank_after(2) >= 2 * side - 1  # both groupings know the plain sum of everything
 
 
+def after_cycles(module: torch.nn.Module, cycles: int, **settings: Any) -> tuple[Any, list[tuple[int, Any]]]:
+    """A delta in its last cycle, and each cycle's grouping and square."""
+    delta = delta_on(module, MoRAConfig(rank=2, variant="sharing", **settings))
+    squares = []
+    for seed in range(cycles):
+        if seed:
+            delta.remember_()
+            delta.restart_(torch.Generator())
+        moved(delta, seed=seed)
+        squares.append((delta.grouping, delta.m.detach().double().numpy()))
+    return delta, squares
+
+
+@pytest.mark.parametrize(("groupings", "cycles"), [(4, 3), (4, 6), (2, 5), (1, 3)])
+@pytest.mark.parametrize(("d", "o"), [(24, 24), (23, 17), (13, 40)])
+def test_cycles_add_up_exactly(d: int, o: int, groupings: Any, cycles: int) -> None:
+    module, x = linear(d, o), rows(5, d)
+    delta, squares = after_cycles(module, cycles, groupings=groupings)
+    assert len(delta.tensors()) == (2 if groupings == 1 else min(groupings, cycles))
+    want = sum(oracle.sharing(m, o, d, grouping) for grouping, m in squares)
+    past = sum(oracle.sharing(m, o, d, grouping) for grouping, m in squares[:-1])
+    zero = torch.zeros(o, d, dtype=torch.float64)
+    assert np.abs(delta.fold(zero).detach().numpy() - want).max() < 1e-5
+    assert np.abs(delta.fold_past(zero).numpy() - past).max() < 1e-5
+    a, b = (t.double().numpy() for t in delta.factors())
+    assert np.abs(b @ a - want).max() < 1e-5
+    y = module(x)
+    assert np.abs((delta(x, y) - y).detach().numpy() - x.numpy() @ want.T).max() < 5e-5
+    delta.past_in_weight = True
+    assert np.abs((delta(x, y) - y).detach().numpy() - x.numpy() @ (want - past).T).max() < 5e-5
+
+
+def test_finished_cycles_see_no_dropout() -> None:
+    module, x = linear(24, 18), rows(4, 24)
+    delta, _ = after_cycles(module, 3, dropout=0.5)
+    delta.m.data.zero_()
+    assert torch.equal(delta.train()(x, module(x)), delta.eval()(x, module(x)))
+
+
+@pytest.mark.parametrize(("n", "rank"), [(64, 28), (66, 30)])
+def test_the_rank_of_two_cycles_is_above_that_of_the_square(n: int, rank: int) -> None:
+    """As far as the groupings differ: of 64 = 16 * 4 indices, 4 sums are known to strided and adjacent groups alike."""
+    delta, _ = after_cycles(linear(n, n), 2)
+    assert delta.side == 16 < rank
+    inputs = np.concatenate([oracle.strided_sum(n, 16), oracle.adjacent(n, 16)])
+    outputs = np.concatenate([oracle.strided_copy(n, 16).T, oracle.adjacent(n, 16)])
+    assert min(np.linalg.matrix_rank(inputs), np.linalg.matrix_rank(outputs)) == rank
+    assert int(torch.linalg.matrix_rank(delta.fold(torch.zeros(n, n, dtype=torch.float64)))) == rank
+
+
+@pytest.mark.parametrize("settings", [{"variant": v} for v in ("truncation", "decoupling", "rotation")], ids=str)
+def test_restarts_that_cannot_regroup_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"mora.variant {settings['variant']} gains nothing from restarts"):
+        MoRA.refuse_restarts(MoRAConfig(**settings))
+    with pytest.raises(ConfigError, match=r"mora\.groupings 1 gains nothing from restarts"):
+        MoRA.refuse_restarts(MoRAConfig(variant="sharing", groupings=1))
+    delta = moved(delta_on(linear(24, 18), MoRAConfig(rank=2, **settings)))  # asked for all the same, it is right
+    once = delta.fold(torch.zeros(18, 24)).detach()
+    delta.remember_()
+    delta.restart_(torch.Generator())
+    assert torch.equal(delta.fold(torch.zeros(18, 24)), once)
+    assert torch.allclose(delta(torch.eye(24), torch.zeros(24, 18)).T, once, atol=1e-6)
+    assert torch.equal(delta.tensors()["lora_A.weight"], delta.past["m1"])
+
+
 def test_rotation_reaches_full_rank() -> None:
     delta = moved(delta_on(linear(48, 48), MoRAConfig(rank=1, variant="rotation")))
     assert int(torch.linalg.matrix_rank(delta.fold(torch.zeros(48, 48)))) == 48 > delta.side
@@ -215,6 +281,53 @@ class TestFolders:
         adapter.detach()
         load_adapter(model, tmp_path / "a")
         assert torch.equal(model(x), want)
+
+    @pytest.mark.parametrize("cycles", [2, 4, 6])
+    def test_several_groupings_have_a_square_each(self, tmp_path: Path, cycles: int) -> None:
+        model, x = self.toy(), rows(3, 24)
+        adapter = attach(model, MoRAConfig(rank=2, variant="sharing", rank_pattern={"1": 1}), ("0", "1"))
+        for cycle in range(cycles):
+            for delta in adapter.deltas.values():
+                if cycle:
+                    delta.remember_()
+                    delta.restart_(torch.Generator())
+                moved(delta, 0.1, seed=cycle)
+        want = model(x)
+        adapter.save(tmp_path / "a")
+        fields = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+        number, others = {2: (2, [1]), 4: (4, [1, 2, 3]), 6: (2, [1, 3, 4])}[cycles]
+        assert (fields["peft_type"], fields["mora_type"], fields["mora_finished_types"]) == ("REMORA", number, others)
+        tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+        groupings = sorted([number, *others])
+        assert sorted(tensors) == [f"base_model.model.{i}.mora_{n}.weight" for i in (0, 1) for n in groupings]
+        with pytest.raises(KeyError, match="REMORA"):
+            PeftConfig.from_pretrained(tmp_path / "a")
+        adapter.detach()
+        loaded = load_adapter(model, tmp_path / "a")
+        assert torch.allclose(model(x), want, atol=1e-6)
+        loaded.save(tmp_path / "again")
+        for file in (tmp_path / "a").iterdir():
+            assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+        for path, delta in loaded.deltas.items():
+            assert all(torch.equal(t, tensors[f"base_model.model.{path}.{k}"]) for k, t in delta.tensors().items())
+
+    def test_a_square_that_is_missing_or_not_named(self, tmp_path: Path) -> None:
+        delta, _ = after_cycles(linear(24, 16), 3)
+        config = delta.now(MoRAConfig(rank=2, variant="sharing"))
+        fresh = delta_on(linear(24, 16), config)
+        tensors = {k: t.detach().clone() for k, t in delta.tensors().items()}
+        fresh.load_(tensors)
+        with pytest.raises(AdapterMismatch, match=r"mora_2\.weight: in the model, not in the adapter"):
+            fresh.load_({k: t for k, t in tensors.items() if k != "mora_2.weight"})
+        with pytest.raises(AdapterMismatch, match=r"mora_4\.weight: in the adapter, not in the model"):
+            fresh.load_({**tensors, "mora_4.weight": tensors["mora_2.weight"]})
+        fields = MoRA.to_peft(config)
+        assert MoRA.from_peft(fields) == config
+        for wrong in ([3], [2, 1], [1, 1], [5], None):
+            with pytest.raises(ConfigError, match=r"mora"):
+                MoRA.from_peft({**fields, "mora_finished_types": wrong})
+        with pytest.raises(ConfigError, match=r"squares of groupings .* of variant rotation"):
+            MoRA.from_peft({**fields, "mora_type": 6})
 
     @pytest.mark.parametrize("kind", [1, 2, 3, 4, 6])
     def test_a_folder_of_the_fork(self, tmp_path: Path, kind: int) -> None:

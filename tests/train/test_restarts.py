@@ -33,11 +33,24 @@ def update_of(adapter: Adapter, path: str) -> torch.Tensor:
     return adapter.deltas[path].fold(w).detach() - w
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "pissa"])
+FORMS: dict[str, dict[str, Any]] = {
+    "lora": {"r": 6},
+    "dora": {"r": 6, "use_dora": True},
+    "pissa": {"r": 12},
+    "mora": {"peft_type": "REMORA", "r": 2, "mora_type": 3, "mora_finished_types": [1, 2]},
+}
+"""What the configuration of an adapter of rank 2 says after two restarts."""
+
+
+def of(method: str, **settings: Any) -> dict[str, Any]:
+    return {"name": method, "rank": 2, **({"variant": "sharing"} if method == "mora" else {}), **settings}
+
+
+@pytest.mark.parametrize("method", FORMS)
 @pytest.mark.parametrize("fold", ["weight", "beside"])
 def test_what_is_saved_is_what_was_trained(job: Make, rows: Path, method: str, fold: str) -> None:
     """On the unchanged base, in a folder of the method's own."""
-    settings = {"name": method, "rank": 2, "targets": ["q_proj", "down_proj"]}
+    settings = of(method, targets=["q_proj", "down_proj"])
     recipe = job(method=settings, restarts={**EVERY_2, "fold": fold}, **{"data.eval": str(rows)})
     outcome, done = train(recipe)
     assert done is not None
@@ -46,36 +59,42 @@ def test_what_is_saved_is_what_was_trained(job: Make, rows: Path, method: str, f
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), done.model.parameters(), strict=True))
     adapter = load_adapter(fresh, outcome.adapter)
     config = json.loads((Path(outcome.adapter) / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["r"]) == ("LORA", 12 if method == "pissa" else 6)
+    want = {"peft_type": "LORA", **FORMS[method]}
+    assert {k: config[k] for k in want} == want
     assert mean_loss(fresh, done.held_out, recipe) == pytest.approx(outcome.eval_loss, abs=2e-6)
     for path, delta in done.adapter.deltas.items():
         w = fresh.get_submodule(path).weight.detach()
         assert torch.allclose(adapter.deltas[path].fold(w), delta.fold(w), atol=1e-6)
 
 
-def test_the_summed_change_outgrows_the_rank_at_each_restart(job: Make) -> None:
+@pytest.mark.parametrize(
+    ("method", "want"),
+    [("lora", [4, 6, 8]), ("mora", [21, 21, 21])],
+)
+def test_the_summed_change_outgrows_the_rank(job: Make, method: str, want: list[int]) -> None:
+    """LoRA's at each restart; the square of side 11's with the second grouping, to all that the two of them reach."""
     ranks = []
     for steps in (3, 5, 7):
-        recipe = job(f"run-{steps}", method={"name": "lora", "rank": 2}, restarts=EVERY_2, **{"train.steps": steps})
+        recipe = job(f"run-{steps}", method=of(method), restarts=EVERY_2, **{"train.steps": steps})
         _, done = train(recipe)
         assert done is not None
         ranks.append(
             int(torch.linalg.matrix_rank(update_of(done.adapter, "model.layers.0.self_attn.q_proj"), rtol=1e-5))
         )
-    assert ranks == [4, 6, 8]
+    assert ranks == want
 
 
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", ["lora", "dora", "mora"])
 @pytest.mark.parametrize("storage", ["dense", "nf4"])
 def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(job: Make, method: str, storage: str) -> None:
     def make(run: str) -> Recipe:
         return job(
             run,
-            method={"name": method, "rank": 2, "targets": ["q_proj"]},
+            method=of(method, targets=["q_proj"], dropout=0.2),
             storage=storage,
             restarts={"every": 2, "first": 3, "warmup": 2, "reset": "random", "keep": 0.5},
             **{"train.steps": 8, "train.checkpoint_every": 1},
@@ -187,6 +206,8 @@ def test_steps_of_restarts() -> None:
         ({"method": "adalora"}, "adalora gains nothing from restarts"),
         ({"method": "none", "prompt": "prefix"}, "a prompt alone is no change of a weight that could be folded"),
         ({"method": "full"}, "full gains nothing from restarts"),
+        ({"method": {"name": "mora"}}, "mora.variant rotation gains nothing from restarts.*use variant sharing"),
+        ({"method": {"name": "mora", "variant": "sharing", "groupings": 1}}, "mora.groupings 1 gains nothing"),
         ({"method": {"name": "lora", "init": "random"}}, "lora.init random does not begin at no change"),
         ({"restarts": {"warmup": 3}}, "restarts.warmup is given, but there are no restarts: set restarts.every"),
         ({"restarts": {"every": 3, "keep": 0.5}}, "restarts.keep belongs to reset random and magnitude"),

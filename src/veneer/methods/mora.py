@@ -20,10 +20,16 @@ neighbors together, the first runs one longer where R' does not divide.
 
     1 inputs strided, outputs strided (the paper's run)      2 inputs adjacent, outputs adjacent
     3 inputs adjacent, outputs strided                       4 inputs strided, outputs adjacent
+
+After restarts (ReMoRA) the change is the sum of the cycles' E M C.  C and E depend on the grouping alone and are
+linear, so cycles of one grouping are one square, the sum of theirs, and the whole is at most four squares, exactly.
+Its rank is at most 2 R', reached with the second cycle up to the sums that both ways of grouping have in common.  With
+the other variants every cycle has the same C and E: a restart could only reset the optimizer, so it is refused.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from math import ceil, sqrt
 from typing import Any, ClassVar, Literal, Self, get_args
 
@@ -33,6 +39,8 @@ from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError
 from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, config_from, first_match
+from veneer.methods.groups import adjacent_groups, continued, spread_groups, strided_groups, sum_groups, tiled, turns
+from veneer.settings import typed
 
 Variant = Literal["truncation", "sharing", "decoupling", "rotation"]
 Grouping = Literal[1, 2, 3, 4]
@@ -75,6 +83,23 @@ class MoRAConfig(MethodConfig):
         return replace(self, rank=first_match(self.rank_pattern, path, self.rank), rank_pattern={})
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegroupedConfig(MoRAConfig):
+    """Settings of an adapter whose cycles, between restarts, had several groupings; no recipe says these."""
+
+    finished: tuple[Grouping, ...] = ()
+    """Groupings that have a square besides the one in use, rising."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        among = {*self.finished, self.grouping}
+        if self.variant != "sharing" or sorted(among - {self.grouping}) != list(self.finished):
+            raise ConfigError(
+                f"mora: squares of groupings {list(self.finished)} beside grouping {self.grouping} of variant "
+                f"{self.variant}; other groupings, each once and rising, belong to variant sharing"
+            )
+
+
 @METHODS.add("mora")
 class MoRA(Delta):
     """The MoRA delta of one linear layer: one parameter m (R', R')."""
@@ -91,12 +116,14 @@ class MoRA(Delta):
         self.dropout = nn.Dropout(config.dropout)
         self.cos: Tensor
         self.sin: Tensor
-        cos, sin = _turns(self.side, ceil(self.in_features / self.side))
+        cos, sin = turns(self.side, ceil(self.in_features / self.side))
         self._grouping: Tensor
         self.register_buffer("_grouping", torch.tensor(config.grouping))  # restarts move it on, checkpoints keep it
         self.register_buffer("cos", cos if self.variant == "rotation" else None, persistent=False)
         self.register_buffer("sin", sin if self.variant == "rotation" else None, persistent=False)
         self.to(layer.device)
+        finished = config.finished if isinstance(config, RegroupedConfig) else ()
+        self.past = {f"m{grouping}": torch.zeros_like(self.m.detach()) for grouping in finished}
 
     @property
     def grouping(self) -> Grouping:
@@ -110,54 +137,106 @@ class MoRA(Delta):
         if self.variant == "sharing" and self.groupings > 1:
             self._grouping.fill_(self.grouping % self.groupings + 1)
 
+    @classmethod
+    def refuse_restarts(cls, config: MoRAConfig) -> None:
+        if config.variant == "sharing" and config.groupings > 1:
+            return
+        same = "mora.groupings 1" if config.variant == "sharing" else f"mora.variant {config.variant}"
+        raise ConfigError(
+            f"{same} gains nothing from restarts: every cycle meets the layer in the same way, so cycles add up to one "
+            "square matrix, which is what a run without restarts has; use variant sharing with groupings 2 or 4, or "
+            "leave restarts out"
+        )
+
+    @torch.no_grad()
+    def remember_(self) -> None:
+        self.past = {f"m{grouping}": m.detach().clone() for grouping, m in self._squares().items()}
+
     def now(self, config: MoRAConfig) -> MoRAConfig:
-        return replace(config, grouping=self.grouping)
+        own = {f.name: getattr(config, f.name) for f in fields(MoRAConfig)}
+        finished = tuple(grouping for grouping in sorted(self._finished()) if grouping != self.grouping)
+        kind = partial(RegroupedConfig, finished=finished) if finished else MoRAConfig
+        return kind(**{**own, "grouping": self.grouping})
+
+    def _finished(self) -> dict[Grouping, Tensor]:
+        """The square of each grouping that finished cycles had; other variants know grouping 1 alone."""
+        return {grouping: self.past[key] for grouping in get_args(Grouping) if (key := f"m{grouping}") in self.past}
+
+    def _squares(self) -> dict[Grouping, Tensor]:
+        """The past and the present M together, by grouping; the one in use is the last."""
+        squares, now = self._finished(), self.grouping
+        before = squares.pop(now, None)
+        return {**squares, now: self.m if before is None else self.m + before}
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (..., D), y (..., O); R' * R' multiply-adds a row for truncation and sharing, R' * min(D, O) otherwise."""
-        x, m = self.dropout(x.to(y.dtype)), self.m.to(y.dtype)
+        x = x.to(y.dtype)
+        if not self.past_in_weight:
+            for grouping, m in self._finished().items():
+                y = self._added(x, y, m, grouping)
+        return self._added(self.dropout(x), y, self.m, self.grouping)
+
+    def _added(self, x: Tensor, y: Tensor, m: Tensor, grouping: Grouping) -> Tensor:
+        """y + E M C x."""
+        m = m.to(y.dtype)
         if self.variant == "truncation":
             return torch.cat([y[..., : self.side] + F.linear(x[..., : self.side], m), y[..., self.side :]], dim=-1)
         if self.variant == "sharing":
-            z = F.linear(sum_groups(x, self.side, self.grouping in (1, 4)), m)
-            return y + spread_groups(z, self.out_features, self.grouping in (1, 3))
+            z = F.linear(sum_groups(x, self.side, grouping in (1, 4)), m)
+            return y + spread_groups(z, self.out_features, grouping in (1, 3))
         return y + self._by_pieces(x, m)
 
     def _by_pieces(self, x: Tensor, m: Tensor) -> Tensor:
         """Decoupling and rotation: x (..., D) -> (..., O); only the pieces that reach an output are worked on."""
         pieces = min(ceil(self.in_features / self.side), ceil(self.out_features / self.side))
-        x = _continued(x, self.side)[..., : pieces * self.side].reshape(*x.shape[:-1], pieces, self.side)
+        x = continued(x, self.side)[..., : pieces * self.side].reshape(*x.shape[:-1], pieces, self.side)
         if self.variant == "rotation":
             first, second = x.chunk(2, dim=-1)
             cos, sin = self.cos[:pieces].to(x.dtype), self.sin[:pieces].to(x.dtype)
             x = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        return _tiled(F.linear(x, m).flatten(-2), self.out_features)
+        return tiled(F.linear(x, m).flatten(-2), self.out_features)
 
     def fold(self, w: Tensor) -> Tensor:
-        m = self.m.to(w.dtype)
-        if self.variant == "truncation":
-            return w + F.pad(m, (0, self.in_features - self.side, 0, self.out_features - self.side))
-        if self.variant == "sharing":
-            return w + self._columns(m)[self._output_groups()]
-        return w + self._piecewise(m)
+        return self._folded(w, self._squares())
+
+    def fold_past(self, w: Tensor) -> Tensor:
+        return self._folded(w, self._finished())
+
+    def _folded(self, w: Tensor, squares: Mapping[Grouping, Tensor]) -> Tensor:
+        """W + the sum of E M C."""
+        for grouping, m in squares.items():
+            m = m.to(w.dtype)
+            if self.variant == "truncation":
+                w = w + F.pad(m, (0, self.in_features - self.side, 0, self.out_features - self.side))
+            elif self.variant == "sharing":
+                w = w + self._columns(m, grouping)[self._output_groups(grouping)]
+            else:
+                w = w + self._piecewise(m)
+        return w
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
-        """M C and E for truncation and sharing, of rank R'; decoupling and rotation repeat M and have more rank."""
-        m = self.m.detach()
+        """M C and E for truncation and sharing, of rank R', those of all groupings side by side; decoupling and
+        rotation repeat M and have more rank.
+        """
+        if self.variant not in ("truncation", "sharing"):
+            return None
+        pairs = [self._factors(m.detach(), grouping) for grouping, m in self._squares().items()]
+        return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+
+    def _factors(self, m: Tensor, grouping: Grouping) -> tuple[Tensor, Tensor]:
         if self.variant == "truncation":
             e = torch.eye(self.out_features, self.side, device=m.device)
             return F.pad(m, (0, self.in_features - self.side)), e
-        if self.variant == "sharing":
-            return self._columns(m), F.one_hot(self._output_groups(), self.side).to(m.device, m.dtype)
-        return None
+        e = F.one_hot(self._output_groups(grouping), self.side)
+        return self._columns(m, grouping), e.to(m.device, m.dtype)
 
-    def _output_groups(self) -> Tensor:
-        return (strided_groups if self.grouping in (1, 3) else adjacent_groups)(self.out_features, self.side)
+    def _output_groups(self, grouping: Grouping) -> Tensor:
+        return (strided_groups if grouping in (1, 3) else adjacent_groups)(self.out_features, self.side)
 
-    def _columns(self, m: Tensor) -> Tensor:
+    def _columns(self, m: Tensor, grouping: Grouping) -> Tensor:
         """M C (R', D) of sharing: each input's column is its group's column of M."""
         d, side = self.in_features, self.side
-        if self.grouping in (2, 3):
+        if grouping in (2, 3):
             return m[:, adjacent_groups(d, side)]
         columns = m[:, strided_groups(d, side)]
         again = -d % side  # so many first inputs are counted once more, in the last groups
@@ -184,24 +263,33 @@ class MoRA(Delta):
         return side_of(layer.in_features, layer.out_features, config) ** 2
 
     def tensors(self) -> dict[str, Tensor]:
-        """The authors' layout, in which both of LoRA's names hold M."""
-        return {"lora_A.weight": self.m, "lora_B.weight": self.m.detach().clone()}
+        """The authors' layout, in which both of LoRA's names hold M; several groupings: a square under each number."""
+        squares = self._squares()
+        if len(squares) > 1:
+            return {f"mora_{grouping}.weight": squares[grouping] for grouping in sorted(squares)}
+        (m,) = squares.values()
+        return {"lora_A.weight": m, "lora_B.weight": m.detach().clone()}
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         super().check(tensors)
-        if not torch.equal(tensors["lora_A.weight"], tensors["lora_B.weight"]):
+        if "lora_A.weight" in tensors and not torch.equal(tensors["lora_A.weight"], tensors["lora_B.weight"]):
             raise AdapterMismatch("lora_A.weight: differs from lora_B.weight, but MoRA saves its one matrix as both")
 
     @torch.no_grad()
     def load_(self, tensors: Mapping[str, Tensor]) -> None:
         self.check(tensors)
-        self.m.copy_(tensors["lora_A.weight"])
+        others = [grouping for grouping in self._finished() if grouping != self.grouping]
+        now = f"mora_{self.grouping}.weight" if others else "lora_A.weight"
+        self.m.copy_(tensors[now])
+        self.past = {f"m{n}": tensors[f"mora_{n}.weight"].to(self.m.device, self.m.dtype, copy=True) for n in others}
 
     @classmethod
     def to_peft(cls, config: MoRAConfig) -> dict[str, Any]:
-        """As the authors' fork of PEFT writes it; truncation and decoupling, which it lacks, get a name it refuses."""
+        """As the authors' fork of PEFT writes it; truncation and decoupling, which it lacks, get a name it refuses,
+        and several groupings, which nobody else knows, a `peft_type` of their own.
+        """
         named = {"rotation": 6, "sharing": config.grouping}
-        return {
+        fields = {
             "peft_type": "LORA",
             "use_mora": True,
             "mora_type": named.get(config.variant, config.variant),
@@ -212,10 +300,13 @@ class MoRA(Delta):
             "init_lora_weights": True,
             "bias": "none",
         }
+        if isinstance(config, RegroupedConfig) and config.finished:
+            fields |= {"peft_type": "REMORA", "mora_finished_types": list(config.finished)}
+        return fields
 
     @classmethod
     def from_peft(cls, fields: Mapping[str, Any]) -> MoRAConfig | None:
-        if fields.get("peft_type") != "LORA" or not fields.get("use_mora"):
+        if fields.get("peft_type") not in ("LORA", "REMORA") or not fields.get("use_mora"):
             return None
         unread = [k for k, v in fields.items() if k.startswith("use_") and v and k not in ("use_mora", "use_rslora")]
         unread += [k for k in ("bias", "modules_to_save", "layer_replication") if fields.get(k, "none") not in _UNSET]
@@ -230,6 +321,8 @@ class MoRA(Delta):
             "rank_pattern": fields.get("rank_pattern") or {},
             **_VARIANTS[kind],
         }
+        if fields["peft_type"] == "REMORA":
+            return typed("method", "mora", RegroupedConfig, {**settings, "finished": fields.get("mora_finished_types")})
         config = config_from("mora", settings)
         assert isinstance(config, MoRAConfig)
         return config
@@ -265,53 +358,3 @@ def checked_side(layer: FrozenLayer, config: MoRAConfig) -> int:
     if side < 2 and config.variant == "rotation":
         raise ConfigError(f"mora.variant rotation needs a side of 2 or more; {d} inputs and {o} outputs give {side}")
     return side
-
-
-def strided_groups(n: int, side: int) -> Tensor:
-    """The group of each of n indices: j mod R'."""
-    return torch.arange(n) % side
-
-
-def adjacent_groups(n: int, side: int) -> Tensor:
-    """The group of each of n indices: runs of neighbors, of n // R' indices, the first n mod R' one longer."""
-    short, longer = divmod(n, side)
-    return torch.repeat_interleave(torch.arange(side), torch.tensor([short + 1] * longer + [short] * (side - longer)))
-
-
-def sum_groups(x: Tensor, side: int, strided: bool) -> Tensor:
-    """C x: x (..., D) -> (..., R'), each the sum of one group's inputs."""
-    if strided:
-        return _continued(x, side).reshape(*x.shape[:-1], -1, side).sum(dim=-2)
-    short, longer = divmod(x.shape[-1], side)
-    head, tail = x[..., : longer * (short + 1)], x[..., longer * (short + 1) :]
-    sums = [head.reshape(*x.shape[:-1], longer, short + 1).sum(dim=-1)] if longer else []
-    return torch.cat([*sums, tail.reshape(*x.shape[:-1], side - longer, short).sum(dim=-1)], dim=-1)
-
-
-def spread_groups(z: Tensor, o: int, strided: bool) -> Tensor:
-    """E z: z (..., R') -> (..., O), each output its group's value."""
-    side = z.shape[-1]
-    if strided:
-        return _tiled(z, o)
-    short, longer = divmod(o, side)
-    head, tail = z[..., :longer], z[..., longer:]
-    return torch.cat([head.repeat_interleave(short + 1, dim=-1), tail.repeat_interleave(short, dim=-1)], dim=-1)
-
-
-def _continued(x: Tensor, side: int) -> Tensor:
-    """x (..., D) with its own first entries again at the end, up to a multiple of R'."""
-    again = -x.shape[-1] % side
-    return torch.cat([x, x[..., :again]], dim=-1) if again else x
-
-
-def _tiled(z: Tensor, o: int) -> Tensor:
-    """z (..., n) again and again up to (..., O)."""
-    times = ceil(o / z.shape[-1])
-    return (z if times == 1 else z.repeat(*[1] * (z.dim() - 1), times))[..., :o]
-
-
-def _turns(side: int, pieces: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of i * 10000^(-2t / R'), each (pieces, R' / 2) float32."""
-    step = 10000 ** (-torch.arange(0, side - 1, 2).double() / side)
-    angles = torch.outer(torch.arange(pieces).double(), step)
-    return angles.cos().float(), angles.sin().float()
