@@ -29,6 +29,16 @@ def test_parts_add_up_and_follow_the_recipe(recipe: Make) -> None:
     assert quantized.disk["quantized base in the cache"] == quantized.parts["base"]
 
 
+def test_the_optimizer_counts_as_it_is_kept(recipe: Make) -> None:
+    plain, eight, at_once, paged = (
+        foreseen(recipe(**c))
+        for c in ({}, {"optimizer.bits": 8}, {"optimizer.in_backward": True}, {"optimizer.paged": True})
+    )
+    assert eight.parts["optimizer state"] == round((2 + 8 / 256) * plain.trained)
+    assert 0 < at_once.parts["gradients"] < 4 * plain.trained / 4
+    assert paged.parts["optimizer state"] == 0 and paged.disk["paged optimizer state"] == 8 * plain.trained
+
+
 def test_paging_moves_bytes_to_disk(recipe: Make) -> None:
     again = foreseen(recipe(**{"train.recompute": True}))
     paged = foreseen(recipe(**{"train.recompute": True, "memory.page_activations": True}))

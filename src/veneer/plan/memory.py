@@ -33,6 +33,8 @@ by itself (MALLOC_MMAP_THRESHOLD_=65536) the same run holds what is alive, withi
 """
 NATIVE = 25 * MIB
 """Code and scratch of the matrix libraries after the first steps; measured likewise, without holes: 15 to 35 MiB."""
+BYTES_8_BITS = 2 + 8 / 256
+"""A number's two moments in 8 bits, with an absmax each for every 256."""
 MARGIN = 0.1
 """`train` refuses only where even this share less than foreseen would not fit."""
 
@@ -70,16 +72,22 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     plain = Plain.of(recipe)
     runtime = machine.rss_bytes() if runtime is None else runtime
     model = plain.model()
-    base, trained, count = base_bytes(model), plain.trained(model), len(blocks_of(model))
+    base, count, changes = base_bytes(model), len(blocks_of(model)), plain.trained(model)
+    trained = sum(changes)
     steps = [step_bytes(plain, batch, count) for batch in largest_batches(recipe, rows.examples, order)]
     step = max(steps, key=lambda s: s.kept + s.block + s.head)
     held = base["blocks"] if not recipe.memory.page_weights else min(base["blocks"], BUFFERS * base["largest block"])
     fixed = {"runtime": runtime, "base": held + base["rest"]}
-    state = {"adapter": 4 * trained, "gradients": 4 * trained, "optimizer state": 8 * trained}
+    gradients = max(changes) if recipe.optimizer.in_backward else trained
+    moments = (BYTES_8_BITS if recipe.optimizer.bits == 8 else 8) * trained
+    paged = round(moments) if recipe.optimizer.paged is True else 0
+    state = {"adapter": 4 * trained, "gradients": 4 * gradients, "optimizer state": round(moments) - paged}
     parts = fixed | state | _activations(step) | {"kernels": NATIVE}
     loading = fixed | {"tensor being read": largest_tensor(model, plain.folder)}
     floor = sum((fixed | state).values()) + step.kept + max(step.head, step.block) + NATIVE
     disk = _disk(plain, base["blocks"] + base["rest"], trained, step.paged)
+    if paged:
+        disk["paged optimizer state"] = paged
     if sum(loading.values()) > sum(parts.values()):
         return Estimate(loading, "loading", sum(loading.values()), disk, trained)
     return Estimate(parts, "step", floor, disk, trained)

@@ -73,15 +73,15 @@ class Plain:
         method = self.recipe.method
         return Targeting(targets=method.targets, exclude=method.exclude, layers=layers)
 
-    def trained(self, model: Any) -> int:
-        """Numbers that are trained on the whole model, by the method's closed form."""
+    def trained(self, model: Any) -> list[int]:
+        """Numbers that are trained on each layer of the whole model, by the method's closed form."""
         method = self.recipe.method
         if method.name == NONE:
             raise ModelError("the memory of recipes with a prompt cannot be foreseen; train without a plan")
         config = config_from(method.name, method.own)
         kind = METHODS[config.method]
         paths = choose(model, self._targeting(method.layers), kind.kinds, config.method)
-        return sum(kind.n_params(layer_at(model, path), config.at(path)) for path in paths)
+        return [kind.n_params(layer_at(model, path), config.at(path)) for path in paths]
 
 
 class _Never:

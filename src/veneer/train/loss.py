@@ -64,6 +64,13 @@ def summed_loss(hidden: Tensor, targets: Tensor, head: Head, words: int) -> Tens
 
 def backward(hidden: Tensor, targets: Tensor, head: Head, words: int, divisor: int) -> float:
     """Accumulate gradients of the summed loss / divisor; returns the summed loss in nats."""
+    total, rows = head_backward(hidden, targets, head, words, divisor)
+    backward_below(hidden, rows)
+    return total
+
+
+def head_backward(hidden: Tensor, targets: Tensor, head: Head, words: int, divisor: int) -> tuple[float, Tensor | None]:
+    """The first stage: gradients of the head, the summed loss in nats, and hidden's gradient if it needs one."""
     machine.trim_memory()  # what a pass leaves in the heap in pieces would lie under the next one's peak
     rows = hidden.detach().requires_grad_()
     total = 0.0
@@ -72,10 +79,14 @@ def backward(hidden: Tensor, targets: Tensor, head: Head, words: int, divisor: i
         (loss / divisor).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     machine.trim_memory()
-    if hidden.requires_grad and len(targets):
-        hidden.backward(rows.grad)  # type: ignore[no-untyped-call]
+    return total, rows.grad if hidden.requires_grad and len(targets) else None
+
+
+def backward_below(hidden: Tensor, gradient: Tensor | None) -> None:
+    """The second stage: gradients of all that `hidden` came from."""
+    if gradient is not None:
+        hidden.backward(gradient)  # type: ignore[no-untyped-call]
     machine.trim_memory()
-    return total
 
 
 def _nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:

@@ -22,6 +22,7 @@ from veneer.methods.base import METHODS, MethodConfig, config_from
 from veneer.models.load import compute_dtype, load_tokenizer
 from veneer.prompts.base import config_from as prompt_config
 from veneer.train.look import looking
+from veneer.train.optim.at_once import check_in_backward
 from veneer.train.restarts import check_restarts
 from veneer.train.settings import NONE, Recipe, TrainSettings
 
@@ -90,6 +91,7 @@ def prepare(
     _check_lengths(loaded.model, [*rows.examples, *rows.held_out], front)
     adapter = change_for(loaded.model, recipe, rows.examples, plan, begun)
     check_restarts(recipe, adapter, len(plan))
+    check_in_backward(recipe, adapter, plan)
     data_hash = hash_of(rows.examples)
     return Job(loaded.model, rows.tokenizer, adapter, rows.examples, rows.report, rows.held_out, plan, data_hash)
 

@@ -76,6 +76,9 @@ class OptimizerSettings(Section):
     """Bits of each number of the optimizer's state; 8 quarters its memory. Biases and scales keep 32."""
     paged: bool | Literal["auto"] = "auto"
     """Keep the state on disk, in memory as far as there is room; auto where it would take half of what is available."""
+    in_backward: bool = False
+    """Use each gradient as soon as it is there and keep none; a step is then one micro-batch. With train.clip above 0
+    every step is computed twice, the first time for the norm alone; with clip 0 it costs nothing."""
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Learning rate at the schedule's top."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0

@@ -16,6 +16,7 @@ from torch import Tensor
 from veneer import machine
 from veneer.errors import ConfigError, TrainingError
 from veneer.kernels.adamw8 import Rates
+from veneer.train.optim.at_once import AtOnce
 from veneer.train.optim.flat import Flat
 from veneer.train.optim.groups import NOT_DECAYED, OPTIMIZERS, Groups
 from veneer.train.optim.paging import Pages
@@ -41,9 +42,12 @@ class FlatAdamW(torch.optim.Optimizer):
         bits: int = 32,
         paged: bool | Literal["auto"] = False,
         folder: Path | None = None,
+        in_backward: bool = False,
     ) -> None:
         super().__init__(groups, {"betas": betas, "eps": eps})
-        self.flat = Flat([p for group in self.param_groups for p in group["params"]])
+        self.flat = Flat([p for group in self.param_groups for p in group["params"]], gradients=not in_backward)
+        self.at_once = AtOnce(self.flat.parameters, self._step_one) if in_backward else None
+        self._before: tuple[Tensor, ...] = ()
         self.spans = self.flat.spans([len(group["params"]) for group in self.param_groups])
         self.steps = [torch.zeros(()) for _ in self.flat.parameters]
         """Steps done, for each parameter as torch has it; here all are equal."""
@@ -51,13 +55,13 @@ class FlatAdamW(torch.optim.Optimizer):
         self.kept = [
             state_type(group["role"], bits)(len(span), self._new, NAMES[bits]) for group, span in self._groups()
         ]
-        self._places: dict[Tensor, tuple[State, Part]] = {}
+        self._places: dict[Tensor, tuple[dict[str, Any], State, Part]] = {}
         places = iter(zip(self.flat.parameters, self.flat.starts, self.steps, strict=False))
         for (group, span), kept in zip(self._groups(), self.kept, strict=True):
             for _ in group["params"]:
                 p, start, steps = next(places)
                 part = Part(start - span.start, p.numel(), p.shape)
-                self._places[p] = kept, part
+                self._places[p] = group, kept, part
                 self.state[p] = {"step": steps, **kept.entries(part)}
 
     def _paged(self, paged: bool | Literal["auto"], bits: int, folder: Path | None) -> Pages | None:
@@ -78,20 +82,45 @@ class FlatAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Step every parameter; raises TrainingError if one has no gradient."""
-        gradients = self.flat.gather()
-        for (group, span), kept in zip(self._groups(), self.kept, strict=True):
-            chunk, before = CHUNK if self.pages is not None else max(len(span), 1), kept.within(slice(0, 0))
-            for start in range(0, len(span), chunk):
-                here = slice(start, min(start + chunk, len(span)))
-                part = slice(span.start + here.start, span.start + here.stop)
-                if self.pages is not None:
-                    self.pages.ahead(kept.within(slice(here.stop, min(here.stop + chunk, len(span)))))
-                kept.step_(self.flat.values[part], gradients[part], here, self._rates(group))
-                if self.pages is not None:
-                    self.pages.behind(kept.within(here), before)
-                    before = kept.within(here)
+        """Step every parameter that was not stepped in the backward pass; raises TrainingError if one has no gradient.
+
+        Counts the step.
+        """
+        if self.at_once is None:
+            gradients = self.flat.gather()
+            for (group, span), kept in zip(self._groups(), self.kept, strict=True):
+                part = slice(span.start, span.stop)
+                self._advance(group, kept, slice(0, len(span)), self.flat.values[part], gradients[part])
+        else:
+            with self.at_once.stepping():
+                pass
+            missing = len(self.flat.parameters) - len(self.at_once.norms)
+            self.at_once.begin()
+            if missing:
+                raise TrainingError(
+                    f"{missing} of {len(self.flat.parameters)} parameters have no gradient to step with"
+                )
+        self._before = ()
         torch._foreach_add_(self.steps, 1)
+
+    def _step_one(self, index: int, gradient: Tensor) -> None:
+        """Step one parameter, before `step` counts."""
+        group, kept, part = self._places[self.flat.parameters[index]]
+        place, row = self.flat.place(index), self.flat.padded(index, gradient)
+        self._advance(group, kept, slice(part.start, part.start + len(row)), self.flat.values[place], row)
+
+    def _advance(self, group: dict[str, Any], kept: State, span: slice, values: Tensor, gradients: Tensor) -> None:
+        """Step a part of a group, whole blocks; `span` is where it lies in the group, the tensors are that part."""
+        chunk = CHUNK if self.pages is not None else max(len(values), 1)
+        for start in range(0, len(values), chunk):
+            part = slice(start, min(start + chunk, len(values)))
+            here = slice(span.start + part.start, span.start + part.stop)
+            if self.pages is not None:
+                self.pages.ahead(kept.within(slice(here.stop, min(here.stop + chunk, span.stop))))
+            kept.step_(values[part], gradients[part], here, self._rates(group))
+            if self.pages is not None:
+                self.pages.behind(kept.within(here), self._before)
+                self._before = kept.within(here)
 
     def _rates(self, group: dict[str, Any]) -> Rates:
         """What the next step of this group takes."""
@@ -104,12 +133,12 @@ class FlatAdamW(torch.optim.Optimizer):
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """The parameter's moments as float32, the first moment first."""
-        kept, part = self._places[parameter]
+        _, kept, part = self._places[parameter]
         return kept.moments(part)
 
     def put_moments_(self, parameter: Tensor, moments: dict[str, Tensor]) -> None:
         """Keep these instead; in 8 bits, entries that only became 0 leave the others as they are."""
-        kept, part = self._places[parameter]
+        _, kept, part = self._places[parameter]
         kept.put_moments_(part, moments)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -155,11 +184,13 @@ def adamw(groups: Groups, settings: OptimizerSettings, folder: Path | None) -> t
         )
     if groups[0]["params"][0].is_cuda and (settings.bits == 8 or settings.paged is True):
         return on_cuda(groups, settings)
-    return FlatAdamW(groups, settings.betas, settings.eps, settings.bits, settings.paged, folder)
+    return FlatAdamW(groups, settings.betas, settings.eps, settings.bits, settings.paged, folder, settings.in_backward)
 
 
 def on_cuda(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """bitsandbytes' AdamW, whose paged state is managed memory.  Not run on CUDA by our tests."""
+    if settings.in_backward:
+        raise ConfigError("optimizer.in_backward does not go with 8-bit or paged state on CUDA; set it to false")
     try:
         from bitsandbytes import optim
     except ImportError as error:

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import TrainingError
@@ -22,9 +23,11 @@ class Flat:
 
     A gradient goes into its buffer as soon as autograd has it, so it is held once. `parameter.grad` stays what it is
     elsewhere: None, or the gradient.
+
+    gradients   whether to keep a buffer of them; without one, `padded` is each as the buffer would have it
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], *, gradients: bool = True) -> None:
         self.parameters = list(parameters)
         if wrong := {p.dtype for p in self.parameters} - {torch.float32}:
             raise TrainingError(f"trained parameters are kept in float32, got {', '.join(map(str, wrong))}")
@@ -35,9 +38,9 @@ class Flat:
         for p, view in zip(self.parameters, self.views(self.values), strict=True):
             view.copy_(p.detach())
             p.data = view
-        self.gradients = torch.zeros_like(self.values)
-        self._gradients = self.views(self.gradients)
-        for index, p in enumerate(self.parameters):
+        self.gradients = torch.zeros(self.size if gradients else 0, device=self.device)
+        self._gradients = self.views(self.gradients) if gradients else []
+        for index, p in enumerate(self.parameters if gradients else ()):
             p.register_post_accumulate_grad_hook(partial(self._take, index))  # type: ignore[no-untyped-call]
 
     @property
@@ -48,6 +51,16 @@ class Flat:
     @property
     def device(self) -> torch.device:
         return self.parameters[0].device
+
+    def place(self, index: int) -> slice:
+        """Where a parameter lies in a buffer, whole blocks."""
+        return slice(self.starts[index], self.starts[index + 1])
+
+    def padded(self, index: int, gradient: Tensor) -> Tensor:
+        """A parameter's gradient as it would lie in a buffer: in one row, 0 behind it to the end of the block."""
+        place, row = self.place(index), gradient.reshape(-1)
+        missing = place.stop - place.start - len(row)
+        return F.pad(row, (0, missing)) if missing else row
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """Each parameter's own part of a buffer of `size`, in its shape."""
