@@ -30,7 +30,8 @@ SHORT = {
 
 
 def short(path: Path, run: Path) -> Recipe:
-    return load_recipe(path, {**SHORT, "run": str(run)})
+    restarting = {"restarts.every": 1} if load_recipe(path).restarts.every else {}
+    return load_recipe(path, {**SHORT, **restarting, "run": str(run)})
 
 
 def test_every_method_and_every_prompt_has_a_recipe(tmp_path: Path) -> None:
@@ -70,9 +71,9 @@ def loaded_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     kept.clear()
 
 
-def losses(run: Path) -> list[float]:
+def told(run: Path, kind: str) -> list[dict[str, Any]]:
     lines = map(json.loads, (run / "events.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if line["event"] == "step"]
+    return [line for line in lines if line["event"] == kind]
 
 
 @pytest.mark.model
@@ -85,13 +86,16 @@ def test_each_trains_the_real_model(loaded_once: None, tmp_path: Path, made_mode
             recipe = recipe.model_copy(update={"model": str(biased)})
         outcome, job = train(recipe)
         assert job is not None
-        seen = losses(tmp_path / path.stem)
+        seen = [event["loss"] for event in told(tmp_path / path.stem, "step")]
         assert len(seen) == 2 and all(torch.tensor(seen).isfinite()), path.stem
         assert outcome.trained_parameters > 0 and Path(outcome.adapter).is_dir(), path.stem
+        restarts = told(tmp_path / path.stem, "restart")
+        assert len(restarts) == (1 if path.stem in ("relora", "remora") else 0), path.stem
         starts[path.stem] = seen[0]
         job.adapter.detach()
     plain = starts["lora"]
-    for name in ("lora_plus", "dora", "mora_sharing", "adalora", "pissa", "eva", "bottleneck", "full"):
+    for name in ("lora_plus", "dora", "mora_sharing", "relora", "adalora", "pissa", "eva", "bottleneck", "full"):
         assert starts[name] == pytest.approx(plain, abs=1e-3), f"{name} changes the model before it has learned"
     assert starts["mora"] == pytest.approx(starts["qlora"], abs=0.1)
+    assert starts["remora"] == pytest.approx(starts["mora"], abs=1e-3)
     assert abs(starts["prefix"] - plain) > 1e-3

@@ -4,7 +4,7 @@ The base's weights are kept, and every fold starts from them, so that rounding t
 and never adds up.  At the end they are put back, bit for bit, and the past counts beside them, as in a loaded adapter.
 
 Only weights that are dense and belong to one layer take part.  A quantized one has no room for small changes: a restart
-that moves a weight by less than half the distance of two levels would be lost (docs/decisions/0011).
+that moves a weight by less than half the distance of two levels would be lost (docs/decisions/0013).
 """
 
 from collections.abc import Iterable
