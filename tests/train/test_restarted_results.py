@@ -91,6 +91,14 @@ def test_state_in_8_bits(job: Make, rows: Path, reset: str) -> None:
     assert all(e["pruned"] == pytest.approx(want, abs=0.03) for e in restarts)
 
 
+@pytest.mark.parametrize("method", ["lora", "mora"])
+def test_gradients_used_at_once_end_with_the_same_bytes(job: Make, method: str) -> None:
+    """Whose parameters lie in one buffer, which a restart has to write into in place."""
+    whole = {"method": METHODS[method], "restarts": TWICE, "train.micro_batch_tokens": 512}
+    kept, at_once = job("kept", **whole), job("at-once", **whole, **{"optimizer.in_backward": True})
+    assert tensors(train(kept)[0].adapter) == tensors(train(at_once)[0].adapter)
+
+
 @pytest.mark.parametrize("prompt", ["prompt", "prefix"])
 @pytest.mark.parametrize("method", ["lora", "mora"])
 def test_a_prompt_beside_it_goes_on_through_restarts(job: Make, rows: Path, method: str, prompt: str) -> None:

@@ -46,7 +46,7 @@ class Folding:
                 f"restarts.fold is weight, but {len(unfit)} of {len(adapter.deltas)} weights cannot take a change in; "
                 f"use auto or beside:\n{listed}"
             )
-        self.paths = [] if fold == "beside" else [path for path in adapter.deltas if path not in unfit]
+        self.paths = [] if fold == "beside" else foldable_paths(adapter.model, adapter.deltas)
         """The layers whose weight takes the past in."""
         self._base: dict[str, Tensor] = {}
 
@@ -81,6 +81,13 @@ class Folding:
     def _weight(self, path: str) -> nn.Parameter:
         weight: nn.Parameter = self._adapter.model.get_submodule(path).get_parameter("weight")
         return weight
+
+
+def foldable_paths(model: nn.Module, paths: Iterable[str]) -> list[str]:
+    """Those of the layers whose weight can take a change in."""
+    paths = list(paths)
+    unfit = _unfit(model, paths)
+    return [path for path in paths if path not in unfit]
 
 
 def _unfit(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:

@@ -241,6 +241,11 @@ class Delta(nn.Module, ABC):
     def n_params(cls, layer: FrozenLayer, config: Any) -> int:
         """Trainable parameters on `layer`, in closed form."""
 
+    @classmethod
+    def n_past(cls, layer: FrozenLayer, config: Any, cycles: int) -> int:
+        """Numbers that so many finished cycles leave on `layer`, in closed form."""
+        return 0
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """What is saved: key suffix after the module's path, as PEFT names it -> tensor."""

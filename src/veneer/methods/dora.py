@@ -116,6 +116,11 @@ class DoRA(LoRA):
         """LoRA's and O."""
         return super().n_params(layer, config) + layer.out_features
 
+    @classmethod
+    def n_past(cls, layer: FrozenLayer, config: LoRAConfig, cycles: int) -> int:
+        """LoRA's and c."""
+        return super().n_past(layer, config, cycles) + layer.out_features
+
     def tensors(self) -> dict[str, Tensor]:
         m = self.m * self.past["ratio"].sign() if self.past else self.m
         m = m.reshape(1, -1, *[1] * (self.a.dim() - 2)) if self.kind == "conv" else m

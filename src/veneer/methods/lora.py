@@ -181,6 +181,11 @@ class LoRA(Delta):
         points, groups = (prod(layer.geometry.kernel), layer.geometry.groups) if layer.geometry else (1, 1)
         return config.rank * (layer.in_features * points + layer.out_features) // groups
 
+    @classmethod
+    def n_past(cls, layer: FrozenLayer, config: LoRAConfig, cycles: int) -> int:
+        """A and B of each cycle."""
+        return cycles * LoRA.n_params(layer, config)
+
     def tensors(self) -> dict[str, Tensor]:
         a, b = self._whole()
         if self.kind == "embedding":

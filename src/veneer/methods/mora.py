@@ -262,6 +262,11 @@ class MoRA(Delta):
         """R'^2, about R (D + O)."""
         return side_of(layer.in_features, layer.out_features, config) ** 2
 
+    @classmethod
+    def n_past(cls, layer: FrozenLayer, config: MoRAConfig, cycles: int) -> int:
+        """A square for each grouping that a cycle had."""
+        return min(cycles, config.groupings) * cls.n_params(layer, config)
+
     def tensors(self) -> dict[str, Tensor]:
         """The authors' layout, in which both of LoRA's names hold M; several groupings: a square under each number."""
         squares = self._squares()

@@ -86,6 +86,11 @@ class PiSSA(LoRA):
     def _change(self) -> tuple[Tensor, Tensor]:
         return torch.cat([self.a, self.a0]), torch.cat([self.b, -self.b0], dim=1)
 
+    @classmethod
+    def n_past(cls, layer: FrozenLayer, config: LoRAConfig, cycles: int) -> int:
+        """A, A0, B and B0 of each cycle."""
+        return 2 * super().n_past(layer, config, cycles)
+
     @torch.no_grad()
     def load_(self, tensors: Mapping[str, Tensor]) -> None:
         """Take a saved delta back to go on with its training."""

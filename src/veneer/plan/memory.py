@@ -14,6 +14,7 @@ from veneer import machine
 from veneer.adapters.quantized_dir import cache_folder, is_quantized
 from veneer.disk.readahead import BUFFERS
 from veneer.models.blocks import blocks_of
+from veneer.plan.cycles import cycles_of
 from veneer.plan.skeleton import Plain, base_bytes, largest_tensor
 from veneer.plan.step import Step, largest_batches, step_bytes
 from veneer.train.prepare import Plan, Rows
@@ -77,15 +78,20 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     steps = [step_bytes(plain, batch, count) for batch in largest_batches(recipe, rows.examples, order)]
     step = max(steps, key=lambda s: s.kept + s.block + s.head)
     held = base["blocks"] if not recipe.memory.page_weights else min(base["blocks"], BUFFERS * base["largest block"])
-    fixed = {"runtime": runtime, "base": held + base["rest"]}
+    cycles = cycles_of(plain, model, len(order))
+    fixed = {"runtime": runtime, "base": held + base["rest"] + cycles.base}
     gradients = max(changes) if recipe.optimizer.in_backward else trained
     moments = (BYTES_8_BITS if recipe.optimizer.bits == 8 else 8) * trained
     paged = round(moments) if recipe.optimizer.paged is True else 0
-    state = {"adapter": 4 * trained, "gradients": 4 * gradients, "optimizer state": round(moments) - paged}
+    state = {
+        "adapter": 4 * trained + cycles.past,
+        "gradients": 4 * gradients,
+        "optimizer state": round(moments) - paged,
+    }
     parts = fixed | state | _activations(step) | {"kernels": NATIVE}
     loading = fixed | {"tensor being read": largest_tensor(model, plain.folder)}
     floor = sum((fixed | state).values()) + step.kept + max(step.head, step.block) + NATIVE
-    disk = _disk(plain, base["blocks"] + base["rest"], trained, step.paged)
+    disk = _disk(plain, base["blocks"] + base["rest"], trained, cycles.past, step.paged)
     if paged:
         disk["paged optimizer state"] = paged
     if sum(loading.values()) > sum(parts.values()):
@@ -106,10 +112,10 @@ def _cached(plain: Plain) -> bool:
     return is_quantized(plain.folder) or (storage is not None and cache_folder(plain.folder, storage).is_dir())
 
 
-def _disk(plain: Plain, base: int, trained: int, inputs: int) -> dict[str, int]:
+def _disk(plain: Plain, base: int, trained: int, past: int, inputs: int) -> dict[str, int]:
     """The adapter, checkpoints (one more than are kept, while one is written), a quantized base, paged activations."""
     train = plain.recipe.train
-    disk = {"adapter": 4 * trained, "checkpoints": (train.keep_checkpoints + 1) * 12 * trained}
+    disk = {"adapter": 4 * trained + past, "checkpoints": (train.keep_checkpoints + 1) * (12 * trained + past)}
     if plain.storage is not None and not _cached(plain):
         disk["quantized base in the cache"] = base
     if inputs:
