@@ -1,12 +1,14 @@
 """Does paging let a run finish where memory is short, with the same adapter, and what does it cost?
 
-    python benchmarks/paged.py [--limits 440,420,400] [--steps 3] [--layers 24] [--quick]
+    python benchmarks/paged.py [--limits 840,820,800] [--steps 3] [--layers 24] [--rank 192] [--quick]
 
 A made LLaMA (24 layers of 1024, 0.3G weights, 0.16 GB in NF4) is trained in memory cgroups that this script makes and
-removes (version 1 or 2; it has to be allowed to). For each limit (MiB) two processes of their own train: one keeps all
-in memory and is killed by the kernel, the other pages and finishes. Each finds no cached weights, so it quantizes the
-base inside the limit too. One more run, without paging or limit, gives the adapter that the others must equal byte for
-byte, and the time they are held against. `--quick` tries one limit and a smaller model.
+removes (version 1 or 2; it has to be allowed to). LoRA of a high rank gives AdamW 0.73 GB of 32-bit state, so that
+state and weights together exceed every limit. For each limit (MiB) two processes of their own train: one keeps all in
+memory and is killed by the kernel, the other pages weights, activations and state and finishes. Gradients are used at
+once (`optimizer.in_backward`) by both. Each finds no cached weights, so it quantizes the base inside the limit too. One
+more run, without paging or limit, gives the adapter that the others must equal byte for byte, and the time they are
+held against. `--quick` tries one limit and a smaller model with a higher rank.
 
 The last line is JSON: `killed` and `finished` say of each limit how the run without and with paging ended, `equal`
 whether the adapters are, `slowdown` how many times as long a paged step took (median; the first is left out).
@@ -40,15 +42,17 @@ MOUNT = Path("/sys/fs/cgroup")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limits", default="")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=0, help="2 if quick, else 3")
     parser.add_argument("--layers", type=int, default=0)
+    parser.add_argument("--rank", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--child", nargs=3, metavar=("MODEL", "RUN", "PAGED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(*args.child, steps=args.steps)
+        child(*args.child, steps=args.steps, rank=args.rank)
         return
-    limits = [int(limit) for limit in (args.limits or ("380" if args.quick else "440,420,400")).split(",")]
+    steps = args.steps or (2 if args.quick else 3)
+    limits = [int(limit) for limit in (args.limits or ("760" if args.quick else "840,820,800")).split(",")]
     with memory_group(limits[0] * MIB):
         pass  # refused before anything is written
     from made import Shape, write_model, write_rows
@@ -57,20 +61,26 @@ def main() -> None:
         folder = Path(scratch)
         shape = Shape(args.layers or (16 if args.quick else 24), 1024, 2816, 8, words=1000)
         write_model(folder / "model", shape, quantized=False)
-        write_rows(folder / "rows.jsonl", args.steps, 64, shape.words)
-        closing_line({"quantized_bytes": shape.quantized_bytes, **compared(folder, limits, args.steps)})
+        write_rows(folder / "rows.jsonl", steps, 64, shape.words)
+        rank = args.rank or (288 if args.quick else 192)
+        parts = {"quantized_bytes": shape.quantized_bytes, "state_bytes": 8 * shape.adapter_parameters(rank)}
+        whole = sum(parts.values()) / MIB
+        print(f"weights and optimizer state: {whole:.0f} MiB, limits: {limits}", flush=True)
+        if whole <= max(limits):
+            sys.exit("the limits are not below what weights and state take; lower --limits or raise --rank")
+        closing_line({**parts, **compared(folder, limits, steps, rank)})
 
 
-def compared(folder: Path, limits: list[int], steps: int) -> dict[str, Any]:
+def compared(folder: Path, limits: list[int], steps: int, rank: int) -> dict[str, Any]:
     """The run in memory, then each limit without and with paging."""
-    whole = run(folder, "whole", paged=False, limit=None, steps=steps)
+    whole = run(folder, "whole", paged=False, limit=None, steps=steps, rank=rank)
     if whole["status"]:
         sys.exit(f"the run without a limit failed:\n{whole['stderr']}")
     print(f"without a limit: {whole['step']:.2f} s a step, peak {whole['peak'] / MIB:.0f} MiB", flush=True)
     found: dict[str, list[Any]] = {"killed": [], "finished": [], "equal": [], "slowdown": [], "peak_bytes": []}
     for limit in limits:
-        plain = run(folder, f"plain-{limit}", paged=False, limit=limit, steps=steps)
-        paged = run(folder, f"paged-{limit}", paged=True, limit=limit, steps=steps)
+        plain = run(folder, f"plain-{limit}", paged=False, limit=limit, steps=steps, rank=rank)
+        paged = run(folder, f"paged-{limit}", paged=True, limit=limit, steps=steps, rank=rank)
         found["killed"].append(plain["status"] == KILLED)
         found["finished"].append(paged["status"] == 0)
         found["equal"].append(paged.get("adapter") == whole["adapter"])
@@ -88,10 +98,10 @@ def compared(folder: Path, limits: list[int], steps: int) -> dict[str, Any]:
     return {"limits_mib": limits, **found, "seconds_a_step": whole["step"], "unlimited_peak_bytes": whole["peak"]}
 
 
-def run(folder: Path, name: str, *, paged: bool, limit: int | None, steps: int) -> dict[str, Any]:
+def run(folder: Path, name: str, *, paged: bool, limit: int | None, steps: int, rank: int) -> dict[str, Any]:
     """How a process that trains in `folder` ended; its figures if it did."""
     own = [str(folder / "model"), str(folder / name), "yes" if paged else "no"]
-    command = [sys.executable, __file__, "--steps", str(steps), "--child", *own]
+    command = [sys.executable, __file__, "--steps", str(steps), "--rank", str(rank), "--child", *own]
     environment = {**os.environ, "VENEER_CACHE": str(folder / "cache")}
     shutil.rmtree(folder / "cache" / "quantized", ignore_errors=True)  # the built kernels beside it stay
     began = time.perf_counter()
@@ -145,7 +155,7 @@ def _parent() -> tuple[Path, str]:
     sys.exit("no memory cgroup can be made: this system has no memory controller")
 
 
-def child(model: str, run: str, paged: str, *, steps: int) -> None:
+def child(model: str, run: str, paged: str, *, steps: int, rank: int) -> None:
     """Train, and print the figures."""
     import torch
 
@@ -161,16 +171,18 @@ def child(model: str, run: str, paged: str, *, steps: int) -> None:
             "run": run,
             "data": {"train": str(Path(model).parent / "rows.jsonl")},
             "storage": "nf4",
-            "method": {"name": "lora", "rank": 4},
+            "method": {"name": "lora", "rank": rank},
+            "optimizer": {"paged": pages, "in_backward": True},
             "memory": {"page_weights": pages, "page_activations": pages},
             "train": {
                 "steps": steps, "tokens_per_step": 64, "micro_batch_tokens": 64, "max_length": 64,
-                "dtype": "bfloat16", "recompute": True, "checkpoint_every": 0,
+                "dtype": "bfloat16", "recompute": True, "checkpoint_every": 0, "clip": 0,
             },
         }
     )  # fmt: skip
     outcome, _ = train(recipe, [lambda event: seconds.append(event.figures["seconds"])])
-    adapter = hashlib.sha256(Path(outcome.adapter, "adapter_model.safetensors").read_bytes()).hexdigest()
+    with Path(outcome.adapter, "adapter_model.safetensors").open("rb") as file:
+        adapter = hashlib.file_digest(file, "sha256").hexdigest()
     print(json.dumps({"step": statistics.median(seconds[1:]), "adapter": adapter, "peak": peak_rss_bytes()}))
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from veneer.disk import adapter_dir
 from veneer.disk.adapter_dir import (
     CONFIG,
     FACTS,
@@ -22,6 +21,7 @@ from veneer.disk.adapter_dir import (
     write_adapter,
     write_parts,
 )
+from veneer.disk.tensors import TensorWriter
 from veneer.errors import AdapterMismatch, DiskError
 
 FILES = AdapterFiles(
@@ -157,24 +157,22 @@ def test_a_config_that_is_a_folder_is_missing(folder: Path) -> None:
     assert f"{CONFIG} missing" in refused(folder)
 
 
-def test_a_full_disk_under_safetensors_is_a_disk_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_earlier_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
     def full(*_: Any, **__: Any) -> None:
-        text = f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"
-        raise adapter_dir.SafetensorError(text)
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(adapter_dir, "save_file", full)
-    with pytest.raises(DiskError, match=f"the disk is full: {folder} was not written"):
+    monkeypatch.setattr(TensorWriter, "write", full)
+    with pytest.raises(DiskError, match=f"the disk is full: {folder / TENSORS} was not written"):
         write_adapter(folder, FILES)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == ["adapter"]
 
 
-def test_the_message_of_safetensors_still_ends_in_its_error_number(tmp_path: Path) -> None:
-    """What `_save` reads the number from."""
-    with pytest.raises(adapter_dir.SafetensorError, match=rf"\(os error {errno.ENOENT}\)"):
-        save_file({"a": torch.ones(1)}, tmp_path / "no" / "where")
+def test_the_file_is_what_safetensors_writes(folder: Path, tmp_path: Path) -> None:
+    save_file(dict(FILES.tensors), tmp_path / "theirs", metadata={"format": "pt"})
+    assert (folder / TENSORS).read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_settings_that_are_no_json_leave_the_earlier_folder(folder: Path) -> None:

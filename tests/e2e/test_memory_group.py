@@ -1,4 +1,4 @@
-"""In a memory cgroup a run that keeps its weights in memory is killed, and the paged one ends with the same adapter."""
+"""In a memory cgroup a run with weights and state in memory is killed; the paged one ends with the same bytes."""
 
 import json
 import os

@@ -10,18 +10,17 @@ A folder with parts holds one such folder a part, and a `veneer.json` that names
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from veneer.disk.atomic import replacing_folder
+from veneer.disk.tensors import writing_tensors
 from veneer.errors import AdapterMismatch, did_you_mean
 
 CONFIG, TENSORS, FACTS = "adapter_config.json", "adapter_model.safetensors", "veneer.json"
@@ -121,21 +120,11 @@ def read_adapter(folder: Path) -> AdapterFiles:
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write the tensors sorted by name, each with memory of its own; a failed write is an OSError with its number."""
-    owned: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in sorted(tensors.items()):
-        plain = tensor.detach().cpu().contiguous()
-        place = plain.untyped_storage().data_ptr()
-        owned[name] = plain.clone() if place in seen else plain
-        seen.add(place)
-    try:
-        save_file(owned, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    """Write the tensors sorted by name, one at a time: no copy of all of them is made."""
+    specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with writing_tensors(path, specs) as writer:
+        for name, tensor in sorted(tensors.items()):
+            writer.write(name, tensor)
 
 
 def _sha256(path: Path) -> str:

@@ -60,3 +60,14 @@ def test_a_parameter_without_a_gradient_is_an_error() -> None:
 def test_other_number_types_are_refused() -> None:
     with pytest.raises(TrainingError, match=r"float32, got torch.float64"):
         Flat([nn.Parameter(torch.zeros(2, dtype=torch.float64))])
+
+
+def test_without_gradients_each_is_as_the_buffer_would_have_it() -> None:
+    ours, with_gradients = parameters(), Flat(parameters())
+    flat = Flat(ours, gradients=False)
+    assert flat.gradients.numel() == 0 and torch.equal(flat.values, with_gradients.values)
+    for index, (p, kept) in enumerate(zip(ours, with_gradients.parameters, strict=True)):
+        gradient = torch.randn(p.shape)
+        kept.grad = gradient.clone()
+        with_gradients._take(index, kept)
+        assert torch.equal(flat.padded(index, gradient), with_gradients.gradients[flat.place(index)])

@@ -12,10 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from veneer import machine
 from veneer.errors import TrainingError
 
 ALIGN = 256
 """Numbers; also the block of 8-bit state."""
+
+
+TRIMMED = 2**24
+"""Numbers after which the memory that they took before goes back to the system."""
 
 
 class Flat:
@@ -34,10 +39,14 @@ class Flat:
         self.starts = [0]
         for p in self.parameters:
             self.starts.append(self.starts[-1] + -(-p.numel() // ALIGN) * ALIGN)
-        self.values = torch.zeros(self.size, device=self.device)
-        for p, view in zip(self.parameters, self.views(self.values), strict=True):
+        self.values = torch.empty(self.size, device=self.device)
+        for index, (p, view) in enumerate(zip(self.parameters, self.views(self.values), strict=True)):
+            start, stop = self.starts[index], self.starts[index + 1]
             view.copy_(p.detach())
+            self.values[start + p.numel() : stop] = 0
             p.data = view
+            if start // TRIMMED != stop // TRIMMED:
+                machine.trim_memory()  # what it took before goes back, so that both are never there as a whole
         self.gradients = torch.zeros(self.size if gradients else 0, device=self.device)
         self._gradients = self.views(self.gradients) if gradients else []
         for index, p in enumerate(self.parameters if gradients else ()):
