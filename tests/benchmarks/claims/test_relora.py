@@ -11,7 +11,6 @@ import torch
 from benchmarks.claims import relora
 from benchmarks.claims.subject import Training
 
-SIDES = ("LoRA", "ReLoRA", "MoRA", "full")
 TEXT = "To be, or not to be, that is the question: whether it is nobler in the mind to suffer. "
 
 
@@ -31,12 +30,11 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     corpus.write_text("".join(json.dumps({"text": f"{i}: {TEXT * 4}"}) + "\n" for i in range(20)))
     sizes = ["--hidden", "32", "--warm-steps", "2", "--steps", "16", "--tokens-per-step", "200", "--rates", "1e-2"]
     files = ["--first-corpus", corpus, "--corpus", corpus, "--held-out", corpus, "--out", tmp_path / "out.jsonl"]
-    monkeypatch.setattr(sys, "argv", ["relora", *map(str, files), *sizes, "--seeds", "1", "--sides", *SIDES])
+    monkeypatch.setattr(sys, "argv", ["relora", *map(str, files), *sizes, "--seeds", "1"])
     relora.main()
     said = capsys.readouterr().out
     results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    sides = {*SIDES, *(side for side in relora.SIDES if side not in relora.COMPARED)}
-    assert {r["side"] for r in results} == sides and all(f"| {side} |" in said for side in sides)
+    assert {r["side"] for r in results} == set(relora.SIDES) and all(f"| {side} |" in said for side in relora.SIDES)
     ranks = {r["side"]: [row["rank"] for row in r["curve"]] for r in results}
     assert ranks["LoRA"][1:] == [2, 2, 2, 2]
     assert ranks["ReLoRA"][1:3] == [2, 4], "a restart every 4 steps, measured before it"
