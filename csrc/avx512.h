@@ -28,6 +28,36 @@ VN_FN VN_INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
 VN_FN VN_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 VN_FN VN_INLINE float sum(F v) { return _mm512_reduce_add_ps(v); }
 
+VN_FN VN_INLINE void transpose(I r[16]) {  // 16 x 16 of 32 bits
+    I t[16];
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        const I a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        const I c = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd), d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+        t[i] = _mm512_shuffle_i32x4(a, b, 0x88);
+        t[i + 8] = _mm512_shuffle_i32x4(a, b, 0xdd);
+        t[i + 4] = _mm512_shuffle_i32x4(c, d, 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(c, d, 0xdd);
+    }
+    for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+VN_FN VN_INLINE void transpose(F r[16]) {
+    I t[16];
+    for (int i = 0; i < 16; i++) t[i] = _mm512_castps_si512(r[i]);
+    transpose(t);
+    for (int i = 0; i < 16; i++) r[i] = _mm512_castsi512_ps(t[i]);
+}
+
 VN_FN VN_INLINE F load_half(const uint16_t *p, int dtype) {
     const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
     if (dtype == VENEER_F16) return _mm512_cvtph_ps(h);

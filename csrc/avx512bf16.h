@@ -12,6 +12,7 @@ namespace avx512bf16 {
 
 typedef __m512 F;
 typedef __m512i I;
+using avx512::transpose;
 
 VN_FN VN_INLINE I loadu(const void *p) { return _mm512_loadu_si512(p); }
 VN_FN VN_INLINE F dot_pairs(F sums, I a, I b) { return _mm512_dpbf16_ps(sums, (__m512bh)a, (__m512bh)b); }
@@ -126,32 +127,9 @@ VN_FN inline void tile(const uint16_t *a, int64_t lda, const uint16_t *b, int64_
         for (int v = 0; v < V; v++) _mm512_storeu_ps(c + m * ldc + 16 * v, sums[m][v]);
 }
 
-VN_FN VN_INLINE void transpose(I r[16]) {  // 16 x 16 of 32 bits
-    I t[16];
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        const I a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        const I c = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd), d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-        t[i] = _mm512_shuffle_i32x4(a, b, 0x88);
-        t[i + 8] = _mm512_shuffle_i32x4(a, b, 0xdd);
-        t[i + 4] = _mm512_shuffle_i32x4(c, d, 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(c, d, 0xdd);
-    }
-    for (int i = 0; i < 16; i++) r[i] = t[i];
-}
-
 struct Product {
     typedef uint16_t T;
-    static constexpr int64_t PAIR = 2, NB = 64;
+    static constexpr int64_t PAIR = 2, NB = 64, DEPTH = 1024;
 
     // Rows [n0, n0 + 64) of x, columns [k0, k1) -> (k / 2, 64, 2), zeros beyond row n.  k0 and k1 are multiples of 32.
     VN_FN static void pack_panel(const void *x, int, int64_t n0, int64_t n, int64_t depth, int64_t k0, int64_t k1,

@@ -58,17 +58,28 @@ inline bool matmul_backward(const veneer_weight &w, const float *absmax, const v
 }  // namespace scalar
 
 // ---- the blocking, for any kernel K with: T (element), PAIR (consecutive elements of the sum taken together),
-// NB (columns of a panel of B), and the functions used below.
+// NB (columns of a panel of B), DEPTH (of the sum, taken at a time), and the functions used below.
 
 constexpr int64_t ROWS = 24;     // A has room for a multiple of this many rows: every tile's height divides it
-constexpr int64_t STRIP = 192;   // rows of W a forward task unpacks at a time ...
-constexpr int64_t DEPTH = 1024;  // ... by this many columns; of W's rows at a time in a backward task
+constexpr int64_t STRIP = 192;   // rows of W a forward task unpacks at a time, by DEPTH columns
 constexpr int64_t TOKENS = 528;  // rows of x in one task
 constexpr int64_t AHEAD = 4;     // rows of codes fetched into cache before they are unpacked
 constexpr int64_t SKEW = 32;     // elements between rows of A beyond their length: rows then fall into different sets
 
-inline void prefetch(const uint8_t *p, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+inline void prefetch(const void *p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char *>(p) + i);
+}
+
+// C (rows, width) += A times one panel of B, while the next panel is fetched: panels lie in a cache farther away.
+template <class K>
+void panel_product(const typename K::T *a, int64_t lda, int64_t rows, const typename K::T *b, const typename K::T *next,
+                   int64_t depth, float *c, int64_t ldc, int64_t width, bool first) {
+    const int64_t bytes = depth * K::NB * int64_t(sizeof(typename K::T));
+    const int64_t share = round_up(ceil_div(bytes, ceil_div(rows, ROWS)), 64);
+    for (int64_t r = 0, at = 0; r < rows; r += ROWS, at += share) {
+        prefetch(reinterpret_cast<const char *>(next) + at, least(share, bytes - at));
+        K::tiles(a + r * lda, lda, least(ROWS, rows - r), b, depth, c + r * ldc, ldc, width, first);
+    }
 }
 
 // Rows of a strip, at most STRIP and a multiple of the usual tile's height: of a few numbers of strips the one with which
@@ -87,12 +98,12 @@ inline int64_t even_strip(int64_t rows, int threads) {
 template <class K>
 bool forward_task(const veneer_weight &w, const float *absmax, const typename K::T *packed, int dtype, void *y,
                   int64_t r0, int64_t r1, int64_t n0, int64_t n1) {
-    const int64_t rows = round_up(r1 - r0, ROWS), lda = DEPTH + SKEW, ldc = round_up(n1 - n0, K::NB), depth = w.cols;
+    const int64_t rows = round_up(r1 - r0, ROWS), lda = K::DEPTH + SKEW, ldc = round_up(n1 - n0, K::NB), depth = w.cols;
     typename K::T *a = scratch_of<typename K::T>(PANEL, rows * lda);
     float *c = scratch_of<float>(SUMS, rows * ldc);
     if (!a || !c) return false;
-    for (int64_t k0 = 0; k0 < depth; k0 += DEPTH) {
-        const int64_t kc = least(DEPTH, depth - k0);
+    for (int64_t k0 = 0; k0 < depth; k0 += K::DEPTH) {
+        const int64_t kc = least(K::DEPTH, depth - k0);
         for (int64_t r = 0; r < rows; r++) {
             if (r0 + r + AHEAD < r1) prefetch(w.codes + ((r0 + r + AHEAD) * depth + k0) / 2, kc / 2);
             if (r0 + r < r1)
@@ -100,9 +111,10 @@ bool forward_task(const veneer_weight &w, const float *absmax, const typename K:
             else if (k0 == 0)
                 std::memset(a + r * lda, 0, size_t(lda) * sizeof(typename K::T));
         }
-        for (int64_t j = n0; j < n1; j += K::NB)
-            K::tiles(a, lda, r1 - r0, packed + (j * depth + k0 * K::NB), kc, c + (j - n0), ldc, least(K::NB, n1 - j),
-                     k0 == 0);
+        for (int64_t j = n0; j < n1; j += K::NB) {
+            const typename K::T *b = packed + (j * depth + k0 * K::NB), *next = j + K::NB < n1 ? b + K::NB * depth : b;
+            panel_product<K>(a, lda, r1 - r0, b, next, kc, c + (j - n0), ldc, least(K::NB, n1 - j), k0 == 0);
+        }
     }
     K::store_transposed(c, ldc, r1 - r0, n1 - n0, y, n0 * w.rows + r0, w.rows, dtype);
     return true;
@@ -112,11 +124,11 @@ bool forward_task(const veneer_weight &w, const float *absmax, const typename K:
 template <class K>
 bool matmul(const veneer_weight &w, const float *absmax, const Phase &decode, const void *x, int dtype, int64_t n,
             void *y, int threads) {
-    const int64_t depth = w.cols, panels = ceil_div(n, K::NB), chunks = ceil_div(depth, DEPTH);
+    const int64_t depth = w.cols, panels = ceil_div(n, K::NB), chunks = ceil_div(depth, K::DEPTH);
     typename K::T *packed = scratch_of<typename K::T>(PACKED, panels * K::NB * depth);
     if (!packed) return false;
     const auto pack = [=](int64_t i) {
-        const int64_t p = i / chunks, k0 = i % chunks * DEPTH, k1 = least(depth, k0 + DEPTH);
+        const int64_t p = i / chunks, k0 = i % chunks * K::DEPTH, k1 = least(depth, k0 + K::DEPTH);
         K::pack_panel(x, dtype, p * K::NB, n, depth, k0, k1, packed + (p * depth + k0) * K::NB);
         return true;
     };
@@ -133,11 +145,11 @@ template <class K>
 bool backward_task(const veneer_weight &w, const float *absmax, const typename K::T *packed, int64_t lda, int dtype,
                    void *dx, int64_t c0, int64_t c1, int64_t n0, int64_t n1) {
     const int64_t rows = round_up(n1 - n0, ROWS), ldc = round_up(c1 - c0, K::NB), height = round_up(w.rows, K::PAIR);
-    typename K::T *b = scratch_of<typename K::T>(PANEL, ldc * DEPTH);
+    typename K::T *b = scratch_of<typename K::T>(PANEL, ldc * K::DEPTH);
     float *c = scratch_of<float>(SUMS, rows * ldc);
     if (!b || !c) return false;
-    for (int64_t o0 = 0; o0 < height; o0 += DEPTH) {
-        const int64_t oc = least(DEPTH, height - o0);
+    for (int64_t o0 = 0; o0 < height; o0 += K::DEPTH) {
+        const int64_t oc = least(K::DEPTH, height - o0);
         for (int64_t j = c0; j < c1; j += K::NB)
             K::unpack_columns(w, absmax, o0, oc, j, least(K::NB, c1 - j), dtype, b + (j - c0) * oc);
         for (int64_t j = c0; j < c1; j += K::NB)
@@ -201,16 +213,33 @@ VN_FN inline void tile(const float *a, int64_t lda, const float *b, int64_t nb, 
         for (int v = 0; v < V; v++) store(c + m * ldc + v * W, sums[m][v]);
 }
 
+// Lanes [0, count) of v as elements of y; all of them where there is room.
+VN_FN VN_INLINE void store_lanes(F v, int64_t count, void *y, int dtype, int64_t at) {
+    if (count >= W) {
+        if (dtype == VENEER_F32) return store(static_cast<float *>(y) + at, v);
+        return store_half(static_cast<uint16_t *>(y) + at, v, dtype);
+    }
+    float lanes[W];
+    store(lanes, v);
+    for (int64_t i = 0; i < count; i++) store_float(y, dtype, at + i, lanes[i]);
+}
+
 // The matrix product in float32 lanes; x in float32 or bfloat16, both computed as float32.
 struct Product {
     typedef float T;
-    static constexpr int64_t PAIR = 1, NB = NV * W;
+    static constexpr int64_t PAIR = 1, NB = NV * W, DEPTH = 256;
 
+    // Rows [n0, n0 + NB) of x, columns [k0, k1) -> (k, NB), zeros beyond row n.  k0 and k1 are multiples of 32.
     VN_FN static void pack_panel(const void *x, int dtype, int64_t n0, int64_t n, int64_t depth, int64_t k0, int64_t k1,
                                  float *to) {
-        for (int64_t j = 0; j < NB; j++)
-            for (int64_t k = k0; k < k1; k++)
-                to[(k - k0) * NB + j] = n0 + j < n ? load_as_float(x, dtype, (n0 + j) * depth + k) : 0.f;
+        for (int64_t j = 0; j < NB; j += W)
+            for (int64_t k = k0; k < k1; k += W) {
+                F r[W];
+                for (int i = 0; i < W; i++)
+                    r[i] = n0 + j + i < n ? load_any(x, dtype, (n0 + j + i) * depth + k) : zero();
+                transpose(r);
+                for (int i = 0; i < W; i++) store(to + (k - k0 + i) * NB + j, r[i]);
+            }
     }
 
     VN_FN static void pack_row(const void *x, int dtype, int64_t at, int64_t count, float *to, int64_t padded) {
@@ -231,27 +260,38 @@ struct Product {
         }
     }
 
+    // As tall a tile as registers allow, for the vectors there are.
+    template <int V>
+    VN_FN static void tiles_of(const float *a, int64_t lda, int64_t rows, const float *b, int64_t depth, float *c,
+                               int64_t ldc, bool first) {
+        constexpr int M = 6 * NV / V;
+        for (int64_t r = 0; r < rows; r += M) tile<M, V>(a + r * lda, lda, b, NB, depth, c + r * ldc, ldc, first);
+    }
+
     VN_FN static void tiles(const float *a, int64_t lda, int64_t rows, const float *b, int64_t depth, float *c,
                             int64_t ldc, int64_t width, bool first) {
-        const bool narrow = width <= W;
-        for (int64_t r = 0; r < rows; r += 6) {
-            if (narrow)
-                tile<6, 1>(a + r * lda, lda, b, NB, depth, c + r * ldc, ldc, first);
-            else
-                tile<6, NV>(a + r * lda, lda, b, NB, depth, c + r * ldc, ldc, first);
+        if (width <= W) return tiles_of<1>(a, lda, rows, b, depth, c, ldc, first);
+        if constexpr (NV == 4) {
+            if (width > 3 * W) return tiles_of<4>(a, lda, rows, b, depth, c, ldc, first);
+            if (width > 2 * W) return tiles_of<3>(a, lda, rows, b, depth, c, ldc, first);
         }
+        tiles_of<2>(a, lda, rows, b, depth, c, ldc, first);
     }
 
     VN_FN static void store_transposed(const float *c, int64_t ldc, int64_t rows, int64_t n, void *y, int64_t at,
                                        int64_t ldy, int dtype) {
-        for (int64_t i0 = 0; i0 < n; i0 += 16)
-            for (int64_t r = 0; r < rows; r++)
-                for (int64_t i = i0; i < least(n, i0 + 16); i++)
-                    store_float(y, dtype, at + i * ldy + r, c[r * ldc + i]);
+        for (int64_t i0 = 0; i0 < n; i0 += W)
+            for (int64_t r0 = 0; r0 < rows; r0 += W) {
+                F r[W];
+                for (int i = 0; i < W; i++) r[i] = r0 + i < rows ? load(c + (r0 + i) * ldc + i0) : zero();
+                transpose(r);
+                for (int i = 0; i < W && i0 + i < n; i++)
+                    store_lanes(r[i], rows - r0, y, dtype, at + (i0 + i) * ldy + r0);
+            }
     }
 
     VN_FN static void store_row(const float *c, int64_t count, void *y, int64_t at, int dtype) {
-        for (int64_t i = 0; i < count; i++) store_float(y, dtype, at + i, c[i]);
+        for (int64_t i = 0; i < count; i += W) store_lanes(load(c + i), count - i, y, dtype, at + i);
     }
 };
 

@@ -9,6 +9,7 @@
 namespace veneer {
 
 constexpr int64_t FEW = 16;  // the largest N for which W is unpacked into registers instead of panels
+constexpr int64_t FEW_LANES = 8;  // the same for float32 lanes, which unpack W again for every 4 rows
 
 // What one task needs: rows of W, and x as the kernel wants it (see each).
 struct Vectors {

@@ -28,6 +28,14 @@ VN_INLINE F add(F a, F b) { return vaddq_f32(a, b); }
 VN_INLINE F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
 VN_INLINE float sum(F v) { return vaddvq_f32(v); }
 
+VN_INLINE void transpose(F r[4]) {
+    const float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);
+    r[0] = vcombine_f32(vget_low_f32(a.val[0]), vget_low_f32(b.val[0]));
+    r[1] = vcombine_f32(vget_low_f32(a.val[1]), vget_low_f32(b.val[1]));
+    r[2] = vcombine_f32(vget_high_f32(a.val[0]), vget_high_f32(b.val[0]));
+    r[3] = vcombine_f32(vget_high_f32(a.val[1]), vget_high_f32(b.val[1]));
+}
+
 VN_INLINE F load_half(const uint16_t *p, int dtype) {
     const uint16x4_t h = vld1_u16(p);
     if (dtype == VENEER_F16) return vcvt_f32_f16(vreinterpret_f16_u16(h));

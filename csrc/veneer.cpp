@@ -118,7 +118,7 @@ bool matvec_f32(const veneer_weight &w, const void *x, int dtype, int64_t n, voi
 
 template <class K, void (*MATVEC)(const Vectors &, int64_t, int64_t)>
 bool product(int isa, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y, int threads) {
-    if (n <= FEW) return matvec_f32<MATVEC>(w, x, dtype, n, y, threads);
+    if (n <= FEW_LANES) return matvec_f32<MATVEC>(w, x, dtype, n, y, threads);
     const Absmax absmax(isa, w);
     return absmax.values && matmul<K>(w, absmax.values, absmax.phase(), x, dtype, n, y, threads);
 }

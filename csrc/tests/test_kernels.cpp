@@ -188,6 +188,18 @@ void test_products(int isa) {
                                    close(dz, dx, dtype, rows),
                                "matmul backward", NAMES[isa], rows, cols, n);
                     }
+    for (int64_t n : {9, 24, 31, 49})  // each width of a tile, each tail of rows and of lanes
+        for (int dtype : {VENEER_F32, VENEER_BF16}) {
+            const Weight w(n + 186, 288, 32, true);
+            const int64_t rows = w.w.rows, cols = w.w.cols, size = dtype == VENEER_F32 ? 4 : 2;
+            const Buffer<uint8_t> x = numbers(n * cols, dtype), dy = numbers(n * rows, dtype);
+            Buffer<uint8_t> y(n * rows * size), z(n * rows * size), dx(n * cols * size), dz(n * cols * size);
+            veneer_matmul(VENEER_SCALAR, 1, &w.w, x.get(), dtype, n, y.get());
+            veneer_matmul(isa, 2, &w.w, x.get(), dtype, n, z.get());
+            veneer_matmul_backward(VENEER_SCALAR, 1, &w.w, dy.get(), dtype, n, dx.get());
+            veneer_matmul_backward(isa, 2, &w.w, dy.get(), dtype, n, dz.get());
+            expect(close(z, y, dtype, cols) && close(dz, dx, dtype, rows), "tails", NAMES[isa], rows, n, dtype);
+        }
     const Weight large(260, 1216, 64, true);  // several strips, and more rows of W than one panel holds
     const Weight tall(1100, 128, 128, false);
     for (const Weight *w : {&large, &tall}) {
