@@ -4,8 +4,10 @@
 
 All that is compared takes turns in one run; a figure is the median of its rounds, a ratio that of the medians. Time is
 the wall clock's for several threads and the thread's own for one. `--busy` runs a competing process on one core.
-`--isa` forces an instruction set on ours and, for avx2, torch's AVX2 code on everything else. bitsandbytes then also
-leaves its own AVX-512 product, as it does on a machine without it; what its compiled dequantization uses is not masked.
+`--isa` forces an instruction set on ours and, for avx2, torch's AVX2 code on everything else. bitsandbytes then runs
+what it runs without AVX-512: no product of its own, and its compiled scalar dequantization, which its library also
+takes for rows of W that are no multiple of 16 long: it is told of rows of 8, the same numbers in the same order. Both
+compute with bfloat16 rows; oneDNN may still serve theirs, as torch asks the machine and not the mask whether to use it.
 
 The last line is JSON. `quantize_vs_bitsandbytes`, `forward_backward_vs_bitsandbytes` and `decode_vs_bitsandbytes` say
 how many times faster ours is, `time_vs_dense` how many times as long as dense bfloat16 it takes, and
@@ -59,6 +61,19 @@ def table(title: str, times: dict[str, float]) -> None:
     print(f"  {title:<28}" + "  ".join(f"{name} {1e3 * t:9.3f} ms" for name, t in times.items()), flush=True)
 
 
+def scalar_dequantization() -> None:
+    """Have bitsandbytes' library dequantize NF4 to bfloat16 in its scalar loop."""
+    from bitsandbytes.backends.cpu import ops
+
+    compiled = ops.lib.cdequantize_blockwise_cpu_nf4_bf16
+
+    def in_rows_of_8(codes: Any, absmax: Any, out: Any, block: Any, rows: Any, columns: Any) -> None:
+        numel = rows.value * columns.value
+        compiled(codes, absmax, out, block, type(rows)(numel // 8), type(columns)(8))
+
+    ops.lib.cdequantize_blockwise_cpu_nf4_bf16 = in_rows_of_8
+
+
 class Bench:
     """The libraries under test, imported only when the environment is set."""
 
@@ -71,6 +86,8 @@ class Bench:
         from veneer.kernels import native
         from veneer.storage.nf4 import NF4, NF4Config
 
+        if options.isa == "avx2":
+            scalar_dequantization()
         torch.set_num_threads(options.threads)
         self.torch, self.bnb, self.functional = torch, bitsandbytes, bitsandbytes.functional
         self.make, self.native = lambda w: NF4.of(w, NF4Config()), native.status()
