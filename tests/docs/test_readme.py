@@ -67,7 +67,6 @@ SPECIAL: dict[str, dict[str, object]] = {
     "mora": {"rank": 4},
 }
 """Settings for methods whose defaults do not fit a tiny model."""
-FROM_PYTHON_ONLY = ("eva",)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,7 @@ def test_what_the_readme_names_besides_trains_from_a_recipe(
 
 
 @pytest.mark.usefixtures("rows", "workplace")
-@pytest.mark.parametrize("method", [m for m in METHODS if m not in FROM_PYTHON_ONLY])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_every_method_of_the_table_trains_from_a_recipe(method: str, biased: Path) -> None:
     from veneer import load_adapter, load_model, recipe_from, train_adapter
 
@@ -130,16 +129,3 @@ def test_every_method_of_the_table_trains_from_a_recipe(method: str, biased: Pat
     load_adapter(load_model(biased, dtype="float32").model, outcome.adapter)  # raises if it changes nothing
     assert outcome.steps == 3
     assert json.loads((Path(outcome.adapter) / "veneer.json").read_text())["method"] == method
-
-
-@pytest.mark.usefixtures("rows", "workplace")
-@pytest.mark.parametrize("method", FROM_PYTHON_ONLY)
-def test_what_the_readme_excepts_is_refused_by_a_recipe(method: str, tiny_model: Path) -> None:
-    from veneer import recipe_from, train_adapter
-    from veneer.errors import ConfigError
-
-    assert f"`{method}` starts from data" in README.read_text(encoding="utf-8")
-    data = {"train": "train.jsonl", "prompt": "question", "completion": "sql"}
-    tree = {"model": str(tiny_model), "method": method, "data": data, "run": "run"}
-    with pytest.raises(ConfigError, match="give `look`"):
-        train_adapter(recipe_from(tree))

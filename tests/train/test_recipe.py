@@ -196,6 +196,8 @@ def sample(key: str) -> tuple[str, Any]:
         "train.floor": ("0.5", 0.5),
         "train.recompute": ("true", True),
         "train.dtype": ("float32", "float32"),
+        "optimizer.in_backward": ("true", True),
+        "memory.budget": ("8GiB", "8GiB"),
         "memory.page_weights": ("true", True),
         "memory.page_activations": ("true", True),
     }
