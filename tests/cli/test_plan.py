@@ -22,7 +22,7 @@ def file(tiny_model: Path, tmp_path: Path) -> Path:
 def test_a_table_and_a_verdict(file: Path, capsys: Any) -> None:
     assert invoke(["plan", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "memory at the peak (step):" in said and said.rstrip().endswith("it fits")
+    assert "memory at the peak (forward pass):" in said and said.rstrip().endswith("it fits")
     assert not (file.parent / "run").exists()
 
 

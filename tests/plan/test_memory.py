@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from veneer.plan.memory import Estimate, Room, certainly_too_large, estimate, room_for, verdict
+from veneer.plan.memory import Estimate, Room, _passes, certainly_too_large, estimate, room_for, verdict
+from veneer.plan.step import Step
 from veneer.train.prepare import order_of_steps, read_examples
 from veneer.train.settings import Recipe
 
@@ -21,7 +22,7 @@ def foreseen(recipe: Recipe) -> Estimate:
 
 def test_parts_add_up_and_follow_the_recipe(recipe: Make) -> None:
     plain, quantized, again = (foreseen(recipe(**c)) for c in ({}, {"storage.name": "nf4"}, {"train.recompute": True}))
-    assert plain.moment == "step" and plain.peak_bytes == sum(plain.parts.values())
+    assert plain.moment in ("forward pass", "head", "backward pass") and plain.peak_bytes == sum(plain.parts.values())
     assert plain.parts["gradients"] == 4 * plain.trained and plain.parts["optimizer state"] == 8 * plain.trained
     assert quantized.parts["base"] < plain.parts["base"]
     assert again.parts["activations"] < plain.parts["activations"]
@@ -46,13 +47,35 @@ def test_paging_moves_bytes_to_disk(recipe: Make) -> None:
     assert paged.parts["activations"] <= again.parts["activations"]  # two blocks: all that is paged is in flight
 
 
+def test_paged_state_is_beside_the_parts(recipe: Make) -> None:
+    kept, paged = foreseen(recipe(**{"optimizer.paged": False})), foreseen(recipe(**{"optimizer.paged": True}))
+    assert paged.parts["optimizer state"] == 0 and kept.droppable_bytes == 0
+    assert paged.droppable_bytes == paged.disk["paged optimizer state"] == kept.parts["optimizer state"]
+    assert kept.peak_bytes - paged.peak_bytes == paged.droppable_bytes
+
+
+def test_state_is_paged_by_itself_where_it_would_take_half(recipe: Make, monkeypatch: Any) -> None:
+    moments, base = foreseen(recipe()).parts["optimizer state"], foreseen(recipe()).parts["base"]
+    for free, paged in ((base + 2 * moments, 0), (base + 2 * moments - 2, moments)):
+        monkeypatch.setattr("veneer.machine.available_bytes", lambda free=free: free)
+        assert foreseen(recipe()).droppable_bytes == paged
+
+
+def test_the_passes_of_a_step_peak_one_by_one() -> None:
+    passes = _passes(Step(kept=1000, forward=10, head=300, block=50), blocks=4)
+    alive = {name: sum(n for part, n in parts.items() if "holes" not in part) for name, parts in passes.items()}
+    assert alive == {"forward pass": 1010, "head": 1300, "backward pass": 1050}
+    assert passes["forward pass"]["holes in the heap"] == 350 + 0.5 * 4 * 10
+    assert _passes(Step(1000, 10, 300, 50), 31) == _passes(Step(1000, 10, 300, 50), 30)
+
+
 def test_a_verdict_names_the_floor_and_the_disk() -> None:
-    found = Estimate({"base": 900 * MIB, "activations": 200 * MIB}, "step", 1000 * MIB, {"adapter": 50 * MIB}, 1)
+    found = Estimate({"base": 900 * MIB, "activations": 200 * MIB}, "head", 1000 * MIB, {"adapter": 50 * MIB}, 1)
     assert verdict(found, Room(2000 * MIB, 60 * MIB, "this machine")) == []
     assert verdict(found, Room(None, 60 * MIB, "this machine")) == []
     said = verdict(found, Room(500 * MIB, 40 * MIB, "memory.budget"))
     assert said == [
-        "memory: 1.07 GiB at the peak (step), but memory.budget leaves 500 MiB; below 1000 MiB nothing works",
+        "memory: 1.07 GiB at the peak (head), but memory.budget leaves 500 MiB; below 1000 MiB nothing works",
         "disk: 50 MiB to be written, but 40 MiB are free",
     ]
 
@@ -61,7 +84,7 @@ def test_a_verdict_names_the_floor_and_the_disk() -> None:
     ("memory", "disk", "refused"), [(1100, 60, False), (1000, 60, False), (980, 60, True), (1100, 40, True)]
 )
 def test_only_what_lies_beyond_the_margin_is_refused(memory: int, disk: int, refused: bool) -> None:
-    found = Estimate({"base": 1100 * MIB}, "step", 900 * MIB, {"adapter": 50 * MIB}, 1)
+    found = Estimate({"base": 1100 * MIB}, "head", 900 * MIB, {"adapter": 50 * MIB}, 1)
     assert certainly_too_large(found, Room(memory * MIB, disk * MIB, "this machine")) is refused
 
 

@@ -40,6 +40,7 @@ def command(
                 "floor_bytes": found.floor_bytes,
                 "moment": found.moment,
                 "parts": found.parts,
+                "droppable_bytes": found.droppable_bytes,
                 "disk_bytes": found.disk_bytes,
                 "disk": found.disk,
                 "memory_bytes": room.memory,
@@ -50,6 +51,8 @@ def command(
         )
     else:
         lines = [f"memory at the peak ({found.moment}):", *_table(found.parts), "disk:", *_table(found.disk)]
+        if found.droppable_bytes:
+            lines += [f"paged state fills {format_bytes(found.droppable_bytes)} more while there is room"]
         left = "unknown" if room.memory is None else format_bytes(room.memory)
         lines += [f"{room.source} leaves {left} of memory; {format_bytes(room.disk)} of disk are free"]
         lines += ["it fits"] if not problems else []

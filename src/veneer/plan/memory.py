@@ -2,7 +2,7 @@
 
 Weights, adapters and state are counted from the model's modules without data; activations are counted from the code
 that really trains, run on tensors without data (`ledger`).  Only what the C allocator leaves unused between tensors is
-a measured rule (`HOLES`).
+a measured rule (`HOLES_...`).
 """
 
 import shutil
@@ -23,17 +23,22 @@ from veneer.units import format_bytes as size
 from veneer.units import parse_bytes
 
 MIB = 2**20
-HOLES_KEPT, HOLES_BLOCK = 0.45, 3.0
-"""Bytes that glibc's heap holds unused: for each byte the blocks keep, and for each byte that one block computes with.
+HOLES_FORWARD, HOLES_BLOCKS, MOST_BLOCKS = 0.35, 0.5, 30
+"""Bytes that glibc's heap holds unused at the end of the forward pass: for each byte that blocks keep, and for each
+byte that a block computes with, times the blocks, of which 30 is the most that was measured.
 
-Tensors that stay lie between others that come and go, and room that is freed in two sizes seldom fits. Measured on
-SmolLM2 (30 blocks, bfloat16, one thread) as the second step's resident set minus what was alive: 512, 1024 and 2048
-tokens 191, 445 and 750 MiB for 367, 729 and 1453 kept; 2048 tokens recomputed 275 for 73 kept and 59 in a block; 1024
-tokens with 15 of 30 blocks recomputed 300 for 382 and 29, with DoRA 650 for 1335. With every tensor above 64 KiB mapped
-by itself (MALLOC_MMAP_THRESHOLD_=65536) the same run holds what is alive, within 3 MiB, and takes 2.4 times as long.
+Tensors that stay lie between others that come and go, and room that is freed in two sizes seldom fits. These and the
+next two are fitted to the largest resident set in each pass, less what was alive, over the recipes of
+benchmarks/plan_accuracy.py on one thread: forward from 70 MiB (363 kept, 1 in each of 30 blocks) to 943 (1657 and 11).
+Before the head and after the backward pass freed memory goes back to the system.
 """
-NATIVE = 25 * MIB
-"""Code and scratch of the matrix libraries after the first steps; measured likewise, without holes: 15 to 35 MiB."""
+HOLES_HEAD = 0.4
+"""Unused for each byte of the head's logits; measured 0 to 0.6, and 1.7 where the forward pass is larger anyway."""
+HOLES_BACKWARD, HOLES_BLOCK = 0.1, 1.2
+"""In the backward pass: for each byte that is kept, and for each that a block is computed again and differentiated
+with."""
+NATIVE = 55 * MIB
+"""Code and scratch of the matrix libraries after the first steps; measured 28 to 75 MiB with nothing else alive."""
 BYTES_8_BITS = 2 + 8 / 256
 """A number's two moments in 8 bits, with an absmax each for every 256."""
 MARGIN = 0.1
@@ -47,13 +52,15 @@ class Estimate:
     parts: dict[str, int]
     """Bytes by part at the peak."""
     moment: str
-    """When the peak is: "step", or "loading"."""
+    """When the peak is: "loading", "forward pass", "head" or "backward pass"."""
     floor_bytes: int
     """Below this nothing works: what is alive at once, without any holes."""
     disk: dict[str, int]
     """Bytes written, by part."""
     trained: int
     """Numbers that are trained."""
+    droppable_bytes: int = 0
+    """Paged state, in memory beside the parts for as long as there is room."""
 
     @property
     def peak_bytes(self) -> int:
@@ -71,40 +78,52 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     Raises ModelError for a model that cannot be sized.
     """
     plain = Plain.of(recipe)
-    runtime = machine.rss_bytes() if runtime is None else runtime
     model = plain.model()
     base, count, changes = base_bytes(model), len(blocks_of(model)), plain.trained(model)
-    trained = sum(changes)
     steps = [step_bytes(plain, batch, count) for batch in largest_batches(recipe, rows.examples, order)]
-    step = max(steps, key=lambda s: s.kept + s.block + s.head)
+    if runtime is None:  # after the traces: training needs the code that they have loaded
+        machine.trim_memory()
+        runtime = machine.rss_bytes()
+    trained = sum(changes)
     held = base["blocks"] if not recipe.memory.page_weights else min(base["blocks"], BUFFERS * base["largest block"])
     cycles = cycles_of(plain, model, len(order))
     fixed = {"runtime": runtime, "base": held + base["rest"] + cycles.base}
     gradients = max(changes) if recipe.optimizer.in_backward else trained
-    moments = (BYTES_8_BITS if recipe.optimizer.bits == 8 else 8) * trained
-    paged = round(moments) if recipe.optimizer.paged is True else 0
-    state = {
-        "adapter": 4 * trained + cycles.past,
-        "gradients": 4 * gradients,
-        "optimizer state": round(moments) - paged,
-    }
-    parts = fixed | state | _activations(step) | {"kernels": NATIVE}
+    moments = round((BYTES_8_BITS if recipe.optimizer.bits == 8 else 8) * trained)
+    paged = moments if _pages_state(recipe, moments, fixed["base"]) else 0
+    state = {"adapter": 4 * trained + cycles.past, "gradients": 4 * gradients, "optimizer state": moments - paged}
+    state |= {"kernels": NATIVE}
+    moment, passing = max((m for s in steps for m in _passes(s, count).items()), key=lambda m: sum(m[1].values()))
     loading = fixed | {"tensor being read": largest_tensor(model, plain.folder)}
-    floor = sum((fixed | state).values()) + step.kept + max(step.head, step.block) + NATIVE
-    disk = _disk(plain, base["blocks"] + base["rest"], trained, cycles.past, step.paged)
+    floor = sum((fixed | state).values()) + max(s.kept + max(s.forward, s.head, s.block) for s in steps)
+    disk = _disk(plain, base["blocks"] + base["rest"], trained, cycles.past, max(s.paged for s in steps))
     if paged:
         disk["paged optimizer state"] = paged
+    parts = fixed | state | passing
     if sum(loading.values()) > sum(parts.values()):
         return Estimate(loading, "loading", sum(loading.values()), disk, trained)
-    return Estimate(parts, "step", floor, disk, trained)
+    return Estimate(parts, moment, floor, disk, trained, paged)
 
 
-def _activations(step: Step) -> dict[str, int]:
-    return {
-        "activations": step.kept + step.block,
-        "logits": step.head,
-        "holes in the heap": round(HOLES_KEPT * step.kept + HOLES_BLOCK * step.block),
+def _pages_state(recipe: Recipe, moments: int, base: int) -> bool:
+    """Whether the optimizer's state goes to disk, as the optimizer itself decides once the base is there."""
+    paged, free = recipe.optimizer.paged, machine.available_bytes()
+    return paged is True or (paged == "auto" and free is not None and moments > max(free - base, 0) // 2)
+
+
+def _passes(step: Step, blocks: int) -> dict[str, dict[str, int]]:
+    """Each pass of a step, and what it takes beyond what is there all the time."""
+    holes = {
+        "forward pass": HOLES_FORWARD * step.kept + HOLES_BLOCKS * min(blocks, MOST_BLOCKS) * step.forward,
+        "head": HOLES_HEAD * step.head,
+        "backward pass": HOLES_BACKWARD * step.kept + HOLES_BLOCK * step.block,
     }
+    alive = {
+        "forward pass": {"activations": step.kept + step.forward},
+        "head": {"activations": step.kept, "logits": step.head},
+        "backward pass": {"activations": step.kept + step.block},
+    }
+    return {name: parts | {"holes in the heap": round(holes[name])} for name, parts in alive.items()}
 
 
 def _cached(plain: Plain) -> bool:

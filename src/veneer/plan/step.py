@@ -28,10 +28,12 @@ class Step:
 
     kept: int
     """By the blocks, from the forward pass to the backward pass."""
+    forward: int
+    """Beyond that in the forward pass, while one block is computed."""
     head: int
-    """Beyond that while the loss is computed, in chunks."""
+    """Beyond what is kept while the loss is computed, in chunks."""
     block: int
-    """Beyond that while one block is computed, forward, again or backward."""
+    """Beyond it in the backward pass, while one block is computed again and differentiated."""
     paged: int = 0
     """Kept on disk instead."""
 
@@ -58,8 +60,8 @@ def step_bytes(plain: Plain, batch: Batch, blocks: int) -> Step:
     kept = outside + sum(slopes[k] * n for k, n in ((False, blocks - again), (True, again)) if n)
     paged = slopes.get(True, 0) * blocks if recipe.memory.page_activations else 0
     waiting = min(paged, IN_FLIGHT * paged // blocks)
-    head, block = (max(getattr(t, part) for t in three.values()) for part in ("head", "block"))
-    return Step(max(kept - paged + waiting, 0), head, block, paged)
+    forward, head, block = (max(getattr(t, part) for t in three.values()) for part in ("forward", "head", "block"))
+    return Step(max(kept - paged + waiting, 0), forward, head, block, paged)
 
 
 def _traced(plain: Plain, batch: Batch, blocks: int, again: bool) -> Step:
@@ -92,7 +94,7 @@ def _trace(plain: Plain, batch: Batch, blocks: int, again: bool) -> Step:
         head = ledger.mark()
         torch.autograd.backward(hidden, torch.zeros_like(hidden))
         block = ledger.mark()
-    return Step(kept, max(head - kept, 0), max(block - kept, forward - kept, 0))
+    return Step(kept, max(forward - kept, 0), max(head - kept, 0), max(block - kept, 0))
 
 
 def _forget(parameter: torch.Tensor) -> None:
