@@ -65,7 +65,7 @@ def test_the_passes_of_a_step_peak_one_by_one() -> None:
     passes = _passes(Step(kept=1000, forward=10, head=300, block=50), blocks=4)
     alive = {name: sum(n for part, n in parts.items() if "holes" not in part) for name, parts in passes.items()}
     assert alive == {"forward pass": 1010, "head": 1300, "backward pass": 1050}
-    assert passes["forward pass"]["holes in the heap"] == 350 + 0.5 * 4 * 10
+    assert passes["forward pass"]["holes in the heap"] == 300 + 0.5 * 4 * 10
     assert _passes(Step(1000, 10, 300, 50), 31) == _passes(Step(1000, 10, 300, 50), 30)
 
 

@@ -23,7 +23,7 @@ from veneer.units import format_bytes as size
 from veneer.units import parse_bytes
 
 MIB = 2**20
-HOLES_FORWARD, HOLES_BLOCKS, MOST_BLOCKS = 0.35, 0.5, 30
+HOLES_FORWARD, HOLES_BLOCKS, MOST_BLOCKS = 0.3, 0.5, 30
 """Bytes that glibc's heap holds unused at the end of the forward pass: for each byte that blocks keep, and for each
 byte that a block computes with, times the blocks, of which 30 is the most that was measured.
 
