@@ -18,10 +18,12 @@ def command(
 ) -> None:
     """Foresee what a recipe takes, and whether it fits; nothing is trained and no weights are read.
 
-    Every key of the recipe is a flag, as for `veneer train`. Exit status 3 if it does not fit. Example:
+    If not, the nearest recipes that do are shown as flags to add, the cheapest change first. Every key of the recipe is
+    a flag, as for `veneer train`. Exit status 3 if it does not fit. Example:
 
         veneer plan recipe.yaml --train.max_length 2048 --memory.budget 6GiB
     """
+    from veneer.plan.fit import nearest
     from veneer.plan.memory import estimate, room_for, verdict
     from veneer.train.prepare import order_of_steps, read_examples, with_dtype
     from veneer.train.recipe import load_recipe, parse_flags
@@ -33,6 +35,7 @@ def command(
     order = order_of_steps([len(e) for e in rows.examples], settings.train, packing=settings.data.packing)
     found, room = estimate(settings, rows, order), room_for(settings)
     problems = verdict(found, room)
+    fits = nearest(settings, rows, room, found.parts["runtime"]) if problems else []
     if as_json:
         emit_json(
             {
@@ -45,6 +48,7 @@ def command(
                 "disk": found.disk,
                 "memory_bytes": room.memory,
                 "fits": not problems,
+                "nearest": [{"changes": f.changes, "peak_bytes": f.found.peak_bytes} for f in fits],
                 "steps": len(order),
                 "trained_parameters": found.trained,
             }
@@ -58,7 +62,9 @@ def command(
         lines += ["it fits"] if not problems else []
         stdout.print("\n".join(lines), markup=False, soft_wrap=True)
     if problems:
-        raise Refused("it does not fit:\n" + "\n".join(f"  {p}" for p in problems))
+        others = [f"  {f.flags}   ({format_bytes(f.found.peak_bytes)} at the peak)" for f in fits]
+        ways = ["with these flags it would:", *others] if fits else ["no change of storage, portions or paging helps"]
+        raise Refused("\n".join(["it does not fit:", *[f"  {p}" for p in problems], *ways]))
 
 
 def _table(parts: dict[str, int]) -> list[str]:

@@ -31,7 +31,7 @@ def refusing(say: Callable[[str], None], *, force: bool = False) -> Check:
         raise Refused(
             "this run will not fit; nothing was loaded:\n"
             + "\n".join(f"  {problem}" for problem in problems)
-            + "\n`veneer plan` shows the parts; --force trains all the same."
+            + "\n`veneer plan` shows the parts, and recipes that fit; --force trains all the same."
         )
 
     return check

@@ -1,0 +1,105 @@
+"""The nearest recipes that fit where one does not: each change alone, then one after the other, cheapest first."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from veneer.errors import VeneerError
+from veneer.plan.memory import Estimate, Room, estimate, verdict
+from veneer.plan.skeleton import Plain
+from veneer.train.optim.groups import NOT_DECAYED
+from veneer.train.prepare import Rows, order_of_steps
+from veneer.train.recipe import recipe_from
+from veneer.train.settings import Recipe
+
+Changes = dict[str, Any]
+"""Dotted key -> value."""
+
+MOST = 3
+"""Recipes that are shown."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A changed recipe that fits."""
+
+    changes: Changes
+    found: Estimate
+
+    @property
+    def flags(self) -> str:
+        """The changes as flags of `veneer train`."""
+        return " ".join(f"--{key} {str(value).lower()}" for key, value in self.changes.items())
+
+
+def nearest(recipe: Recipe, rows: Rows, room: Room, runtime: int) -> list[Fit]:
+    """At most `MOST` recipes that fit in `room`, the cheapest change first; empty if none was found.
+
+    runtime    bytes that the process holds before the weights are read
+    """
+    fits: list[Fit] = []
+    together: Changes = {}
+    steps = list(_steps(recipe, rows))
+    for change in steps:
+        together |= change
+        for changes in dict.fromkeys((_key(change), _key(together))):
+            if len(fits) < MOST and dict(changes) not in [fit.changes for fit in fits]:
+                fits += _tried(recipe, rows, room, runtime, dict(changes))
+    return fits
+
+
+def _key(changes: Changes) -> tuple[tuple[str, Any], ...]:
+    return tuple(changes.items())
+
+
+def _steps(recipe: Recipe, rows: Rows) -> Iterator[Changes]:
+    """Single changes by what they cost: nothing but some time first, then what alters the result, then the disk."""
+    longest = max(map(len, rows.examples))
+    tokens = recipe.train.micro_batch_tokens or max(recipe.train.max_length, 2048)
+    tokens = min(tokens, recipe.train.tokens_per_step)
+    if recipe.data.packing:
+        while tokens // 2 >= longest:
+            tokens //= 2
+            yield {"train.micro_batch_tokens": tokens}
+    if recipe.train.recompute is not True:
+        yield {"train.recompute": True}
+    plain = Plain.of(recipe)
+    if recipe.optimizer.bits != 8 and _has_matrices(plain):
+        yield {"optimizer.bits": 8}
+    if plain.storage is None and not recipe.restarts.every:
+        yield {"storage.name": "nf4"}
+    if not recipe.memory.page_activations:
+        yield {"train.recompute": True, "memory.page_activations": True}
+    if not recipe.memory.page_weights and not recipe.restarts.every:
+        quantized = {} if plain.storage is not None else {"storage.name": "nf4"}
+        yield {**quantized, "train.recompute": True, "memory.page_weights": True}
+    if recipe.optimizer.paged is not True:
+        yield {"optimizer.paged": True}
+
+
+def _has_matrices(plain: Plain) -> bool:
+    """Whether something is trained whose state may have 8 bits."""
+    try:
+        return any(n.role not in NOT_DECAYED for n in plain.adapter(plain.model(1)).named())
+    except VeneerError:
+        return False
+
+
+def changed(recipe: Recipe, changes: Changes) -> Recipe:
+    """The recipe with these keys instead.  Raises ConfigError where they do not go with the others."""
+    tree = recipe.model_dump(mode="json")
+    for dotted, value in changes.items():
+        section, _, key = dotted.rpartition(".")
+        tree[section][key] = value
+    return recipe_from(tree)
+
+
+def _tried(recipe: Recipe, rows: Rows, room: Room, runtime: int, changes: Changes) -> list[Fit]:
+    """One fit, or none."""
+    try:
+        other = changed(recipe, changes)
+        order = order_of_steps([len(e) for e in rows.examples], other.train, packing=other.data.packing)
+        found = estimate(other, rows, order, runtime)
+    except VeneerError:  # a change that this recipe cannot take
+        return []
+    return [] if verdict(found, room) else [Fit(changes, found)]
