@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from veneer.cli.main import invoke
+from veneer.plan.fit import Fit
+from veneer.plan.memory import Estimate
 
 
 @pytest.fixture
@@ -33,6 +35,18 @@ def test_json_has_the_figures_and_too_small_a_budget_is_status_3(file: Path, cap
     assert found["fits"] is False and found["peak_bytes"] == sum(found["parts"].values())
     assert found["disk_bytes"] == sum(found["disk"].values()) and found["memory_bytes"] == 2**20
     assert "it does not fit:\n  memory: " in err
+    assert found["nearest"] == [] and "no change of storage, portions or paging helps" in err
+
+
+def test_what_would_fit_is_shown_as_flags(file: Path, capsys: Any, monkeypatch: Any) -> None:
+    fit = Fit({"train.recompute": True, "optimizer.bits": 8}, Estimate({"base": 2**20}, "head", 2**20, {}, 1))
+    monkeypatch.setattr("veneer.plan.fit.nearest", lambda *_: [fit])
+    assert invoke(["plan", str(file), "--json", "--memory.budget", "1MiB"]) == 3
+    out, err = capsys.readouterr()
+    assert "would:\n  --train.recompute true --optimizer.bits 8   (1 MiB at the peak)" in err
+    assert json.loads(out)["nearest"] == [
+        {"changes": {"train.recompute": True, "optimizer.bits": 8}, "peak_bytes": 2**20}
+    ]
 
 
 def test_the_recipe_comes_first(capsys: Any) -> None:
