@@ -188,6 +188,8 @@ def sample(key: str) -> tuple[str, Any]:
         "optimizer.name": ("adamw", "adamw"),
         "optimizer.bits": ("8", 8),
         "optimizer.paged": ("true", True),
+        "optimizer.in_backward": ("true", True),
+        "optimizer.momentum": ("0.5", 0.5),
         "optimizer.betas": ("[0.8, 0.9]", (0.8, 0.9)),
         "restarts.reset": ("random", "random"),
         "restarts.keep": ("0.5", 0.5),
@@ -196,7 +198,6 @@ def sample(key: str) -> tuple[str, Any]:
         "train.floor": ("0.5", 0.5),
         "train.recompute": ("true", True),
         "train.dtype": ("float32", "float32"),
-        "optimizer.in_backward": ("true", True),
         "memory.budget": ("8GiB", "8GiB"),
         "memory.page_weights": ("true", True),
         "memory.page_activations": ("true", True),
@@ -215,6 +216,7 @@ def test_every_key_is_a_flag(key: str) -> None:
         data = {"train": "x", "eval": "y", **NEEDED.get(key, {})}
         tree = {"model": "m", "run": "r", "data": data, "storage": {"name": "nf4"}, "train": {"recompute": True}}
         tree["restarts"] = {"every": 9, "reset": "random"} if key.startswith("restarts.") else {}
+        tree["optimizer"] = {"name": "sgd"} if key == "optimizer.momentum" else {}
         recipe: Any = load_with(tree, parse_flags(flags))
         for part in key.split("."):
             recipe = getattr(recipe, part)

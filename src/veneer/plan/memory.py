@@ -89,7 +89,7 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     cycles = cycles_of(plain, model, len(order))
     fixed = {"runtime": runtime, "base": held + base["rest"] + cycles.base}
     gradients = max(changes) if recipe.optimizer.in_backward else trained
-    moments = round((BYTES_8_BITS if recipe.optimizer.bits == 8 else 8) * trained)
+    moments = round(_bytes_of_state(recipe) * trained)
     paged = moments if _pages_state(recipe, moments, fixed["base"]) else 0
     state = {"adapter": 4 * trained + cycles.past, "gradients": 4 * gradients, "optimizer state": moments - paged}
     state |= {"kernels": NATIVE}
@@ -105,8 +105,18 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     return Estimate(parts, moment, floor, disk, trained, paged)
 
 
+def _bytes_of_state(recipe: Recipe) -> float:
+    """For each number that is trained; Adafactor's sums of rows and columns count as none."""
+    own = recipe.optimizer
+    if own.name == "adamw":
+        return BYTES_8_BITS if own.bits == 8 else 8.0
+    return 4.0 if own.momentum else 0.0
+
+
 def _pages_state(recipe: Recipe, moments: int, base: int) -> bool:
     """Whether the optimizer's state goes to disk, as the optimizer itself decides once the base is there."""
+    if recipe.optimizer.name != "adamw":
+        return False
     paged, free = recipe.optimizer.paged, machine.available_bytes()
     return paged is True or (paged == "auto" and free is not None and moments > max(free - base, 0) // 2)
 

@@ -70,8 +70,8 @@ class PromptSettings(Named):
 class OptimizerSettings(Section):
     """How parameters step."""
 
-    name: Literal["adamw"] = "adamw"
-    """adamw: AdamW."""
+    name: Literal["adamw", "sgd", "adafactor"] = "adamw"
+    """adamw, sgd or adafactor. Settings that only others have are refused."""
     bits: Literal[32, 8] = 32
     """Bits of each number of the optimizer's state; 8 quarters its memory. Biases and scales keep 32."""
     paged: bool | Literal["auto"] = "auto"
@@ -93,6 +93,20 @@ class OptimizerSettings(Section):
     """Decay of the first and second moment, each in [0, 1)."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the second moment."""
+    momentum: Share = 0.0
+    """Of sgd, in [0, 1)."""
+
+    @model_validator(mode="after")
+    def _of_this_optimizer(self) -> "OptimizerSettings":
+        others = {
+            "adamw": ("momentum",),
+            "sgd": ("bits", "paged", "in_backward", "betas", "eps", "weight_decay"),
+            "adafactor": ("bits", "paged", "in_backward", "betas", "eps", "momentum"),
+        }
+        given = [k for k in others[self.name] if getattr(self, k) != type(self).model_fields[k].default]
+        if given and not (given == ["paged"] and self.paged is False):
+            raise ConfigError(f"optimizer.{given[0]} is given, but {self.name} does not have it; leave it out")
+        return self
 
 
 class TrainSettings(Section):
@@ -229,6 +243,17 @@ class Recipe(Section):
     def _evaluation_has_rows(self) -> "Recipe":
         if self.train.eval_every and self.data.eval is None:
             raise ConfigError(f"train.eval_every is {self.train.eval_every}, but data.eval names no rows to evaluate")
+        return self
+
+    @model_validator(mode="after")
+    def _restarts_find_moments(self) -> "Recipe":
+        optimizer, reset = self.optimizer, self.restarts.reset
+        if not self.restarts.every or reset == "none":
+            return self
+        if optimizer.name == "sgd" and not optimizer.momentum:
+            raise ConfigError(f"restarts.reset is {reset}, but sgd without momentum has no moments; set it to none")
+        if optimizer.name == "adafactor" and reset != "zero":
+            raise ConfigError(f"restarts.reset is {reset}, but adafactor keeps sums of rows; use zero or none")
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,7 @@
-"""How parameters step: one file per optimizer, registered in OPTIMIZERS."""
+"""How parameters step: one file per optimizer, registered in OPTIMIZERS.
+
+There is no Lion: torch has none yet.
+"""
 
 from veneer.registry import import_siblings
 from veneer.train.optim.groups import OPTIMIZERS, build_optimizer
