@@ -159,6 +159,7 @@ def recipe_of(args: argparse.Namespace, folder: Path) -> Any:
                 "max_length": args.tokens,
                 "dtype": "bfloat16",
                 "recompute": True,
+                "clip": 0,  # the norm of gradients that are used at once would take a second pass
                 "checkpoint_every": 0,
             },
         }
