@@ -101,6 +101,8 @@ def test_a_step_is_bitsandbytes_step_on_a_cpu() -> None:
     for t, g in enumerate(gradients(n, 5), start=1):
         for mine, other in zip(ours, theirs, strict=True):
             other.copy_(mine)
+        old = [decode(ours[which], ours[which + 2], two) for which, two in ((0, True), (1, False))]
+        exact = 0.9 * old[0] + 0.1 * g, 0.999 * old[1] + 0.001 * g * g
         peer = values.clone()
         torch.ops.bitsandbytes.optimizer_update_8bit_blockwise(
             *("adam", g, peer, theirs.codes1, theirs.codes2, 0.9, 0.999, 0.0, 0.0, 1e-8, t, 1e-2, signed, unsigned),
@@ -110,7 +112,8 @@ def test_a_step_is_bitsandbytes_step_on_a_cpu() -> None:
         torch.testing.assert_close(values, peer, rtol=1e-5, atol=1e-6)
         for which, two in ((0, True), (1, False)):
             a, b = decode(ours[which], ours[which + 2], two), decode(theirs[which], theirs[which + 2], two)
-            assert ((a - b).view(-1, BLOCK).abs().amax(1) <= 3e-5 * ours[which + 2] + 1e-38).all()
+            farther = (b - exact[which]).abs() - (a - exact[which]).abs()  # a cell of their table is 2 / 65536 wide
+            assert (farther.view(-1, BLOCK).abs().amax(1) <= 1e-4 * ours[which + 2] + 1e-38).all()
 
 
 def test_against_the_formula_in_float64() -> None:
