@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import stderr
+from veneer.cli.console import AllowOtherBase, stderr
 
 HELP = """\
 /adapter NAME   answer with this adapter from now on; /adapter none without any; /adapter lists them
@@ -35,9 +35,7 @@ def command(
     storage: Annotated[
         str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
     ] = None,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")
-    ] = False,
+    allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Talk with a model; /help shows what else can be typed. Example:
 

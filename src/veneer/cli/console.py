@@ -1,4 +1,4 @@
-"""What every verb prints with: results to stdout, progress and remarks to stderr, one JSON object last if asked."""
+"""What verbs share: results to stdout, progress and remarks to stderr, one JSON object last if asked; options."""
 
 import json
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ stdout = Console(highlight=False, emoji=False)
 stderr = Console(stderr=True, highlight=False, emoji=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+AllowOtherBase = Annotated[bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")]
 
 
 def emit_json(result: dict[str, Any]) -> None:

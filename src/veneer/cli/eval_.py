@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, emit_json, stderr, stdout
 
 
 def command(
@@ -33,9 +33,7 @@ def command(
     storage: Annotated[
         str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
     ] = None,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")
-    ] = False,
+    allow_other_base: AllowOtherBase = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on rows; with an adapter, before and after side by side.

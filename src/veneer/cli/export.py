@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, emit_json, stderr, stdout
 from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
@@ -31,9 +31,7 @@ def command(
     rank: Annotated[
         int | None, typer.Option(help="lora, gguf: of the nearest LoRA where none is equal; by default the equal one.")
     ] = None,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")
-    ] = False,
+    allow_other_base: AllowOtherBase = False,
     as_json: AsJson = False,
 ) -> None:
     """Write an adapter in a form that other programs read.

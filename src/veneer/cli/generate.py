@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, emit_json, stderr
+from veneer.cli.console import AllowOtherBase, AsJson, emit_json, stderr
 
 
 def command(
@@ -30,9 +30,7 @@ def command(
     storage: Annotated[
         str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
     ] = None,
-    allow_other_base: Annotated[
-        bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")
-    ] = False,
+    allow_other_base: AllowOtherBase = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the model's answer to a prompt, as it comes.
