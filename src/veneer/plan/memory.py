@@ -110,7 +110,7 @@ def _bytes_of_state(recipe: Recipe) -> float:
     own = recipe.optimizer
     if own.name == "adamw":
         return BYTES_8_BITS if own.bits == 8 else 8.0
-    return 4.0 if own.momentum else 0.0
+    return 4.0 if own.momentum or own.name == "lion" else 0.0
 
 
 def _pages_state(recipe: Recipe, moments: int, base: int) -> bool:

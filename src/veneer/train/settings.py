@@ -70,8 +70,8 @@ class PromptSettings(Named):
 class OptimizerSettings(Section):
     """How parameters step."""
 
-    name: Literal["adamw", "sgd", "adafactor"] = "adamw"
-    """adamw, sgd or adafactor. Settings that only others have are refused."""
+    name: Literal["adamw", "lion", "sgd", "adafactor"] = "adamw"
+    """adamw, lion (needs `veneer[lion]`), sgd or adafactor. Settings that only others have are refused."""
     bits: Literal[32, 8] = 32
     """Bits of each number of the optimizer's state; 8 quarters its memory. Biases and scales keep 32."""
     paged: bool | Literal["auto"] = "auto"
@@ -89,8 +89,8 @@ class OptimizerSettings(Section):
     """Learning rate of a prompt beside a method: prompts learn at 10 to 1000 times a method's; lr if absent."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices; biases and scales are never decayed."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    """Decay of the first and second moment, each in [0, 1)."""
+    betas: tuple[Share, Share] | None = None
+    """Decay of the moments, each in [0, 1); (0.9, 0.999) if absent, for lion (0.9, 0.99)."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of the second moment."""
     momentum: Share = 0.0
@@ -100,6 +100,7 @@ class OptimizerSettings(Section):
     def _of_this_optimizer(self) -> "OptimizerSettings":
         others = {
             "adamw": ("momentum",),
+            "lion": ("bits", "paged", "in_backward", "eps", "momentum"),
             "sgd": ("bits", "paged", "in_backward", "betas", "eps", "weight_decay"),
             "adafactor": ("bits", "paged", "in_backward", "betas", "eps", "momentum"),
         }

@@ -11,7 +11,7 @@ from torch import nn
 from veneer.adapters.change import Named
 from veneer.errors import ConfigError, TrainingError
 from veneer.train.optim import OPTIMIZERS, build_optimizer
-from veneer.train.optim.adamw import FlatAdamW
+from veneer.train.optim.adamw import BETAS, FlatAdamW
 from veneer.train.optim.groups import parameter_groups
 from veneer.train.settings import OptimizerSettings
 
@@ -46,7 +46,7 @@ def test_its_state_is_float32() -> None:
     parameter.grad = torch.ones(2)
     optimizer.step()
     assert {t.dtype for t in optimizer.state[parameter].values()} == {torch.float32}
-    assert set(OPTIMIZERS) == {"adamw", "sgd", "adafactor"}
+    assert set(OPTIMIZERS) == {"adamw", "lion", "sgd", "adafactor"}
 
 
 def shapes() -> list[Named]:
@@ -70,7 +70,7 @@ def test_one_buffer_steps_like_torchs_own_over_tensors() -> None:
     ours, theirs = shapes(), shapes()
     groups = parameter_groups(theirs, SETTINGS)
     run(build_optimizer(ours, SETTINGS), ours, 5)
-    run(torch.optim.AdamW(groups, betas=SETTINGS.betas, eps=SETTINGS.eps, fused=True), theirs, 5)
+    run(torch.optim.AdamW(groups, betas=BETAS, eps=SETTINGS.eps, fused=True), theirs, 5)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.parameter, b.parameter, rtol=1e-6, atol=1e-7)
 
@@ -82,7 +82,7 @@ def test_its_state_goes_on_in_torchs_own_and_back() -> None:
     for a, b, c in zip(ours, theirs, again, strict=True):
         b.parameter.data.copy_(a.parameter)
         c.parameter.data.copy_(a.parameter)
-    peer = torch.optim.AdamW(parameter_groups(theirs, SETTINGS), betas=SETTINGS.betas, eps=SETTINGS.eps, fused=True)
+    peer = torch.optim.AdamW(parameter_groups(theirs, SETTINGS), betas=BETAS, eps=SETTINGS.eps, fused=True)
     peer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     back = build_optimizer(again, SETTINGS)
     back.load_state_dict(copy.deepcopy(peer.state_dict()))
@@ -127,7 +127,7 @@ def test_8_bit_state_goes_on_in_bitsandbytes_and_back() -> None:
     for a, b, c in zip(ours, theirs, again, strict=True):
         b.parameter.data.copy_(a.parameter)
         c.parameter.data.copy_(a.parameter)
-    peer = optim.AdamW8bit(parameter_groups(theirs, EIGHT), betas=EIGHT.betas, eps=EIGHT.eps, min_8bit_size=1)
+    peer = optim.AdamW8bit(parameter_groups(theirs, EIGHT), betas=BETAS, eps=EIGHT.eps, min_8bit_size=1)
     peer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     back = build_optimizer(again, EIGHT)
     back.load_state_dict(copy.deepcopy(peer.state_dict()))
@@ -139,7 +139,7 @@ def test_8_bit_state_goes_on_in_bitsandbytes_and_back() -> None:
     run(peer, theirs, 1, seed=2)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.parameter, b.parameter, rtol=1e-4, atol=1e-5)
-    fresh = optim.AdamW8bit(parameter_groups(theirs, EIGHT), betas=EIGHT.betas, eps=EIGHT.eps)  # small: 32 bits there
+    fresh = optim.AdamW8bit(parameter_groups(theirs, EIGHT), betas=BETAS, eps=EIGHT.eps)  # small: 32 bits there
     run(fresh, theirs, 2)
     back.load_state_dict(copy.deepcopy(fresh.state_dict()))
     assert int(back.state[again[0].parameter]["step"]) == 2

@@ -1,7 +1,4 @@
-"""How parameters step: one file per optimizer, registered in OPTIMIZERS.
-
-There is no Lion: torch has none yet.
-"""
+"""How parameters step: one file per optimizer, registered in OPTIMIZERS."""
 
 from veneer.registry import import_siblings
 from veneer.train.optim.groups import OPTIMIZERS, build_optimizer

@@ -27,6 +27,8 @@ CHUNK = 2**22
 """Numbers that are stepped at a time where state is paged."""
 NAMES = {32: ("exp_avg", "exp_avg_sq"), 8: ("state1", "state2")}
 """What torch and bitsandbytes call the moments."""
+BETAS = (0.9, 0.999)
+"""Of the paper."""
 CONSTANT = ("qmap1", "qmap2")
 """Entries that never change."""
 
@@ -184,7 +186,8 @@ def adamw(groups: Groups, settings: OptimizerSettings, folder: Path | None) -> t
         )
     if groups[0]["params"][0].is_cuda and (settings.bits == 8 or settings.paged is True):
         return on_cuda(groups, settings)
-    return FlatAdamW(groups, settings.betas, settings.eps, settings.bits, settings.paged, folder, settings.in_backward)
+    betas, paged = settings.betas or BETAS, settings.paged
+    return FlatAdamW(groups, betas, settings.eps, settings.bits, paged, folder, settings.in_backward)
 
 
 def on_cuda(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -196,5 +199,7 @@ def on_cuda(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimize
     except ImportError as error:
         raise ConfigError("8-bit and paged optimizer state on CUDA need bitsandbytes: install veneer[cuda]") from error
     name = f"{'Paged' if settings.paged is True else ''}AdamW{settings.bits}bit"
-    made: torch.optim.Optimizer = getattr(optim, name)(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    made: torch.optim.Optimizer = getattr(optim, name)(
+        groups, lr=settings.lr, betas=settings.betas or BETAS, eps=settings.eps
+    )
     return made
