@@ -26,7 +26,7 @@ def test_exit_statuses() -> None:
         "ModelError": 2,
         "TargetError": 2,
         "AdapterMismatch": 2,
-        "NotFoldable": 1,
+        "NotFoldable": 2,
         "TrainingError": 1,
         "DiskError": 1,
         "Refused": 3,

@@ -6,8 +6,8 @@ VeneerError                      exit status 1
 |   |-- DataError                a file of rows: missing, malformed, or with nothing to learn from
 |   |-- ModelError               a model: not found, not complete, or of a kind that does not fit
 |   |-- TargetError              target names that match no module, or modules no method can adapt
+|   |-- NotFoldable              a delta that is no weight change, asked to become one
 |   `-- AdapterMismatch          an adapter folder and a model that do not belong together
-|-- NotFoldable                  a delta that is no weight change, asked to become one
 |-- TrainingError                training cannot go on (a loss that is not finite, a parameter without gradient)
 |-- DiskError                    a file could not be written or read whole
 `-- Refused                      exit status 3: it would not fit, or did not verify
@@ -51,7 +51,7 @@ class AdapterMismatch(InputError):
     """An adapter folder and a model do not belong together."""
 
 
-class NotFoldable(VeneerError):
+class NotFoldable(InputError):
     """This delta is not a change of one weight, so it cannot be folded."""
 
 

@@ -112,6 +112,7 @@ def test_a_kind_that_the_method_cannot_change() -> None:
         "method lora changes layers of kind linear only, but:",
         "  line is a layer of kind conv",
         "  plane is a layer of kind conv",
+        "Leave them out of method.targets, or take a method that changes them (`veneer list methods`).",
     ]
 
 

@@ -87,9 +87,9 @@ def test_the_methods_own_folder_and_a_file_for_llama_cpp(
         ("lora", {}, "peft", ["--rank", "4"], 2, "--rank is of --to lora and gguf; --to peft writes the adapter as it"),
         ("mora", {"rank": 2}, "peft", [], 2, "PEFT has no word for mora; --to lora makes a LoRA of it"),
         ("full", {"targets": ("q_proj",)}, "peft", [], 2, "PEFT has no word for full"),
-        ("bottleneck", {"targets": ("o_proj", "down_proj")}, "lora", [], 1, "cannot be folded"),
+        ("bottleneck", {"targets": ("o_proj", "down_proj")}, "lora", [], 2, "cannot be folded"),
         ("lora", {"prompt": True}, "peft", [], 2, "lora + prefix is two adapters to PEFT: export the folders `method`"),
-        ("lora", {"prompt": True}, "gguf", [], 1, "lora + prefix: tokens in front of the text are no change of a"),
+        ("lora", {"prompt": True}, "gguf", [], 2, "lora + prefix: tokens in front of the text are no change of a"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_said(

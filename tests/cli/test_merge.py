@@ -154,7 +154,7 @@ def test_a_method_that_is_no_weight(tiny_model: Path, tmp_path: Path, capsys: py
         parameter.data += 0.1
     adapter.save(tmp_path / "blocks")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "x", "completion": "y"}\n')
-    assert run(tiny_model, tmp_path / "blocks", tmp_path / "m", "--data", str(tmp_path / "rows.jsonl")) == 1
+    assert run(tiny_model, tmp_path / "blocks", tmp_path / "m", "--data", str(tmp_path / "rows.jsonl")) == 2
     err = capsys.readouterr().err
     assert "model.layers.0.mlp: Bottleneck is not a change of one weight" in err
     assert "Nothing was written. Keep the adapter beside its model: `veneer generate MODEL --adapter DIR`" in err

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -154,6 +155,86 @@ def test_a_model_without_weights(refused: Refused, home: Path, tiny_model: Path)
     refused("merge bare --adapter earlier/adapter --into merged", *words)
     (home / "bare" / "model.safetensors").write_bytes((tiny_model / "model.safetensors").read_bytes()[:-7])
     refused("train recipe.yaml --model bare", "model.safetensors is cut short: ", "Fetch or write it again.")
+
+
+BERT = {"model_type": "bert", "vocab_size": 384, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+ENCODER = ("is an encoder", "Nothing was loaded; give a causal language model (model: ...)")
+NO_CHANGE_OF_A_WEIGHT = (
+    "bottleneck cannot be restarted",
+    "is no change of one weight; use lora, dora,",
+    "leave restarts",
+)
+UNSUITED: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
+    "mora on an embedding": (
+        {"method": {"name": "mora", "targets": ["embed_tokens"]}},
+        {},
+        (
+            "method mora changes layers of kind linear only",
+            "model.embed_tokens is a layer of kind embedding",
+            "Leave them out of method.targets, or take a method that changes them",
+        ),
+    ),
+    "r-hat above a dimension": (
+        {"method": {"name": "mora", "rank": 40}},
+        {},
+        (
+            "mora does not fit 14 of its 14 targets",
+            "model.layers.0.self_attn.k_proj: mora.rank 40 makes a square matrix of side 44 for a layer with 32 inputs",
+            "use at most rank 6 for it (rank_pattern), or exclude it",
+        ),
+    ),
+    "bitfit without biases": (
+        {"method": {"name": "bitfit"}},
+        {},
+        (
+            "bitfit does not fit 14 of its 14 targets",
+            "model.layers.0.self_attn.q_proj: this layer has no bias for bitfit to train; exclude it, or take another",
+        ),
+    ),
+    "restarts of a bottleneck": (
+        {"method": {"name": "bottleneck", "targets": ["o_proj"]}, "restarts": {"every": 2}},
+        {},
+        NO_CHANGE_OF_A_WEIGHT,
+    ),
+    "a prefix on an encoder": (
+        {"method": {"name": "none"}, "prompt": {"name": "prefix"}},
+        {**BERT, "architectures": ["BertModel"]},
+        ("prompt prefix cannot be trained on bare: BertModel", *ENCODER),
+    ),
+    "a prompt on an encoder with a head": (
+        {"prompt": {"name": "prompt"}, "method": {"name": "lora"}},
+        {**BERT, "architectures": ["BertForMaskedLM"]},
+        ("method lora and prompt prompt cannot be trained on bare: BertLMHeadModel", *ENCODER),
+    ),
+    "an encoder and a decoder": (
+        {"method": {"name": "none"}, "prompt": {"name": "prefix"}},
+        {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+        ("bare/config.json: transformers builds no causal model from it: ", "Give a causal language model."),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSUITED)
+def test_a_method_that_cannot_do_what_is_asked(refused: Refused, home: Path, tiny_model: Path, case: str) -> None:
+    """Refused before any weight is read: there is none."""
+    changes, architecture, words = UNSUITED[case]
+    shutil.copytree(tiny_model, home / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    if architecture:
+        (home / "bare" / "config.json").write_text(json.dumps(architecture))
+    recipe = yaml.safe_load((home / "recipe.yaml").read_text())
+    (home / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "model": "bare", **changes}))
+    refused("train recipe.yaml", *words)
+
+
+def test_folding_a_bottleneck(refused: Refused, home: Path, tiny_model: Path) -> None:
+    recipe = yaml.safe_load((home / "recipe.yaml").read_text()) | {"method": {"name": "bottleneck", "targets": ["mlp"]}}
+    (home / "blocks.yaml").write_text(yaml.safe_dump({**recipe, "run": "blocks"}))
+    assert invoke(["train", "blocks.yaml"]) == 0
+    refused(
+        f"merge {tiny_model} --adapter blocks/adapter --into merged --data rows.jsonl",
+        "model.layers.0.mlp: Bottleneck is not a change of one weight, so it cannot be folded into it.",
+        "Nothing was written. Keep the adapter beside its model: `veneer generate MODEL --adapter DIR`",
+    )
 
 
 def test_a_model_that_is_not_there(refused: Refused) -> None:

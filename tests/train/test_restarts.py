@@ -201,7 +201,7 @@ def test_steps_of_restarts() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"method": "bottleneck"}, "bottleneck gains nothing from restarts"),
+        ({"method": "bottleneck"}, "bottleneck cannot be restarted: a restart folds the change into a weight"),
         ({"method": "bitfit"}, "bitfit gains nothing from restarts"),
         ({"method": "adalora"}, "adalora gains nothing from restarts"),
         ({"method": "none", "prompt": "prefix"}, "a prompt alone is no change of a weight that could be folded"),

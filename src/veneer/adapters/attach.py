@@ -128,25 +128,35 @@ def attach(
     """
     targeting = targets if isinstance(targets, Targeting) else Targeting(targets=targets)
     method = METHODS[config.method]
-    paths = choose(model, targeting, method.kinds, config.method)
-    refuse_idle_patterns(config, paths)
+    paths = fitting_paths(model, config, targeting)
     config, starts = _looked(model, config, paths, look) if begun is None else (config, {})
     chosen = begun if begun is not None else starts
     paths = [path for path in paths if path in chosen] if chosen else paths
     rng = torch.Generator().manual_seed(seed)
-    deltas: dict[str, Delta] = {}
+    deltas = {path: method(layer_at(model, path), config.at(path), rng) for path in paths}
+    for path, start in starts.items():
+        deltas[path].begin_(start)
+    return Adapter(model, config, targeting, deltas, base).attach()
+
+
+def fitting_paths(model: nn.Module, config: MethodConfig, targeting: Targeting) -> list[str]:
+    """Paths of the modules that get a delta, in the model's order; no weight is read.
+
+    Raises TargetError or ConfigError, with all that is wrong, where targets, patterns and layers do not fit.
+    """
+    method = METHODS[config.method]
+    paths = choose(model, targeting, method.kinds, config.method)
+    refuse_idle_patterns(config, paths)
     problems = []
     for path in paths:
         try:
-            deltas[path] = method(layer_at(model, path), config.at(path), rng)
+            method.refuse_layer(layer_at(model, path), config.at(path))
         except ConfigError as error:
             problems.append(f"  {path}: {error}")
     if problems:
         listed = "\n".join([*problems[:8], *([f"  ... and {len(problems) - 8} more"] if len(problems) > 8 else [])])
         raise ConfigError(f"{config.method} does not fit {len(problems)} of its {len(paths)} targets:\n{listed}")
-    for path, start in starts.items():
-        deltas[path].begin_(start)
-    return Adapter(model, config, targeting, deltas, base).attach()
+    return paths
 
 
 def _looked(

@@ -52,7 +52,10 @@ def choose(model: nn.Module, targeting: Targeting, kinds: Iterable[Kind], method
     unfit = [f"  {p} is a layer of kind {every[p].kind}" for p in chosen if every[p].kind not in allowed]
     if unfit:
         listed = "\n".join(unfit[:8])
-        raise TargetError(f"method {method} changes layers of kind {', '.join(sorted(allowed))} only, but:\n{listed}")
+        raise TargetError(
+            f"method {method} changes layers of kind {', '.join(sorted(allowed))} only, but:\n{listed}\n"
+            "Leave them out of method.targets, or take a method that changes them (`veneer list methods`)."
+        )
     return chosen
 
 

@@ -155,9 +155,17 @@ class Delta(nn.Module, ABC):
 
     @abstractmethod
     def __init__(self, layer: FrozenLayer, config: Any, rng: torch.Generator) -> None:
-        """Build the delta for `layer` with random numbers from `rng` (CPU); parameters are float32."""
+        """Build the delta for `layer` with random numbers from `rng` (CPU); parameters are float32.
+
+        Raises ConfigError as `refuse_layer` does.
+        """
         super().__init__()
+        self.refuse_layer(layer, config)
         self.past = {}
+
+    @classmethod
+    def refuse_layer(cls, layer: FrozenLayer, config: Any) -> None:
+        """Raise ConfigError by name for a layer of its kinds that it cannot change; the layer's weight is not read."""
 
     @classmethod
     def watch(cls, config: Any) -> Watch | None:

@@ -34,11 +34,14 @@ class BitFit(Delta):
 
     def __init__(self, layer: FrozenLayer, config: BitFitConfig, rng: torch.Generator) -> None:
         super().__init__(layer, config, rng)
-        if not layer.has_bias:
-            raise ConfigError("this layer has no bias for bitfit to train; exclude it, or take another method")
         self.space = len(layer.geometry.kernel) if layer.geometry else 0
         self.c = nn.Parameter(torch.zeros(layer.out_features))
         self.to(layer.device)
+
+    @classmethod
+    def refuse_layer(cls, layer: FrozenLayer, config: BitFitConfig) -> None:
+        if not layer.has_bias:
+            raise ConfigError("this layer has no bias for bitfit to train; exclude it, or take another method")
 
     @torch.no_grad()
     def restart_(self, rng: torch.Generator) -> None:

@@ -74,6 +74,15 @@ class LoRA(Delta):
         self.restart_(rng)
         self.to(layer.device)
 
+    @classmethod
+    def refuse_layer(cls, layer: FrozenLayer, config: LoRAConfig) -> None:
+        groups = 1 if layer.geometry is None else layer.geometry.groups
+        if config.rank % groups:
+            raise ConfigError(
+                f"lora.rank {config.rank} does not divide by the {groups} groups of a convolution with "
+                f"{layer.in_features} inputs; use a multiple of {groups} for it (rank_pattern), or exclude it"
+            )
+
     @torch.no_grad()
     def restart_(self, rng: torch.Generator) -> None:
         init = self.config.init
@@ -303,11 +312,6 @@ def _shapes(layer: FrozenLayer, config: LoRAConfig) -> tuple[tuple[int, ...], tu
     if layer.geometry is None:
         return (config.rank, layer.in_features), (layer.out_features, config.rank)
     groups = layer.geometry.groups
-    if config.rank % groups:
-        raise ConfigError(
-            f"lora.rank {config.rank} does not divide by the {groups} groups of a convolution with "
-            f"{layer.in_features} inputs; use a multiple of {groups} for it (rank_pattern), or exclude it"
-        )
     a = (config.rank, layer.in_features // groups, *layer.geometry.kernel)
     return a, (layer.out_features, config.rank // groups)
 

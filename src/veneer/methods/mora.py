@@ -130,6 +130,10 @@ class MoRA(Delta):
         """The grouping in use, which restarts move on."""
         return get_args(Grouping)[int(self._grouping) - 1]  # type: ignore[no-any-return]
 
+    @classmethod
+    def refuse_layer(cls, layer: FrozenLayer, config: MoRAConfig) -> None:
+        checked_side(layer, config)
+
     @torch.no_grad()
     def restart_(self, rng: torch.Generator) -> None:
         """Set M to 0; sharing moves on to its next grouping, or the summed update would keep rank R'."""

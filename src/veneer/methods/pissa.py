@@ -52,11 +52,14 @@ class PiSSA(LoRA):
     b0: Tensor
 
     def __init__(self, layer: FrozenLayer, config: PiSSAConfig, rng: torch.Generator) -> None:
+        self.layer = layer
+        super().__init__(layer, config, rng)
+
+    @classmethod
+    def refuse_layer(cls, layer: FrozenLayer, config: LoRAConfig) -> None:
         narrow = min(layer.in_features, layer.out_features)
         if config.rank > narrow:
             raise ConfigError(f"pissa.rank {config.rank} is above {narrow}, the most singular values this layer has")
-        self.layer = layer
-        super().__init__(layer, config, rng)
 
     @torch.no_grad()
     def restart_(self, rng: torch.Generator) -> None:

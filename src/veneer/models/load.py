@@ -137,12 +137,15 @@ def build(folder: Path, dtype: torch.dtype, *, quantized: bool, blocks: int | No
             del config.quantization_config  # the model is dense until somebody puts other modules in
         if blocks is not None:
             _shorten(config.get_text_config(), blocks)
-        with _parameters_on_meta(), torch.random.fork_rng(devices=[]):
+        with _quiet(), _parameters_on_meta(), torch.random.fork_rng(devices=[]):
             model = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     except ModelError:
         raise
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}/config.json: transformers builds no causal model from it: {error}") from error
+        why = str(error).partition("\n")[0]  # without its list of all architectures
+        raise ModelError(
+            f"{folder}/config.json: transformers builds no causal model from it: {why} Give a causal language model."
+        ) from error
     model.tie_weights()
     return model
 

@@ -11,7 +11,6 @@ from veneer.adapters.base_storage import base_storage
 from veneer.adapters.change import Change
 from veneer.adapters.prompted import attach_prompt
 from veneer.adapters.quantized import load_base
-from veneer.adapters.targets import Targeting
 from veneer.adapters.together import Together
 from veneer.data.example import Example
 from veneer.data.pack import plan_batches
@@ -25,6 +24,7 @@ from veneer.train.look import looking
 from veneer.train.optim.at_once import check_in_backward
 from veneer.train.restarts import check_restarts
 from veneer.train.settings import NONE, Recipe, TrainSettings
+from veneer.train.suited import check_suited, targeting_of
 
 Plan = list[list[list[int]]]
 """Steps of micro-batches of indices of examples."""
@@ -80,6 +80,7 @@ def prepare(
     begun    of the run that goes on, where its method looked at data
     check    looks at the rows before the model is loaded
     """
+    check_suited(recipe)
     rows = read_examples(recipe, say)
     plan = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
     check(recipe, rows, plan)
@@ -122,13 +123,12 @@ def change_for(model: Any, recipe: Recipe, examples: Sequence[Example], plan: Pl
 def adapter_for(model: Any, recipe: Recipe, examples: Sequence[Example], plan: Plan, begun: Begun | None) -> Adapter:
     """The recipe's method on `model`, attached, its dropout off; where it starts from data it has seen the first."""
     method = recipe.method
-    targeting = Targeting(targets=method.targets, exclude=method.exclude, layers=method.layers)
     config = config_from(method.name, method.own) if begun is None else begun.config
     tokens = METHODS[method.name].looks(config)
     return attach(
         model,
         config,
-        targeting,
+        targeting_of(method),
         seed=recipe.train.seed,
         base=recipe.model,
         look=looking(model, examples, plan, tokens, packed=recipe.data.packing),
