@@ -12,6 +12,7 @@ from veneer.adapters.quantized import load_base
 from veneer.methods.base import config_from
 from veneer.models.blocks import blocks_of
 from veneer.plan.skeleton import Plain, base_bytes, tensor_bytes
+from veneer.storage.layers import Stored
 from veneer.train.settings import Recipe
 
 Make = Callable[..., Recipe]
@@ -46,3 +47,9 @@ def test_trained_numbers_of_every_method(method: str, recipe: Make) -> None:
 def test_a_shortened_model_has_its_first_blocks(recipe: Make) -> None:
     plain = Plain.of(recipe())
     assert [len(blocks_of(plain.model(n))) for n in (1, 2, 3)] == [1, 2, 3]
+
+
+def test_layers_of_one_shape_share_no_bytes(recipe: Make) -> None:
+    model = Plain.of(recipe(**{"storage.name": "nf4"})).model()
+    codes = [m.storage.codes for m in model.modules() if isinstance(m, Stored)]
+    assert len(codes) == len({c.untyped_storage()._cdata for c in codes}) == 14

@@ -1,6 +1,7 @@
 """What a step keeps, foreseen from a few blocks, against what autograd really keeps in all of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,6 +77,17 @@ def test_the_largest_micro_batch_is_taken(recipe: Make) -> None:
     most = max(sum(len(rows.examples[i]) for i in m) for step in order for m in step)
     found = max(b.input_ids.shape[1] for b in largest_batches(wanted, rows.examples, order))
     assert most <= found < most + 64
+
+
+def test_two_chunks_of_the_head_take_what_all_of_them_take(recipe: Make, monkeypatch: Any) -> None:
+    monkeypatch.setattr("veneer.train.loss.CHUNK_BYTES", 0)  # 16 rows each
+    few = batches(recipe())[0]
+    n = few.input_ids.shape[1]
+    assert n > 3 * 16
+    batch = replace(few, supervised=torch.arange(n), targets=torch.arange(n))
+    two = step_bytes(Plain.of(recipe()), batch, 2).head
+    monkeypatch.setattr(module, "chunk_rows", lambda words: len(batch.targets))
+    assert step_bytes(Plain.of(recipe()), batch, 2).head == two
 
 
 def test_an_architecture_that_needs_numbers_is_a_model_that_cannot_be_sized(recipe: Make, monkeypatch: Any) -> None:

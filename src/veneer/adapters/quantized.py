@@ -26,7 +26,7 @@ from veneer.errors import ConfigError, DiskError, ModelError
 from veneer.models.load import Loaded, load_model, resolve
 from veneer.storage import STORAGES, Storage, from_tensors
 from veneer.storage.fourbit import FourBit
-from veneer.storage.layers import StoredEmbedding, StoredLinear, store_
+from veneer.storage.layers import Keep, StoredEmbedding, StoredLinear, keep, store_
 
 Progress = Callable[[int, int], None]
 Seen = Callable[[str, Tensor, Storage], None]
@@ -123,6 +123,7 @@ class Furnisher:
     seen       is shown each weight (O, D) and what it was quantized to
     progress   is told how many weights of how many are done
     spill      takes what is quantized out of memory
+    kept       makes each storage of a whole model
     """
 
     def __init__(
@@ -132,8 +133,9 @@ class Furnisher:
         seen: Seen = lambda path, w, kept: None,
         progress: Progress = lambda done, total: None,
         spill: Spill | None = None,
+        kept: Keep = keep,
     ) -> None:
-        self.storage, self._seen, self._progress, self._spill = storage, seen, progress, spill
+        self.storage, self._seen, self._progress, self._spill, self._keep = storage, seen, progress, spill, kept
         self.kept: dict[str, Storage] = {}
         """By module path."""
         self.homes: dict[str, str] = {}
@@ -163,7 +165,7 @@ class Furnisher:
 
     def _on_a_whole_model(self, model: Any, tensors: Tensors) -> Tensors:
         if self.storage is not None:
-            store_(model, self.storage.config, self._targets(model, tensors))
+            store_(model, self.storage.config, self._targets(model, tensors), self._keep)
         return tensors
 
     def _targets(self, model: Any, tensors: Tensors) -> list[str]:

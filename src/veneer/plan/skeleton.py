@@ -1,11 +1,12 @@
 """The model of a recipe without its weights: real modules, storages and deltas on torch's meta device."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from veneer.adapters.attach import Adapter, attach, layer_at
 from veneer.adapters.base_storage import BaseStorage, base_storage, config_of
@@ -18,8 +19,8 @@ from veneer.methods.base import METHODS, config_from
 from veneer.models.blocks import blocks_of
 from veneer.models.load import build, compute_dtype, resolve
 from veneer.plan.ledger import Ledger
-from veneer.storage import from_tensors
-from veneer.storage.layers import Stored
+from veneer.storage import Storage, StorageConfig, from_tensors
+from veneer.storage.layers import Stored, keep
 from veneer.train.settings import NONE, Recipe
 
 
@@ -54,7 +55,7 @@ class Plain:
         model = build(self.folder, dtype, quantized=True, blocks=blocks).to("meta")
         if self.storage is not None:
             with Ledger():
-                Furnisher(self.storage)(model, Tensors({}, {}))  # none: as for a model that is loaded already
+                Furnisher(self.storage, kept=_Once())(model, Tensors({}, {}))  # none: as for a whole model
             for module in model.modules():
                 if isinstance(module, Stored) and hasattr(module.storage, "_direct"):
                     object.__setattr__(module.storage, "_direct", _Never())
@@ -82,6 +83,21 @@ class Plain:
         kind = METHODS[config.method]
         paths = choose(model, self._targeting(method.layers), kind.kinds, config.method)
         return [kind.n_params(layer_at(model, path), config.at(path)) for path in paths]
+
+
+class _Once:
+    """Keeps weights without data: one of each shape is really quantized, the others get copies of their own."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[Any, ...], Storage] = {}
+
+    def __call__(self, w: Tensor, config: StorageConfig, name: str) -> Storage:
+        first = self._made.get(key := (*w.shape, w.dtype))
+        if first is None:
+            return self._made.setdefault(key, keep(w, config, name))
+        other = copy.copy(first)
+        other._buffers = {n: b if b is None else b.new_empty(b.shape) for n, b in first._buffers.items()}
+        return other
 
 
 class _Never:

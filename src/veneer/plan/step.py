@@ -8,16 +8,19 @@ import torch
 from veneer.data.example import Example
 from veneer.data.pack import Batch, collate
 from veneer.errors import ModelError, VeneerError
+from veneer.models.blocks import blocks_of
 from veneer.plan.attention import FusedAttention
 from veneer.plan.ledger import Ledger
 from veneer.plan.skeleton import Plain
 from veneer.train.activations import BEHIND
-from veneer.train.loss import backward, head_of, hidden_states
+from veneer.train.loss import backward, chunk_rows, head_of, hidden_states
 from veneer.train.prepare import Plan
 from veneer.train.recompute import recomputing
 from veneer.train.settings import Recipe
 from veneer.train.step import ROUND
 
+TRACED = 3
+"""Blocks."""
 IN_FLIGHT = BEHIND + 2
 """Paged tensors in memory: those that wait to be written, one in use, one read ahead."""
 
@@ -51,22 +54,20 @@ def step_bytes(plain: Plain, batch: Batch, blocks: int) -> Step:
     """What `batch` takes in a model of so many blocks."""
     recipe, wanted = plain.recipe, plain.recipe.train.recompute
     again = blocks if wanted is True else wanted if isinstance(wanted, int) else len(set(wanted))
-    kinds = [k for k, n in ((False, blocks - again), (True, again)) if n]
-    few = min(2, blocks)
-    two = {k: _traced(plain, batch, few, k) for k in kinds}
-    three = {k: _traced(plain, batch, few + 1, k) for k in kinds}
-    slopes = {k: three[k].kept - two[k].kept for k in kinds}
-    outside = max(two[k].kept - few * slopes[k] for k in kinds)
-    kept = outside + sum(slopes[k] * n for k, n in ((False, blocks - again), (True, again)) if n)
+    counts = {k: n for k, n in ((False, blocks - again), (True, again)) if n}
+    traced = {k: _traced(plain, batch, k) for k in counts}
+    slopes = {k: slope for k, (_, slope) in traced.items()}
+    outside = max(few.kept - TRACED * slopes[k] for k, (few, _) in traced.items())
+    kept = outside + sum(slopes[k] * n for k, n in counts.items())
     paged = slopes.get(True, 0) * blocks if recipe.memory.page_activations else 0
     waiting = min(paged, IN_FLIGHT * paged // blocks)
-    forward, head, block = (max(getattr(t, part) for t in three.values()) for part in ("forward", "head", "block"))
+    forward, head, block = (max(getattr(t, part) for t, _ in traced.values()) for part in ("forward", "head", "block"))
     return Step(max(kept - paged + waiting, 0), forward, head, block, paged)
 
 
-def _traced(plain: Plain, batch: Batch, blocks: int, again: bool) -> Step:
+def _traced(plain: Plain, batch: Batch, again: bool) -> tuple[Step, int]:
     try:
-        return _trace(plain, batch, blocks, again)
+        return _trace(plain, batch, again)
     except VeneerError:
         raise
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -77,8 +78,9 @@ def _traced(plain: Plain, batch: Batch, blocks: int, again: bool) -> Step:
         ) from error
 
 
-def _trace(plain: Plain, batch: Batch, blocks: int, again: bool) -> Step:
-    model = plain.model(blocks)
+def _trace(plain: Plain, batch: Batch, again: bool) -> tuple[Step, int]:
+    """A step of `TRACED` blocks, and what one block more would keep."""
+    model = plain.model(TRACED)
     adapter = plain.adapter(model)
     for parameter in adapter.parameters():  # gradients go into a buffer of their own as soon as they are there
         parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
@@ -87,14 +89,18 @@ def _trace(plain: Plain, batch: Batch, blocks: int, again: bool) -> Step:
     adapter.train()
     there = _on_meta(batch)
     words = model.config.get_text_config().vocab_size
+    after: list[int] = []  # what is alive when each block is done
     with Ledger(known) as ledger, FusedAttention(), recomputing(model, again):
+        for block in blocks_of(model).values():
+            block.register_forward_hook(lambda *_: after.append(ledger.live))
         hidden = hidden_states(model, there, packed=plain.recipe.data.packing)
-        kept, forward = ledger.live, ledger.mark()
-        backward(hidden.detach(), there.targets, head_of(model), words, 1)
+        kept, forward, slope = ledger.live, ledger.mark(), after[TRACED - 1] - after[TRACED - 2]
+        two_chunks = there.targets[: 2 * chunk_rows(words)]  # more of them take no more
+        backward(hidden.detach(), two_chunks, head_of(model), words, 1)
         head = ledger.mark()
         torch.autograd.backward(hidden, torch.zeros_like(hidden))
-        block = ledger.mark()
-    return Step(kept, max(forward - kept, 0), max(head - kept, 0), max(block - kept, 0))
+        block_bytes = ledger.mark()
+    return Step(kept, max(forward - kept, 0), max(head - kept, 0), max(block_bytes - kept, 0)), slope
 
 
 def _forget(parameter: torch.Tensor) -> None:

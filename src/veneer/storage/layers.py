@@ -4,7 +4,7 @@ They stand in the place of the model's own modules, mean the same, and write the
 under the names that the dense weight had.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import torch
@@ -13,6 +13,14 @@ from transformers.pytorch_utils import Conv1D
 
 from veneer.errors import ModelError, TargetError
 from veneer.storage.base import STORAGES, Storage, StorageConfig, from_tensors
+
+Keep = Callable[[Tensor, StorageConfig, str], Storage]
+"""The dense W (O, D), settings and the weight's name -> how it is kept."""
+
+
+def keep(w: Tensor, config: StorageConfig, name: str) -> Storage:
+    """In the storage that the settings belong to."""
+    return STORAGES[config.storage].of(w, config, name)
 
 
 class Stored(nn.Module):
@@ -70,10 +78,10 @@ class StoredLinear(Stored, nn.Linear):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
     @classmethod
-    def of(cls, layer: nn.Linear | Conv1D, config: StorageConfig, name: str = "weight") -> Self:
+    def of(cls, layer: nn.Linear | Conv1D, config: StorageConfig, name: str = "weight", kept: Keep = keep) -> Self:
         """The same layer with its weight kept as `config` says; a Conv1D's (D, O) is turned."""
         w = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        return cls.holding(STORAGES[config.storage].of(w.contiguous(), config, name), layer)
+        return cls.holding(kept(w.contiguous(), config, name), layer)
 
     @classmethod
     def holding(cls, kept: Storage, layer: nn.Linear | Conv1D) -> Self:
@@ -103,9 +111,9 @@ class StoredEmbedding(Stored, nn.Embedding):
         self.register_parameter("weight", None)
 
     @classmethod
-    def of(cls, layer: nn.Embedding, config: StorageConfig, name: str = "weight") -> Self:
+    def of(cls, layer: nn.Embedding, config: StorageConfig, name: str = "weight", kept: Keep = keep) -> Self:
         """The same layer with its weight kept as `config` says."""
-        return cls.holding(STORAGES[config.storage].of(layer.weight, config, name), layer, name)
+        return cls.holding(kept(layer.weight, config, name), layer, name)
 
     @classmethod
     def holding(cls, kept: Storage, layer: nn.Embedding, name: str = "weight") -> Self:
@@ -131,18 +139,21 @@ class StoredEmbedding(Stored, nn.Embedding):
         return f"{self.num_embeddings}, {self.embedding_dim}, storage={type(self.storage).__name__}"
 
 
-def stored(layer: nn.Module, config: StorageConfig, name: str = "weight") -> StoredLinear | StoredEmbedding:
+def stored(
+    layer: nn.Module, config: StorageConfig, name: str = "weight", kept: Keep = keep
+) -> StoredLinear | StoredEmbedding:
     """The stored layer for a linear layer, a Conv1D or an embedding; raises TargetError for any other."""
     if isinstance(layer, nn.Linear | Conv1D):
-        return StoredLinear.of(layer, config, name)
+        return StoredLinear.of(layer, config, name, kept)
     if isinstance(layer, nn.Embedding):
-        return StoredEmbedding.of(layer, config, name)
+        return StoredEmbedding.of(layer, config, name, kept)
     raise TargetError(f"{name}: a {type(layer).__name__} has no weight that a storage can keep")
 
 
-def store_(model: nn.Module, config: StorageConfig, paths: Iterable[str]) -> None:
+def store_(model: nn.Module, config: StorageConfig, paths: Iterable[str], kept: Keep = keep) -> None:
     """Replace the modules at `paths` by stored ones; a head tied to a stored embedding shares its storage.
 
+    kept    makes each storage
     Every new layer is made before the first is put in place, so that an error leaves the model as it was.
     """
     made: dict[str, nn.Module] = {}
@@ -153,7 +164,7 @@ def store_(model: nn.Module, config: StorageConfig, paths: Iterable[str]) -> Non
         if tied is not None and isinstance(layer, nn.Linear):
             made[path] = tied.head(layer.bias)
             continue
-        made[path] = stored(layer, config, f"{path}.weight")
+        made[path] = stored(layer, config, f"{path}.weight", kept)
         if isinstance(layer, nn.Embedding) and isinstance(new := made[path], StoredEmbedding):
             embeddings[id(layer.weight)] = new
     for path, new in made.items():

@@ -93,6 +93,11 @@ def _nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
 
+def chunk_rows(words: int) -> int:
+    """Rows of hidden states whose logits are there at a time."""
+    return max(16, CHUNK_BYTES // (10 * words))
+
+
 def _chunks(hidden: Tensor, targets: Tensor, words: int) -> list[tuple[Tensor, Tensor]]:
-    rows = max(16, CHUNK_BYTES // (10 * words))
+    rows = chunk_rows(words)
     return [(hidden[i : i + rows], targets[i : i + rows]) for i in range(0, len(targets), rows)]
