@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from veneer.plan.attention import FusedAttention
+from veneer.plan.attention import FusedAttention, attending_fused_
 
 
 def kept(device: str) -> tuple[int, torch.Size]:
@@ -25,3 +27,20 @@ def kept(device: str) -> tuple[int, torch.Size]:
 
 def test_keeps_the_bytes_of_the_real_one() -> None:
     assert kept("meta") == kept("cpu")
+
+
+def test_a_block_that_is_computed_again_in_the_backward_pass_attends_so_too() -> None:
+    names: list[str] = []
+
+    class Block(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = F.scaled_dot_product_attention(x, x, x, is_causal=True)
+            names.append(type(out.grad_fn).__name__)
+            return out.sin()
+
+    block = Block()
+    attending_fused_(block)
+    x = torch.empty(1, 4, 32, 16, device="meta", requires_grad=True)
+    out: torch.Tensor = checkpoint(block, x, use_reentrant=False)
+    out.backward(torch.empty_like(out))
+    assert names == ["_FusedBackward"] * 2

@@ -41,7 +41,17 @@ def test_trained_numbers_of_every_method(method: str, recipe: Make) -> None:
     model = plain.model()
     loaded = load_base(wanted.model, storage=None, dtype="float32").model
     assert sum(plain.trained(model)) == attach(loaded, config_from(method, wanted.method.own)).n_params()
-    assert plain.adapter(plain.model(1)).n_params() * 2 == sum(plain.trained(model))
+    assert plain.change(plain.model(1)).n_params() * 2 == sum(plain.trained(model))
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_trained_numbers_of_prompts(kind: str, recipe: Make) -> None:
+    alone = Plain.of(recipe(prompt={"name": kind, "tokens": 3}, method={"name": "none"}))
+    beside = Plain.of(recipe(prompt={"name": kind, "tokens": 3}, method={"name": "lora", "rank": 2}))
+    lora = Plain.of(recipe(method={"name": "lora", "rank": 2}))
+    model = lora.model()
+    assert sum(alone.trained(model)) == alone.change(alone.model()).n_params()
+    assert sum(beside.trained(model)) == sum(alone.trained(model)) + sum(lora.trained(model))
 
 
 def test_a_shortened_model_has_its_first_blocks(recipe: Make) -> None:

@@ -44,13 +44,29 @@ def really_kept(recipe: Recipe, batch: Batch) -> int:
     return sum(s.nbytes() for key, s in kept.items() if key not in given) + out.nbytes
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "mora"])
+@pytest.mark.parametrize("method", ["lora", "dora", "mora", "eva"])
 @pytest.mark.parametrize("packing", [True, False])
 def test_kept_bytes_are_those_of_autograd(method: str, packing: bool, recipe: Make) -> None:
     wanted = recipe(**{"method": {"name": method, "rank": 2}, "data.packing": packing})
     batch = batches(wanted)[0]
     found = step_bytes(Plain.of(wanted), batch, 2).kept
     assert found == pytest.approx(really_kept(wanted, batch), rel=0.05 if packing else 0.08)
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+@pytest.mark.parametrize("method", ["none", "lora"])
+def test_prompts_keep_what_autograd_keeps(kind: str, method: str, recipe: Make) -> None:
+    wanted = recipe(method={"name": method}, prompt={"name": kind, "tokens": 5})
+    batch = batches(wanted)[0]
+    found = step_bytes(Plain.of(wanted), batch, 2).kept
+    assert found == pytest.approx(really_kept(wanted, batch), rel=0.08)
+
+
+@pytest.mark.parametrize("changes", [{"data.packing": False}, {"prompt": {"name": "prompt"}}])
+def test_recomputing_goes_with_documents_alone_and_prompts(changes: dict[str, Any], recipe: Make) -> None:
+    batch = batches(recipe(**changes))[0]
+    kept, again = (step_bytes(Plain.of(recipe(**changes, **{"train.recompute": r})), batch, 4) for r in (False, True))
+    assert again.kept < kept.kept and again.block > kept.block
 
 
 def test_recomputed_blocks_keep_less_and_compute_with_more(recipe: Make) -> None:

@@ -67,7 +67,8 @@ def load_base(
             say(f"quantizing {model} to {storage} (once)")
             found = (_through_disk if paged else _quantized)(folder, base, furnisher, dtype, device, say)
         loaded = found
-    loaded = replace(_ready(loaded, storage, device), name=str(model), path=folder)
+    ready_(loaded.model, storage, device)
+    loaded = replace(loaded, name=str(model), path=folder)
     if paged:
         page_weights_(loaded.model, open_tensors(base), furnisher.homes, say=say)
     return loaded
@@ -107,13 +108,13 @@ def _through_disk(
     return load_model(cached if made.homes else folder, dtype=dtype, furnish=furnisher, device=device)
 
 
-def _ready(loaded: Loaded, storage: BaseStorage | None, device: str | torch.device) -> Loaded:
-    for path, module in loaded.model.named_modules():
+def ready_(model: nn.Module, storage: BaseStorage | None, device: str | torch.device) -> None:
+    """Stored weights on `device`, computed with by the kernels that `storage` names."""
+    for path, module in model.named_modules():
         if isinstance(module, Storage):
             module.to(device)
         if isinstance(module, FourBit) and storage is not None:
             module.compute_with(storage.backend, path.removesuffix(".storage"))
-    return loaded
 
 
 class Furnisher:

@@ -1,12 +1,18 @@
-"""Foresee the memory and disk a recipe takes, without reading weights."""
+"""Foresee the memory, disk and time a recipe takes, without reading weights."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from veneer.cli.console import AsJson, emit_json, stderr, stdout
 from veneer.errors import ConfigError, Refused
-from veneer.units import format_bytes
+from veneer.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from veneer.plan.memory import Estimate
+    from veneer.plan.time import Times
+    from veneer.train.prepare import Plan, Rows
+    from veneer.train.settings import Recipe
 
 SETTINGS: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
@@ -14,9 +20,13 @@ SETTINGS: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "igno
 def command(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
+    no_time: Annotated[bool, typer.Option("--no-time", help="Measure nothing; no seconds are foreseen.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Foresee what a recipe takes, and whether it fits; nothing is trained and no weights are read.
+
+    Seconds are foreseen from one or two blocks of the model's shape, with made weights, that are run here; measured
+    once, they are kept.
 
     If not, the nearest recipes that do are shown as flags to add, the cheapest change first. Every key of the recipe is
     a flag, as for `veneer train`. Exit status 3 if it does not fit. Example:
@@ -36,6 +46,7 @@ def command(
     found, room = estimate(settings, rows, order), room_for(settings)
     problems = verdict(found, room)
     fits = nearest(settings, rows, room, found.parts["runtime"]) if problems else []
+    times = None if no_time or problems else _timed(settings, rows, order, found)
     if as_json:
         emit_json(
             {
@@ -49,6 +60,7 @@ def command(
                 "memory_bytes": room.memory,
                 "fits": not problems,
                 "nearest": [{"changes": f.changes, "peak_bytes": f.found.peak_bytes} for f in fits],
+                **_seconds(times),
                 "steps": len(order),
                 "trained_parameters": found.trained,
             }
@@ -59,12 +71,46 @@ def command(
             lines += [f"paged state fills {format_bytes(found.droppable_bytes)} more while there is room"]
         left = "unknown" if room.memory is None else format_bytes(room.memory)
         lines += [f"{room.source} leaves {left} of memory; {format_bytes(room.disk)} of disk are free"]
+        lines += [] if times is None else _spent(times)
         lines += ["it fits"] if not problems else []
         stdout.print("\n".join(lines), markup=False, soft_wrap=True)
     if problems:
         others = [f"  {f.flags}   ({format_bytes(f.found.peak_bytes)} at the peak)" for f in fits]
         ways = ["with these flags it would:", *others] if fits else ["no change of storage, portions or paging helps"]
         raise Refused("\n".join(["it does not fit:", *[f"  {p}" for p in problems], *ways]))
+
+
+def _timed(settings: "Recipe", rows: "Rows", order: "Plan", found: "Estimate") -> "Times":
+    """The seconds, with progress if they take some to measure."""
+    from veneer.data.progress import showing
+    from veneer.plan.time import most_runs, times
+
+    with showing("timing blocks: runs", most_runs(settings), stderr) as advance:
+        return times(settings, rows, order, found, advance)
+
+
+def _seconds(times: "Times | None") -> dict[str, Any]:
+    """For --json; null where nothing was measured."""
+    if times is None:
+        return {"seconds_a_step": None, "seconds_total": None, "seconds": None}
+    parts = {"training": sum(times.steps), "evaluation": times.evaluation, "saving": times.saving}
+    disk = {"read_bytes_a_second": times.read_rate, "seconds_waiting_a_step": times.waiting}
+    return {"seconds_a_step": times.seconds_a_step, "seconds_total": times.total, "seconds": parts, **disk}
+
+
+def _spent(times: "Times") -> list[str]:
+    """Lines for people; what takes less than a hundredth of the total is left out."""
+    parts = {f"{len(times.steps)} steps of {format_seconds(times.seconds_a_step)}": sum(times.steps)}
+    more = {"evaluation": times.evaluation, "saving": times.saving}
+    parts |= {name: seconds for name, seconds in more.items() if seconds > times.total / 100}
+    lines = ["time, from blocks that were timed here:"]
+    lines += [f"  {name:<28}{format_seconds(s):>16}" for name, s in [*parts.items(), ("together", times.total)]]
+    if times.read_rate is not None:
+        lines += [
+            f"  the disk reads {format_bytes(times.read_rate)} a second; a step waits "
+            f"{format_seconds(times.waiting)} for paged weights"
+        ]
+    return lines
 
 
 def _table(parts: dict[str, int]) -> list[str]:

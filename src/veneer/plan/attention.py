@@ -8,6 +8,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
+def attending_fused_(block: Any) -> None:
+    """Let a block compute so wherever it is called from: what runs inside a backward pass sees no mode around that."""
+    forward = block.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with FusedAttention():
+            return forward(*args, **kwargs)
+
+    block.forward = run
+
+
 class FusedAttention(TorchFunctionMode):
     """Inside, `scaled_dot_product_attention` keeps its inputs, its output and a float32 a row and head; no scores."""
 

@@ -80,7 +80,7 @@ def _steps(recipe: Recipe, rows: Rows) -> Iterator[Changes]:
 def _has_matrices(plain: Plain) -> bool:
     """Whether something is trained whose state may have 8 bits."""
     try:
-        return any(n.role not in NOT_DECAYED for n in plain.adapter(plain.model(1)).named())
+        return any(n.role not in NOT_DECAYED for n in plain.change(plain.model(1)).named())
     except VeneerError:
         return False
 

@@ -8,17 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from veneer.adapters.attach import Adapter, attach, layer_at
+from veneer.adapters.attach import attach, layer_at
 from veneer.adapters.base_storage import BaseStorage, base_storage, config_of
+from veneer.adapters.change import Change
+from veneer.adapters.prompted import attach_prompt, shape_of
 from veneer.adapters.quantized import Furnisher, packed_names
 from veneer.adapters.quantized_dir import is_quantized
 from veneer.adapters.targets import Targeting, choose
+from veneer.adapters.together import Together
 from veneer.disk.tensors import Tensors, open_tensors
 from veneer.errors import ModelError
 from veneer.methods.base import METHODS, config_from
 from veneer.models.blocks import blocks_of
 from veneer.models.load import build, compute_dtype, resolve
 from veneer.plan.ledger import Ledger
+from veneer.prompts import PROMPTS
+from veneer.prompts.base import config_from as prompt_config
 from veneer.storage import Storage, StorageConfig, from_tensors
 from veneer.storage.layers import Stored, keep
 from veneer.train.settings import NONE, Recipe
@@ -61,28 +66,37 @@ class Plain:
                     object.__setattr__(module.storage, "_direct", _Never())
         return model.eval().requires_grad_(False)
 
-    def adapter(self, model: Any) -> Adapter:
-        """The recipe's adapter on a model without weights."""
-        if self.recipe.prompt.name != NONE or self.recipe.method.name == NONE:
-            raise ModelError("the memory of recipes with a prompt cannot be foreseen; train without a plan")
-        method, there = self.recipe.method, len(blocks_of(model))
+    def change(self, model: Any) -> Change:
+        """The recipe's method, prompt or both on a model without weights, or with made ones."""
+        method, prompt, there = self.recipe.method, self.recipe.prompt, len(blocks_of(model))
         layers = tuple(n for n in method.layers if n < there)
+        adapter = None
         with Ledger():
-            return attach(model, config_from(method.name, method.own), self._targeting(layers), seed=0)
+            if method.name != NONE:  # `begun`: methods that look at data before they begin do not
+                config = config_from(method.name, method.own)
+                adapter = attach(model, config, self._targeting(layers), seed=0, begun=[])
+            if prompt.name == NONE and adapter is not None:
+                return adapter
+            front = attach_prompt(model, prompt_config(prompt.name, prompt.own), seed=0)
+        return front if adapter is None else Together(adapter, front)
 
     def _targeting(self, layers: tuple[int, ...]) -> Targeting:
         method = self.recipe.method
         return Targeting(targets=method.targets, exclude=method.exclude, layers=layers)
 
     def trained(self, model: Any) -> list[int]:
-        """Numbers that are trained on each layer of the whole model, by the method's closed form."""
-        method = self.recipe.method
-        if method.name == NONE:
-            raise ModelError("the memory of recipes with a prompt cannot be foreseen; train without a plan")
-        config = config_from(method.name, method.own)
-        kind = METHODS[config.method]
-        paths = choose(model, self._targeting(method.layers), kind.kinds, config.method)
-        return [kind.n_params(layer_at(model, path), config.at(path)) for path in paths]
+        """Numbers that are trained on each layer of the whole model, and in the prompt, by their closed forms."""
+        method, prompt = self.recipe.method, self.recipe.prompt
+        counts = []
+        if method.name != NONE:
+            config = config_from(method.name, method.own)
+            kind = METHODS[config.method]
+            paths = choose(model, self._targeting(method.layers), kind.kinds, config.method)
+            counts = [kind.n_params(layer_at(model, path), config.at(path)) for path in paths]
+        if prompt.name != NONE:
+            settings = prompt_config(prompt.name, prompt.own)
+            counts.append(PROMPTS[settings.kind].n_params(shape_of(model), settings))
+        return counts
 
 
 class _Once:

@@ -9,7 +9,7 @@ from veneer.data.example import Example
 from veneer.data.pack import Batch, collate
 from veneer.errors import ModelError, VeneerError
 from veneer.models.blocks import blocks_of
-from veneer.plan.attention import FusedAttention
+from veneer.plan.attention import attending_fused_
 from veneer.plan.ledger import Ledger
 from veneer.plan.skeleton import Plain
 from veneer.train.activations import BEHIND
@@ -81,20 +81,24 @@ def _traced(plain: Plain, batch: Batch, again: bool) -> tuple[Step, int]:
 def _trace(plain: Plain, batch: Batch, again: bool) -> tuple[Step, int]:
     """A step of `TRACED` blocks, and what one block more would keep."""
     model = plain.model(TRACED)
-    adapter = plain.adapter(model)
-    for parameter in adapter.parameters():  # gradients go into a buffer of their own as soon as they are there
+    change = plain.change(model)
+    for parameter in change.parameters():  # gradients go into a buffer of their own as soon as they are there
         parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
-    known = [*model.parameters(), *model.buffers(), *adapter.parameters()]
-    known += [b for d in adapter.deltas.values() for b in d.buffers()]
-    adapter.train()
+    known = [*model.parameters(), *model.buffers(), *change.parameters()]
+    known += [b for holder in change.holders().values() for b in holder.buffers()]
+    change.train()
     there = _on_meta(batch)
     words = model.config.get_text_config().vocab_size
     after: list[int] = []  # what is alive when each block is done
-    with Ledger(known) as ledger, FusedAttention(), recomputing(model, again):
-        for block in blocks_of(model).values():
-            block.register_forward_hook(lambda *_: after.append(ledger.live))
+    ledger = Ledger(known)
+    for block in blocks_of(model).values():
+        attending_fused_(block)
+        block.register_forward_hook(lambda *_: after.append(ledger.live))
+    with ledger, recomputing(model, again):
         hidden = hidden_states(model, there, packed=plain.recipe.data.packing)
-        kept, forward, slope = ledger.live, ledger.mark(), after[TRACED - 1] - after[TRACED - 2]
+        kept, forward = ledger.live, ledger.mark()
+        last = range(TRACED - 1, len(after), TRACED)  # a prompt passes through the blocks first
+        slope = sum(after[i] - after[i - 1] for i in last)
         two_chunks = there.targets[: 2 * chunk_rows(words)]  # more of them take no more
         backward(hidden.detach(), two_chunks, head_of(model), words, 1)
         head = ledger.mark()

@@ -13,7 +13,19 @@ from veneer.train.settings import Recipe
 
 def mean_loss(model: Any, examples: Sequence[Example], recipe: Recipe) -> float:
     """Mean loss a supervised token, in nats, with whatever is attached to the model now, dropout off."""
-    settings, head, total, count = recipe.train, head_of(model), 0.0, 0
+    head, total, count = head_of(model), 0.0, 0
+    for members in micro_batches(examples, recipe):
+        batch = collate([examples[i] for i in members])
+        with torch.no_grad():
+            hidden = hidden_states(model, batch, packed=recipe.data.packing)
+        total += float(summed_loss(hidden, batch.targets, head, model.config.get_text_config().vocab_size))
+        count += len(batch.targets)
+    return total / count
+
+
+def micro_batches(examples: Sequence[Example], recipe: Recipe) -> list[list[int]]:
+    """Numbers of the examples that are computed together."""
+    settings = recipe.train
     steps = plan_batches(
         [len(e) for e in examples],
         max_length=settings.max_length,
@@ -23,10 +35,4 @@ def mean_loss(model: Any, examples: Sequence[Example], recipe: Recipe) -> float:
         epoch=0,
         packing=recipe.data.packing,
     )
-    for members in (m for step in steps for m in step):
-        batch = collate([examples[i] for i in members])
-        with torch.no_grad():
-            hidden = hidden_states(model, batch, packed=recipe.data.packing)
-        total += float(summed_loss(hidden, batch.targets, head, model.config.get_text_config().vocab_size))
-        count += len(batch.targets)
-    return total / count
+    return [members for step in steps for members in step]

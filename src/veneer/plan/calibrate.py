@@ -1,0 +1,116 @@
+"""How long the parts of a micro-batch take here: measured on one or two blocks of the recipe's own shape.
+
+The code that is timed is the code that trains: the recipe's storage, method and recomputing, its documents as they lie
+in a batch, and this process's threads.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+from veneer.adapters.change import Change
+from veneer.data.pack import Batch
+from veneer.models.blocks import blocks_of
+from veneer.plan.made import made_model
+from veneer.plan.skeleton import Plain
+from veneer.train.activations import ActivationFile
+from veneer.train.loss import backward_below, chunk_rows, head_backward, head_of, hidden_states, summed_loss
+from veneer.train.optim import build_optimizer
+from veneer.train.recompute import recomputing
+
+CHUNKS = 4
+"""Of the head, at most; more take as long each."""
+RUNS, ENOUGH = 7, 1.5
+"""Timed runs at most, and the seconds after which two are enough."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Seconds of one micro-batch, by part."""
+
+    outside: float
+    """Of the forward pass, before and after the blocks."""
+    forward: float
+    """Of one block that keeps its activations."""
+    backward: float
+    head: float
+    """For each supervised position, forward and backward."""
+    head_forward: float
+    """For each, without a gradient."""
+    change: float
+    """What a method does beside the passes of a step, for each block."""
+
+
+def pieces(
+    plain: Plain, batch: Batch, again: bool, folder: Path, ran: Callable[[int], None] = lambda _: None
+) -> Pieces:
+    """Time `batch`; each piece is the median of a few runs, after one that is left out.
+
+    again     with blocks that are recomputed
+    folder    where inputs of blocks go, if the recipe pages them
+    ran       is told of each run
+    """
+    model = made_model(plain)
+    blocks = len(blocks_of(model))
+    change = plain.change(model).train()
+    # its hooks take each gradient, as in training
+    optimizer = build_optimizer(change.named(), plain.recipe.optimizer.model_copy(update={"paged": False}), folder)
+    found: list[Pieces] = []
+    with ExitStack() as stack:
+        inputs = None
+        if again and plain.recipe.memory.page_activations:
+            most = batch.input_ids.shape[1] * model.config.get_text_config().hidden_size * model.dtype.itemsize
+            inputs = ActivationFile(folder, blocks, most)
+            stack.callback(inputs.close)
+        stack.enter_context(recomputing(model, again, inputs))
+        spans = _spans(model)
+        began = time.perf_counter()
+        while len(found) < 3 or (len(found) <= RUNS and time.perf_counter() - began < ENOUGH):
+            optimizer.zero_grad(set_to_none=True)
+            found.append(_run(plain, model, change, batch, blocks, spans))
+            if len(found) == 1:
+                began = time.perf_counter()
+            ran(1)
+    names = Pieces.__dataclass_fields__
+    return Pieces(**{name: median(getattr(f, name) for f in found[1:]) for name in names})
+
+
+def _run(plain: Plain, model: Any, change: Change, batch: Batch, blocks: int, spans: list[float]) -> Pieces:
+    words, head = model.config.get_text_config().vocab_size, head_of(model)
+    targets = batch.targets[: CHUNKS * chunk_rows(words)]
+    spans.clear()
+    at = [time.perf_counter()]
+    hidden = hidden_states(model, batch, packed=plain.recipe.data.packing)
+    at.append(time.perf_counter())
+    _, gradient = head_backward(hidden, targets, head, words, max(len(targets), 1))
+    at.append(time.perf_counter())
+    backward_below(hidden, gradient)
+    at.append(time.perf_counter())
+    if (penalty := change.penalty()) is not None:
+        penalty.backward()  # type: ignore[no-untyped-call]
+    change.stepped_(1, 2)
+    at.append(time.perf_counter())
+    summed_loss(hidden, targets, head, words)
+    at.append(time.perf_counter())
+    forward, head_both, backward, beside, head_alone = (b - a for a, b in pairwise(at))
+    inside = spans[1] - spans[0]
+    rows = max(len(targets), 1)
+    return Pieces(
+        forward - inside, inside / blocks, backward / blocks, head_both / rows, head_alone / rows, beside / blocks
+    )
+
+
+def _spans(model: nn.Module) -> list[float]:
+    """When the first block began and the last one ended, of the newest forward pass."""
+    at: list[float] = []
+    blocks = list(blocks_of(model).values())
+    blocks[0].register_forward_pre_hook(lambda *_: at.append(time.perf_counter()))
+    blocks[-1].register_forward_hook(lambda *_: at.append(time.perf_counter()))
+    return at
