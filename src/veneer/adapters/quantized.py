@@ -203,8 +203,8 @@ class Furnisher:
                 for name, buffer in self.kept[path].named_buffers():
                     setattr(self.kept[path], name, self._spill.put(buffer))
                 self.kept[path].moved()
-                del w
-                machine.trim_memory()
+            del w
+            machine.trim_memory()  # the heap would keep it in pieces, between what is kept
             self._progress(done, len(homes))
         if problems:
             raise ModelError("\n".join([f"{len(problems)} weights cannot be quantized:", *_listed(problems)]))
