@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig
 
+from veneer import machine
 from veneer.adapters.attach import attach
 from veneer.data.example import Example
 from veneer.data.pack import collate
@@ -218,3 +219,14 @@ def test_nothing_to_predict_is_a_loss_of_zero() -> None:
     hidden = hidden_states(LLAMA, batch, packed=True)
     assert backward(hidden, batch.targets, head_of(LLAMA), 64, 1) == 0.0
     assert float(summed_loss(hidden, batch.targets, head_of(LLAMA), 64)) == 0.0
+
+
+@pytest.mark.parametrize(("lean", "times"), [(True, 3), (False, 0)])
+def test_freed_memory_goes_back_after_each_pass_only_where_memory_comes_first(
+    lean: bool, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(machine, "trim_memory", lambda: calls.append(1))
+    batch = collate(examples_of([(9, 3), (5, 2)]))
+    backward(hidden_states(LLAMA, batch, packed=True), batch.targets, head_of(LLAMA), 64, 7, lean)
+    assert len(calls) == times

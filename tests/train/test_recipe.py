@@ -224,6 +224,19 @@ def test_every_key_is_a_flag(key: str) -> None:
     assert keys()[key]
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--train.recompute=3"],
+        ["--optimizer.in_backward=true", "--train.clip=0"],
+        ["--train.recompute=true", "--memory.page_activations=true"],
+    ],
+)
+def test_what_gives_time_for_memory_makes_a_run_lean(flags: list[str]) -> None:
+    tree = {"model": "m", "run": "r", "data": {"train": "x"}}
+    assert load_with(tree, parse_flags(flags)).lean and not load_with(tree, {}).lean
+
+
 NEEDED = {
     "data.separator": {"format": "plain"},
     "data.prompt": {"completion": "x"},

@@ -89,9 +89,9 @@ def _run(plain: Plain, model: Any, change: Change, batch: Batch, blocks: int, sp
     at = [time.perf_counter()]
     hidden = hidden_states(model, batch, packed=plain.recipe.data.packing)
     at.append(time.perf_counter())
-    _, gradient = head_backward(hidden, targets, head, words, max(len(targets), 1))
+    _, gradient = head_backward(hidden, targets, head, words, max(len(targets), 1), plain.recipe.lean)
     at.append(time.perf_counter())
-    backward_below(hidden, gradient)
+    backward_below(hidden, gradient, plain.recipe.lean)
     at.append(time.perf_counter())
     if (penalty := change.penalty()) is not None:
         penalty.backward()  # type: ignore[no-untyped-call]

@@ -39,7 +39,7 @@ def _kept(recipe: Recipe, job: Job, state: TrainState, batches: Sequence[Batch])
     state.optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(batches):
         hidden = hidden_states(job.model, batch, packed=recipe.data.packing)
-        part = backward(hidden, batch.targets, head, words, supervised)
+        part = backward(hidden, batch.targets, head, words, supervised, recipe.lean)
         _refuse_loss(part, job, state, number)
         loss += part
     penalty = job.adapter.penalty()
@@ -58,14 +58,14 @@ def _at_once(recipe: Recipe, job: Job, state: TrainState, batch: Batch, at_once:
         with torch.random.fork_rng(list(devices)):
             hidden, rows, _ = _begun(recipe, job, state, batch, at_once)
             with at_once.measuring():
-                backward_below(hidden, rows)
+                backward_below(hidden, rows, recipe.lean)
         _refuse_unreached(job, set(at_once.norms))
         norm = _norm(job, at_once)
         _refuse_norm(norm, state)
         scale = (recipe.train.clip / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_ has it
     hidden, rows, loss = _begun(recipe, job, state, batch, at_once)
     with at_once.stepping(scale):
-        backward_below(hidden, rows)
+        backward_below(hidden, rows, recipe.lean)
     _refuse_unreached(job, set(at_once.norms))
     norm = _norm(job, at_once)
     state.optimizer.step()
@@ -79,7 +79,8 @@ def _begun(
     at_once.begin()
     hidden = hidden_states(job.model, batch, packed=recipe.data.packing)
     words = job.model.config.get_text_config().vocab_size
-    loss, rows = head_backward(hidden, batch.targets, head_of(job.model), words, len(batch.targets))
+    head = head_of(job.model)
+    loss, rows = head_backward(hidden, batch.targets, head, words, len(batch.targets), recipe.lean)
     _refuse_loss(loss, job, state, 0)
     return hidden, rows, loss
 

@@ -232,6 +232,12 @@ class Recipe(Section):
     memory: MemorySettings = MemorySettings()
     """What is kept on disk between its uses."""
 
+    @property
+    def lean(self) -> bool:
+        """Whether something here gives time for memory already."""
+        paged = self.memory.page_weights or self.memory.page_activations
+        return self.train.recompute is not False or paged or self.optimizer.in_backward
+
     @model_validator(mode="before")
     @classmethod
     def _prompt_alone(cls, given: Any) -> Any:
