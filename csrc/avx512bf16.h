@@ -88,48 +88,72 @@ VN_FN VN_INLINE I scaled_table(F levels, float absmax) {
     return _mm512_broadcast_i64x4(to_bf16(_mm512_mul_ps(levels, _mm512_set1_ps(absmax))));
 }
 
-// 16 bytes -> 32 weights in order.
+// 16 bytes -> 32 weights in order: two bytes to each 8 of a register, then their four nibbles to the low ends of words.
 VN_FN VN_INLINE I unpack(const uint8_t *codes, I table) {
-    const I bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
-    return _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16)), table);
+    const I bytes = _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));
+    const I nibbles = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x0008000c00000004), bytes);
+    return _mm512_permutexvar_epi16(nibbles, table);
 }
 
-// Weights [begin, end), both multiples of 32.
+// Weights [begin, end), both multiples of 32, and of 64 where a block is that long.
 VN_FN inline void unpack_range(const veneer_weight &w, const float *absmax, int64_t begin, int64_t end, uint16_t *out) {
     const F levels = _mm512_loadu_ps(w.levels);
-    for (int64_t i = begin; i < end;) {
-        const int64_t b = i / w.block, stop = least(end, (b + 1) * w.block);
-        const I table = scaled_table(levels, absmax[b]);
-        for (; i < stop; i += 32, out += 32) _mm512_storeu_si512(out, unpack(w.codes + i / 2, table));
+    const int shift = __builtin_ctzll(uint64_t(w.block));
+    const int64_t step = w.block == 32 ? 32 : 64;
+    for (int64_t i = begin; i < end; i += step, out += step) {
+        const I table = scaled_table(levels, absmax[i >> shift]);
+        _mm512_storeu_si512(out, unpack(w.codes + i / 2, table));
+        if (step == 64) _mm512_storeu_si512(out + 32, unpack(w.codes + i / 2 + 16, table));
+    }
+}
+
+// 32 weights of each of two rows -> 32 pairs.  The table has the upper row's levels, then the lower one's: a fifth bit
+// of an index chooses between them.
+VN_FN VN_INLINE void unpack_pairs(const uint8_t *above, const uint8_t *below, I table, uint16_t *to) {
+    const I bytes = _mm512_castsi256_si512(_mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i *>(above))),
+        _mm_loadu_si128(reinterpret_cast<const __m128i *>(below)), 1));
+    // A byte of each row to each 8 of a register, then their four nibbles, the rows in turn, to the low ends of words.
+    const I spread = _mm512_set_epi64(0x1707, 0x1606, 0x1505, 0x1404, 0x1303, 0x1202, 0x1101, 0x1000);
+    const I shifts = _mm512_set1_epi64(0x00080000000c0004);
+    for (int i = 0; i < 2; i++) {
+        const I both = _mm512_permutexvar_epi8(_mm512_add_epi8(spread, _mm512_set1_epi64(0x0808 * i)), bytes);
+        const I nibbles = _mm512_multishift_epi64_epi8(shifts, both);
+        const I index = _mm512_ternarylogic_epi32(nibbles, _mm512_set1_epi16(15), _mm512_set1_epi32(0x100000), 0xea);
+        _mm512_storeu_si512(to + 32 * i, _mm512_permutexvar_epi16(index, table));  // (nibbles & 15) | the fifth bit
     }
 }
 
 // ---- matrix products
 
-// C (M, 16 V) += A (M, depth) B; B's panel is (depth / 2, 64, 2).
-template <int M, int V>
+// C (M, 16 V) += A (M, depth) B; B's panel is (depth / 2, 64, 2).  Each SPAN of the depth, `meanwhile` is called.
+template <int M, int V, int64_t SPAN, class Meanwhile>
 VN_FN inline void tile(const uint16_t *a, int64_t lda, const uint16_t *b, int64_t depth, float *c, int64_t ldc,
-                       bool first) {
+                       bool first, const Meanwhile &meanwhile) {
     F sums[M][V];
-    for (int m = 0; m < M; m++)
-        for (int v = 0; v < V; v++) sums[m][v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + m * ldc + 16 * v);
-    for (int64_t k = 0; k < depth; k += 2, b += 128) {
-        I columns[V];
-        for (int v = 0; v < V; v++) columns[v] = loadu(b + 32 * v);
-        for (int m = 0; m < M; m++) {
-            int32_t pair;
-            std::memcpy(&pair, a + m * lda + k, 4);
-            const I row = _mm512_set1_epi32(pair);
-            for (int v = 0; v < V; v++) sums[m][v] = dot_pairs(sums[m][v], row, columns[v]);
+    VN_UNROLL for (int m = 0; m < M; m++)
+        VN_UNROLL for (int v = 0; v < V; v++)
+            sums[m][v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + m * ldc + 16 * v);
+    for (int64_t k0 = 0; k0 < depth; k0 += SPAN) {
+        meanwhile();
+        for (int64_t k = k0, end = least(depth, k0 + SPAN); k < end; k += 2, b += 128) {
+            I columns[V];
+            VN_UNROLL for (int v = 0; v < V; v++) columns[v] = loadu(b + 32 * v);
+            VN_UNROLL for (int m = 0; m < M; m++) {
+                int32_t pair;
+                std::memcpy(&pair, a + m * lda + k, 4);
+                const I row = _mm512_set1_epi32(pair);
+                VN_UNROLL for (int v = 0; v < V; v++) sums[m][v] = dot_pairs(sums[m][v], row, columns[v]);
+            }
         }
     }
-    for (int m = 0; m < M; m++)
-        for (int v = 0; v < V; v++) _mm512_storeu_ps(c + m * ldc + 16 * v, sums[m][v]);
+    VN_UNROLL for (int m = 0; m < M; m++)
+        VN_UNROLL for (int v = 0; v < V; v++) _mm512_storeu_ps(c + m * ldc + 16 * v, sums[m][v]);
 }
 
 struct Product {
     typedef uint16_t T;
-    static constexpr int64_t PAIR = 2, NB = 64, DEPTH = 1024;
+    static constexpr int64_t PAIR = 2, NB = 64, DEPTH = 1024, SPAN = 32;
 
     // Rows [n0, n0 + 64) of x, columns [k0, k1) -> (k / 2, 64, 2), zeros beyond row n.  k0 and k1 are multiples of 32.
     VN_FN static void pack_panel(const void *x, int, int64_t n0, int64_t n, int64_t depth, int64_t k0, int64_t k1,
@@ -155,66 +179,85 @@ struct Product {
         unpack_range(w, absmax, begin, begin + count, to);
     }
 
-    // 32 weights of each of two rows -> 32 pairs.
-    VN_FN static VN_INLINE void store_pairs(I above, I below, uint16_t *to) {
-        const I low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                       36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-        const I high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-        _mm512_storeu_si512(to, _mm512_permutex2var_epi16(above, low, below));
-        _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(above, high, below));
-    }
-
-    // Rows [o0, o0 + oc) of W, columns [c0, c0 + width) -> (oc / 2, 64, 2); zeros beyond W.  width is 32 or 64.
+    // Rows [o0, o0 + oc) of W, columns [c0, c0 + width) -> (oc / 2, 64, 2), with a row of zeros below an odd last one.
+    // width is 32 or 64; columns beyond it are left as they are.
     VN_FN static void unpack_columns(const veneer_weight &w, const float *absmax, int64_t o0, int64_t oc, int64_t c0,
                                      int64_t width, int, uint16_t *to) {
         const F levels = _mm512_loadu_ps(w.levels);
+        const int shift = __builtin_ctzll(uint64_t(w.block));
         for (int64_t o = o0; o < o0 + oc; o += 2, to += 128) {
-            prefetch(w.codes + ((o + 4 * AHEAD) * w.cols + c0) / 2, 1);  // a hint: it may point beyond W
-            prefetch(w.codes + ((o + 4 * AHEAD + 1) * w.cols + c0) / 2, 1);
-            for (int64_t j = 0; j < 64; j += 32) {
-                I rows[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
-                for (int i = 0; i < 2; i++) {
-                    const int64_t at = (o + i) * w.cols + c0 + j;
-                    if (o + i < w.rows && j < width)
-                        rows[i] = unpack(w.codes + at / 2, scaled_table(levels, absmax[at / w.block]));
+            const int64_t above = o * w.cols + c0, below = o + 1 < w.rows ? above + w.cols : above;
+            const int64_t later = above + 4 * AHEAD * w.cols;
+            prefetch_row(w, absmax, later, shift);
+            prefetch_row(w, absmax, later + w.cols, shift);
+            I table = _mm512_setzero_si512();
+            for (int64_t j = 0; j < width; j += 32) {
+                if (j == 0 || w.block == 32) {
+                    const float lower = below == above ? 0.f : absmax[(below + j) >> shift];
+                    table = to_bf16(_mm512_mul_ps(levels, _mm512_set1_ps(absmax[(above + j) >> shift])),
+                                    _mm512_mul_ps(levels, _mm512_set1_ps(lower)));
                 }
-                store_pairs(rows[0], rows[1], to + 2 * j);
+                unpack_pairs(w.codes + (above + j) / 2, w.codes + (below + j) / 2, table, to + 2 * j);
             }
         }
     }
 
-    VN_FN static void tiles(const uint16_t *a, int64_t lda, int64_t rows, const uint16_t *b, int64_t depth, float *c,
-                            int64_t ldc, int64_t width, bool first) {
-        if (width > 48)
-            for (int64_t r = 0; r < rows; r += 6) tile<6, 4>(a + r * lda, lda, b, depth, c + r * ldc, ldc, first);
-        else if (width > 32)
-            for (int64_t r = 0; r < rows; r += 8) tile<8, 3>(a + r * lda, lda, b, depth, c + r * ldc, ldc, first);
-        else if (width > 16)
-            for (int64_t r = 0; r < rows; r += 12) tile<12, 2>(a + r * lda, lda, b, depth, c + r * ldc, ldc, first);
-        else
-            for (int64_t r = 0; r < rows; r += 24) tile<24, 1>(a + r * lda, lda, b, depth, c + r * ldc, ldc, first);
+    // A hint, for weights that may lie beyond W.
+    VN_FN static VN_INLINE void prefetch_row(const veneer_weight &w, const float *absmax, int64_t at, int shift) {
+        prefetch(w.codes + at / 2, 1);
+        prefetch(absmax + (at >> shift), 1);
     }
 
+    template <int M, int V, class Meanwhile>
+    VN_FN static void tiles_of(const uint16_t *a, int64_t lda, int64_t rows, const uint16_t *b, int64_t depth, float *c,
+                               int64_t ldc, bool first, const Meanwhile &meanwhile) {
+        for (int64_t r = 0; r < rows; r += M)
+            tile<M, V, SPAN>(a + r * lda, lda, b, depth, c + r * ldc, ldc, first, meanwhile);
+    }
+
+    template <class Meanwhile>
+    VN_FN static void tiles(const uint16_t *a, int64_t lda, int64_t rows, const uint16_t *b, int64_t depth, float *c,
+                            int64_t ldc, int64_t width, bool first, const Meanwhile &meanwhile) {
+        if (width > 48) return tiles_of<6, 4>(a, lda, rows, b, depth, c, ldc, first, meanwhile);
+        if (width > 32) return tiles_of<8, 3>(a, lda, rows, b, depth, c, ldc, first, meanwhile);
+        if (width > 16) return tiles_of<12, 2>(a, lda, rows, b, depth, c, ldc, first, meanwhile);
+        tiles_of<24, 1>(a, lda, rows, b, depth, c, ldc, first, meanwhile);
+    }
+
+    // Two rows of 16 -> 16 pairs in bfloat16.
+    VN_FN static VN_INLINE I round_pairs(F above, F below) {
+        const I in_turn = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+        return _mm512_permutexvar_epi16(in_turn, to_bf16(above, below));
+    }
+
+    // y is written in lines of a cache as far as there are whole ones: 32 rows of C at a time, from a line's start on.
     VN_FN static void store_transposed(const float *c, int64_t ldc, int64_t rows, int64_t n, void *y, int64_t at,
                                        int64_t ldy, int) {
         uint16_t *to = static_cast<uint16_t *>(y) + at;
+        const int64_t before = int64_t(reinterpret_cast<uintptr_t>(to) % 64 / 2);
         for (int64_t i0 = 0; i0 < n; i0 += 16)
-            for (int64_t r0 = 0; r0 < rows; r0 += 16) {
-                const __mmask16 there = rows - r0 >= 16 ? 0xffff : __mmask16((1u << (rows - r0)) - 1);
-                I r[16];
-                for (int i = 0; i < 16; i++)
-                    r[i] = r0 + i < rows ? loadu(c + (r0 + i) * ldc + i0) : _mm512_setzero_si512();
-                transpose(r);
-                for (int i = 0; i < 16 && i0 + i < n; i++)
-                    _mm256_mask_storeu_epi16(to + (i0 + i) * ldy + r0, there, to_bf16(_mm512_castsi512_ps(r[i])));
+            for (int64_t r0 = -before; r0 < rows; r0 += 32) {
+                const auto row = [=](int64_t r) VN_FN {
+                    return r < 0 || r >= rows ? _mm512_setzero_ps() : _mm512_loadu_ps(c + r * ldc + i0);
+                };
+                I pairs[16];
+                VN_UNROLL for (int i = 0; i < 16; i++) pairs[i] = round_pairs(row(r0 + 2 * i), row(r0 + 2 * i + 1));
+                transpose(pairs);
+                const uint32_t from = r0 < 0 ? ~0u << -r0 : ~0u;
+                const __mmask32 there = rows - r0 >= 32 ? from : from & ((1u << (rows - r0)) - 1);
+                VN_UNROLL for (int i = 0; i < 16; i++)
+                    if (i0 + i < n) _mm512_mask_storeu_epi16(to + (i0 + i) * ldy + r0, there, pairs[i]);
             }
     }
 
     VN_FN static void store_row(const float *c, int64_t count, void *y, int64_t at, int) {
         uint16_t *to = static_cast<uint16_t *>(y) + at;
-        for (int64_t i = 0; i < count; i += 16) {
-            const __mmask16 there = count - i >= 16 ? 0xffff : __mmask16((1u << (count - i)) - 1);
-            _mm256_mask_storeu_epi16(to + i, there, to_bf16(_mm512_maskz_loadu_ps(there, c + i)));
+        for (int64_t i = 0; i < count; i += 32) {
+            const __mmask32 there = count - i >= 32 ? ~0u : (1u << (count - i)) - 1;
+            const F low = _mm512_maskz_loadu_ps(__mmask16(there), c + i);
+            const F high = _mm512_maskz_loadu_ps(__mmask16(there >> 16), c + i + 16);
+            _mm512_mask_storeu_epi16(to + i, there, to_bf16(low, high));
         }
     }
 };
@@ -392,10 +435,8 @@ VN_FN inline void stream_rows(const Vectors &v, const Planes &planes, float *dec
     const int64_t per_row = v.w->cols / v.w->block, apart = (last - first) / R;
     const int64_t lda = decoded ? per_row : apart * per_row;
     for (int64_t row = first; row < first + apart; row++) {
-        VN_UNROLL for (int r = 0; decoded && r < R; r++) {
-            const int64_t from = (row + r * apart) * per_row;
+        for (int64_t r = 0, from = row * per_row; decoded && r < R; r++, from += apart * per_row)
             decode_absmax(*v.w, planes, from, from + per_row, decoded + r * lda);
-        }
         const float *absmax = decoded ? decoded : v.absmax + row * per_row;
         if (G > 32 && N >= 4)
             exact_rows<R, N>(v, absmax, lda, row, apart, at);
