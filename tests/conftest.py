@@ -6,6 +6,7 @@ Tests reach no hub: huggingface_hub is set offline for the test process before a
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,25 @@ def make_model(folder: Path, *, tied: bool = True, vocabulary: int = 384, seed: 
     model.save_pretrained(folder)
     make_tokenizer(folder, vocabulary)
     return folder
+
+
+def tiny_recipe(model: Path, rows: Path, run: Path, /, **changes: Any) -> Any:
+    """A recipe of two micro-batches a step over few rows; `changes` by dotted name outrank, a section as a whole."""
+    from veneer.train.recipe import recipe_from
+
+    portions = {"tokens_per_step": 256, "micro_batch_tokens": 128, "max_length": 128, "dtype": "float32"}
+    tree: dict[str, Any] = {
+        "model": str(model),
+        "run": str(run),
+        "data": {"train": str(rows)},
+        "method": {"name": "lora", "rank": 4},
+        "optimizer": {"lr": 0.01},
+        "train": portions,
+    }
+    for dotted, value in changes.items():
+        section, _, key = dotted.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[key] = value
+    return recipe_from(tree)
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.e2e.conftest import recipe_text
@@ -235,6 +236,45 @@ def test_folding_a_bottleneck(refused: Refused, home: Path, tiny_model: Path) ->
         "model.layers.0.mlp: Bottleneck is not a change of one weight, so it cannot be folded into it.",
         "Nothing was written. Keep the adapter beside its model: `veneer generate MODEL --adapter DIR`",
     )
+
+
+def test_a_weight_that_is_not_finite(refused: Refused, home: Path, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, home / "nan")
+    tensors = load_file(home / "nan" / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, home / "nan" / "model.safetensors")
+    words = (
+        "up_proj.weight: quantize_4bit: the weight holds nan at position 101",
+        "only finite numbers can be quantized",
+    )
+    refused("quantize nan --to quantized", *words)
+    refused("train recipe.yaml --model nan --storage.name nf4", *words)
+
+
+def test_quantized_weights_that_are_wrong(refused: Refused, home: Path, tiny_model: Path) -> None:
+    assert invoke(["quantize", str(tiny_model), "--to", "four"]) == 0
+    tensors = load_file(home / "four" / "model.safetensors")
+    up, down = (f"model.layers.{layer}.weight" for layer in ("0.mlp.up_proj", "1.mlp.down_proj"))
+    state = f"{down}.quant_state.bitsandbytes__nf4"
+    tensors[state] = torch.tensor(list(bytes(tensors[state].tolist()).replace(b": 64,", b": 48,")), dtype=torch.uint8)
+    del tensors[f"{up}.absmax"]
+    save_file(tensors, home / "four" / "model.safetensors")
+    refused(
+        "train recipe.yaml --model four",
+        f"{up} is no whole 4-bit weight in bitsandbytes' layout:",
+        "absmax: missing",
+        f"{down} is no whole 4-bit weight",
+        "blocksize is 48, should be one of 32, 64,",
+        "Nothing was loaded.",
+    )
+
+
+def test_too_little_memory_and_disk(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "this run will not fit; nothing was loaded:", "but memory.budget leaves 1 MiB; below ", "nothing works"
+    refused("train recipe.yaml --memory.budget 1MiB", *words, status=3)
+    refused("train recipe.yaml --memory.budget plenty", "memory.budget: 'plenty' is not a size; write it like 8GiB")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2**20, 2**20 - 4096, 4096))
+    refused("train recipe.yaml", "disk: ", " to be written, but 4 KiB are free", status=3)
 
 
 def test_a_model_that_is_not_there(refused: Refused) -> None:

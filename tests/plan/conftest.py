@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from veneer.train.recipe import recipe_from
+from tests.conftest import tiny_recipe
 from veneer.train.settings import Recipe
 
 
@@ -25,25 +25,6 @@ def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., Recipe]:
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def make(**changes: Any) -> Recipe:
-        tree: dict[str, Any] = {
-            "model": str(tiny_model),
-            "run": str(tmp_path / "run"),
-            "data": {"train": str(rows)},
-            "method": {"name": "lora", "rank": 4},
-            "optimizer": {"lr": 0.01},
-            "memory": {},
-            "storage": {},
-            "train": {
-                "steps": 2,
-                "tokens_per_step": 256,
-                "micro_batch_tokens": 128,
-                "max_length": 128,
-                "dtype": "float32",
-            },
-        }
-        for dotted, value in changes.items():
-            section, _, key = dotted.rpartition(".")
-            (tree[section] if section else tree)[key] = value
-        return recipe_from(tree)
+        return tiny_recipe(tiny_model, rows, tmp_path / "run", **{"train.steps": 2, **changes})
 
     return make

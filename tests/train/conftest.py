@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from veneer.train.recipe import recipe_from
+from tests.conftest import tiny_recipe
 from veneer.train.settings import Recipe
 
 WORDS = ["city", "customer", "the", "largest", "number", "of", "count", "name", "order", "employees", "hired", "after"]
@@ -43,23 +43,7 @@ def job(tiny_model: Path, rows: Path, tmp_path: Path) -> Callable[..., Recipe]:
     """`job("run", **{"train.steps": 3})`: a recipe of 6 steps, about 2.5 of them an epoch, with dropout."""
 
     def make(run: str = "run", **changes: Any) -> Recipe:
-        tree: dict[str, Any] = {
-            "model": str(tiny_model),
-            "run": str(tmp_path / run),
-            "data": {"train": str(rows)},
-            "method": {"name": "lora", "rank": 4, "dropout": 0.2},
-            "optimizer": {"lr": 0.01},
-            "train": {
-                "steps": 6,
-                "tokens_per_step": 256,
-                "micro_batch_tokens": 128,
-                "max_length": 128,
-                "dtype": "float32",
-            },
-        }
-        for dotted, value in changes.items():
-            section, _, key = dotted.rpartition(".")
-            (tree[section] if section else tree)[key] = value
-        return recipe_from(tree)
+        own = {"method": {"name": "lora", "rank": 4, "dropout": 0.2}, "train.steps": 6}
+        return tiny_recipe(tiny_model, rows, tmp_path / run, **{**own, **changes})
 
     return make

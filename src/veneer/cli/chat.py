@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, stderr
+from veneer.cli.console import AllowOtherBase, Model, stderr
 
 HELP = """\
 /adapter NAME   answer with this adapter from now on; /adapter none without any; /adapter lists them
@@ -17,7 +17,7 @@ HELP = """\
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file.")],
+    model: Model,
     adapter: Annotated[
         list[str] | None, typer.Option(metavar="[NAME=]DIR", help="Adapter folder; may be repeated. The first answers.")
     ] = None,

@@ -9,6 +9,7 @@ from rich.console import Console
 stdout = Console(highlight=False, emoji=False)
 stderr = Console(stderr=True, highlight=False, emoji=False)
 
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 AllowOtherBase = Annotated[bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")]
 

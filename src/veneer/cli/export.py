@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, Model, emit_json, stderr, stdout
 from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
@@ -22,9 +22,7 @@ FORMS = {
 
 
 def command(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="The base model: an alias, a hub id, a folder or a .gguf file.")
-    ],
+    model: Model,
     adapter: Annotated[Path, typer.Option(metavar="DIR", help="The adapter's folder.")],
     to: Annotated[str, typer.Option(metavar="FORM", help="; ".join(f"{k}: {v}" for k, v in FORMS.items()) + ".")],
     into: Annotated[Path, typer.Option(metavar="PATH", help="The folder (gguf: file) to write; must not exist yet.")],

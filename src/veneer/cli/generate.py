@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, emit_json, stderr
+from veneer.cli.console import AllowOtherBase, AsJson, Model, emit_json, stderr
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file.")],
+    model: Model,
     prompt: Annotated[str, typer.Option(help="What the model answers; - reads it from standard input.")],
     adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="Adapter folder to attach.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AsJson, Model, emit_json, stderr, stdout
 from veneer.errors import ConfigError, DataError, did_you_mean
 from veneer.units import format_bytes
 
@@ -17,9 +17,7 @@ DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 
 def command(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="The base model: an alias, a hub id, a folder or a .gguf file.")
-    ],
+    model: Model,
     adapter: Annotated[Path, typer.Option(metavar="DIR", help="The adapter's folder.")],
     into: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist yet.")],
     data: Annotated[

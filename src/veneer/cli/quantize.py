@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AsJson, Model, emit_json, stderr, stdout
 from veneer.units import format_bytes
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file.")],
+    model: Model,
     to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist yet.")],
     storage: Annotated[str, typer.Option(metavar="nf4|fp4|int8", help="How weights are kept.")] = "nf4",
     block: Annotated[int | None, typer.Option(help="4-bit: weights that share one absmax, 32 to 4096.")] = None,

@@ -266,7 +266,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _budget_is_a_size(self) -> "Recipe":
         if self.memory.budget is not None:
-            parse_bytes(self.memory.budget)
+            try:
+                parse_bytes(self.memory.budget)
+            except ConfigError as error:
+                raise ConfigError(f"memory.budget: {error}") from None
         return self
 
     @model_validator(mode="after")
