@@ -6,7 +6,7 @@
 LoRA+, arXiv:2402.12354: B learns at a multiple of A's learning rate; 1 to 2 % better, up to twice as fast, more so for
 wide models and hard tasks; the best multiple for LoRA's usual start is 4 to 8 on RoBERTa, 2 to 4 on LLaMA.
 
-Here word problems as in mathword.py. Three rates each, those of a ratio lower so that their geometric mean with B's is
+Here word problems as in mathword.py. As many rates each, those of a ratio lower: their geometric mean with B's is
 near LoRA's. `steps` are those until the held-out loss first is as low as LoRA's at the end of its best training with
 the same seed.
 """

@@ -3,7 +3,7 @@
 Each training is a recipe's, made of the parts of `veneer train`, and leaves the model as it was.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ class Training:
     losses: list[float] = field(default_factory=list)
     """Of every step, in nats a supervised token."""
     curve: list[dict[str, float]] = field(default_factory=list)
-    """`step` and the measured figures: before the first step, every so many, and after the last."""
+    """`step` and the measured figures: before the first step, where it was asked for, and after the last."""
 
     @property
     def last(self) -> dict[str, float]:
@@ -60,10 +60,11 @@ class Subject:
         if first:
             shorten_(self._job, first)
 
-    def trained(self, changes: Tree, measure: Measure, every: int) -> Training:
+    def trained(self, changes: Tree, measure: Measure, every: int, also: Collection[int] = ()) -> Training:
         """One training, measured every so many steps.
 
         changes    of the sections method, optimizer, train and restarts
+        also       more numbers of steps after which it is measured
         Raises TrainingError for a loss or gradient that is not finite, as `veneer train` does.
         """
         recipe = self._recipe(changes)
@@ -72,7 +73,7 @@ class Subject:
         adapter = change_for(self._job.model, recipe, self._job.examples, plan, None)
         job = replace(self._job, adapter=adapter, plan=plan)
         try:
-            return _steps(recipe, job, measure, every)
+            return _steps(recipe, job, measure, {*range(0, len(plan), every), *also, len(plan)})
         finally:
             adapter.detach()
 
@@ -88,7 +89,7 @@ class Subject:
         return recipe_from({**self._tree, **sections})
 
 
-def _steps(recipe: Recipe, job: Job, measure: Measure, every: int) -> Training:
+def _steps(recipe: Recipe, job: Job, measure: Measure, looks: Collection[int]) -> Training:
     state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
     done = Training(job.adapter.n_params(), curve=[{"step": 0, **measure(job)}])
     restarts = Restarts(recipe, job.adapter, len(job.plan))
@@ -99,7 +100,7 @@ def _steps(recipe: Recipe, job: Job, measure: Measure, every: int) -> Training:
             job.adapter.train()
             done.losses.append(optimizer_step(recipe, job, state)["loss"])
             job.adapter.eval()
-            if state.step % every == 0 or state.step == len(job.plan):
+            if state.step in looks:
                 done.curve.append({"step": state.step, **measure(job)})
     done.seconds = state.seconds
     done.optimizer_bytes = sum(

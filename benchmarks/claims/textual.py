@@ -21,12 +21,12 @@ TASKS = {
 }
 """A recipe's section `data` by task."""
 SIDES: dict[str, tuple[Mapping[str, Any], float, Sequence[float]]] = {
-    "LoRA r 8": ({"name": "lora", "rank": 8, "alpha": 16}, 1, (3e-3, 1e-3, 1e-2)),
-    "LoRA r 1": ({"name": "lora", "rank": 1, "alpha": 2}, 1, (3e-3, 1e-3, 1e-2)),
-    "MoRA r 8": ({"name": "mora", "rank": 8, "variant": "rotation"}, 1, (3e-3, 1e-3, 1e-2)),
-    "full": ({"name": "full"}, 1, (3e-4, 1e-4, 1e-3)),
-    "LoRA+ ratio 4": ({"name": "lora", "rank": 8, "alpha": 16}, 4, (1.5e-3, 5e-4, 5e-3)),
-    "LoRA+ ratio 16": ({"name": "lora", "rank": 8, "alpha": 16}, 16, (7.5e-4, 2.5e-4, 2.5e-3)),
+    "LoRA r 8": ({"name": "lora", "rank": 8, "alpha": 16}, 1, (3e-3, 1e-2, 1e-3, 3e-2, 1e-1)),
+    "LoRA r 1": ({"name": "lora", "rank": 1, "alpha": 2}, 1, (3e-3, 1e-2, 1e-3, 3e-2, 1e-1)),
+    "MoRA r 8": ({"name": "mora", "rank": 8, "variant": "rotation"}, 1, (3e-3, 1e-2, 1e-3, 3e-2, 1e-1)),
+    "full": ({"name": "full"}, 1, (3e-4, 1e-3, 1e-4, 3e-3, 1e-2)),
+    "LoRA+ ratio 4": ({"name": "lora", "rank": 8, "alpha": 16}, 4, (1.5e-3, 5e-3, 5e-4, 1.5e-2, 5e-2)),
+    "LoRA+ ratio 16": ({"name": "lora", "rank": 8, "alpha": 16}, 16, (7.5e-4, 2.5e-3, 2.5e-4, 7.5e-3, 2.5e-2)),
 }
 """Method, ratio of learning rates, and the rates that are tried, by the name in the table."""
 
@@ -83,7 +83,7 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--tokens-per-step", type=int, default=800)
     parser.add_argument("--look", type=int, default=6, help="steps between measurements")
-    parser.add_argument("--n-rates", type=int, default=3, help="learning rates of each side that are tried")
+    parser.add_argument("--n-rates", type=int, default=4, help="learning rates of each side that are tried, at most 5")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no training after so many")
