@@ -7,8 +7,8 @@ WORDS = 512
 END = "<|endoftext|>"
 
 
-def made_model(folder: Path, corpus: Sequence[str], hidden: int) -> Path:
-    """Write a random LLaMA of 4 blocks (float32, heads of 16, head and embedding apart) with a byte-level tokenizer."""
+def made_model(folder: Path, corpus: Sequence[str], hidden: int, blocks: int) -> Path:
+    """Write a random LLaMA (float32, heads of 16, head and embedding apart) with a byte-level tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -25,7 +25,7 @@ def made_model(folder: Path, corpus: Sequence[str], hidden: int) -> Path:
         vocab_size=WORDS,
         hidden_size=hidden,
         intermediate_size=3 * hidden,
-        num_hidden_layers=4,
+        num_hidden_layers=blocks,
         num_attention_heads=hidden // 16,
         num_key_value_heads=hidden // 16,
         max_position_embeddings=512,

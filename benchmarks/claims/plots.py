@@ -2,11 +2,13 @@
 
     python -m benchmarks.claims.plots uuids.jsonl --figure tokens_right --into uuids.svg
 
-One panel a claim; each side at its best rate, the mean over seeds as a line, their range as a band.
+One panel a claim; each side at its best rate, the mean over seeds as a line, their range as a band; with
+`--steps 150 180` of those steps only.
 """
 
 import argparse
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ def main() -> None:
     parser.add_argument("--figure", required=True, help="what is drawn, e.g. tokens_right")
     parser.add_argument("--claims", nargs="+", help="only these, in this order")
     parser.add_argument("--lower-is-better", action="store_true", help="how a side's best rate is chosen")
+    parser.add_argument("--steps", type=int, nargs=2, metavar=("FROM", "TO"), help="only these steps")
     parser.add_argument("--log", action="store_true", help="logarithmic axis")
     parser.add_argument("--into", type=Path, required=True, help="an .svg or .png file")
     args = parser.parse_args()
@@ -43,6 +46,7 @@ def draw(panels: Sequence[Sequence[Result]], names: Sequence[str], args: argpars
                 side,
                 at_best([r for r in results if r.side == side], args.figure, args.lower_is_better),
                 args.figure,
+                args.steps or (0, sys.maxsize),
             )
         ax.set(title=name, xlabel="step", yscale="log" if args.log else "linear")
         ax.grid(alpha=0.3)
@@ -60,9 +64,10 @@ def at_best(results: Sequence[Result], figure: str, lower_is_better: bool) -> li
     return [r for r in results if r.lr == best.lr]
 
 
-def _line(ax: Any, side: str, results: Sequence[Result], figure: str) -> None:
-    steps = [row["step"] for row in results[0].curve]
-    values = [[r.curve[i][figure] for r in results] for i in range(len(steps))]
+def _line(ax: Any, side: str, results: Sequence[Result], figure: str, within: Sequence[int]) -> None:
+    shown = [i for i, row in enumerate(results[0].curve) if within[0] <= row["step"] <= within[1]]
+    steps = [results[0].curve[i]["step"] for i in shown]
+    values = [[r.curve[i][figure] for r in results] for i in shown]
     (line,) = ax.plot(steps, [statistics.fmean(v) for v in values], label=f"{side}, {results[0].lr:g}")
     ax.fill_between(steps, [min(v) for v in values], [max(v) for v in values], alpha=0.2, color=line.get_color())
 

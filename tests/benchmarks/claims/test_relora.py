@@ -29,7 +29,8 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": f"{i}: {TEXT * 4}"}) + "\n" for i in range(20)))
     sizes = ["--hidden", "32", "--warm-steps", "2", "--steps", "16", "--tokens-per-step", "200", "--rates", "1e-2"]
-    files = ["--base", tmp_path / "base", "--corpus", corpus, "--held-out", corpus, "--out", tmp_path / "out.jsonl"]
+    files = ["--first-corpus", corpus, "--corpus", corpus, "--held-out", corpus]
+    files += ["--base", tmp_path / "base", "--out", tmp_path / "out.jsonl"]
     monkeypatch.setattr(sys, "argv", ["relora", *map(str, files), *sizes, "--seeds", "1"])
     relora.main()
     said = capsys.readouterr().out
@@ -42,4 +43,4 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ranks = {r["side"]: {row["step"]: row["rank"] for row in r["curve"]} for r in by_claim["relora"]}
     assert [ranks["LoRA"][step] for step in (4, 8, 16)] == [1, 1, 1]
     assert [ranks["ReLoRA"][step] for step in (4, 8, 16)] == [1, 2, 4], "a restart every 4 steps, measured before it"
-    assert {r["parameters"] for r in results if r["side"].startswith(("LoRA", "ReLoRA"))} == {2560}
+    assert {r["parameters"] for r in results if r["side"].startswith(("LoRA", "ReLoRA"))} == {1280}
