@@ -45,7 +45,8 @@ def recipe_page() -> str:
         GENERATED,
         "A recipe is a YAML file. A key that is not below is refused, with the nearest one that is. Every key is also\n"
         "a flag of the same dotted name, which outranks the file: `veneer train recipe.yaml --train.steps 50`.\n"
-        "`storage`, `method`, `prompt` and `optimizer` may be given by name alone: `method: lora`.\n",
+        "`storage`, `method`, `prompt` and `optimizer` may be given by name alone: `method: lora`.\n"
+        "Paths in it count from the folder that the command runs in, wherever the recipe is.\n",
     ]
     for name, section, text in sections(Recipe):
         parts.append(f"## {name}\n\n{text}\n" if name else "## At the top\n")

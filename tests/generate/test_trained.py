@@ -53,6 +53,9 @@ def test_what_is_recorded() -> None:
     assert trained_on(recorded(prompt="{q}", completion="{a}")) is None, "turns of a chat"
     assert trained_on(recorded(format="plain")) == Plain()
     assert trained_on(recorded(text="{body}")) == RAW
+    recognized = recorded() | {"data": {"layouts": {"text": 12}}}
+    assert trained_on(recognized) == RAW, "rows of text alone, without a word in the recipe"
+    assert trained_on(recognized | {"data": {"layouts": {"text": 12, "prompt -> completion": 1}}}) is None
     for nothing in ({}, {"recipe": None}, {"recipe": {"data": "x"}}):
         assert trained_on(nothing) is None
 

@@ -75,7 +75,8 @@ def test_a_run_learns_and_says_what_it_did(job: Make, rows: Path) -> None:
     assert outcome.tokens_per_second == pytest.approx(sum(e["tokens"] for e in events(recipe)) / outcome.seconds)
     facts = json.loads((Path(outcome.adapter) / "veneer.json").read_text())
     assert facts["metrics"] == {"loss": outcome.loss, "eval_loss": outcome.eval_loss}
-    assert facts["data"] == {"sha256": job_done.data_hash, "rows": 6}
+    layouts = {"prompt -> completion": 6}
+    assert facts["data"] == {"sha256": job_done.data_hash, "rows": 6, "layouts": layouts}
 
 
 def test_what_is_saved_is_what_was_trained(job: Make, rows: Path) -> None:

@@ -340,3 +340,22 @@ def test_recompute_is_all_blocks_a_count_or_numbers(flag: str, read: object, tmp
     recipe = load_recipe(path, parse_flags(["--train.recompute", flag]))
     assert (recipe.train.recompute, type(recipe.train.recompute)) == (read, type(read))
     assert recipe_from(yaml.safe_load(write_recipe(recipe))) == recipe
+
+
+def test_rows_beside_the_recipe_are_not_those_in_the_current_folder(
+    file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "rows.jsonl").write_text("{}")
+    recipe = file(GOOD)
+    monkeypatch.chdir(tmp_path / "below")
+    for path in (recipe, Path("..", recipe.name)):
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(path)
+        assert str(caught.value).splitlines() == [
+            f"data.train: there is no rows.jsonl in {tmp_path / 'below'}, but there is {path.parent / 'rows.jsonl'}",
+            "Paths in a recipe count from the folder that the command runs in: run it there, or write them so.",
+        ]
+    assert load_recipe(recipe, {"data.train": "../rows.jsonl"}).data.train == "../rows.jsonl"
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(recipe).data.train == "rows.jsonl"

@@ -54,7 +54,9 @@ def trained_on(facts: dict[str, Any]) -> Plain | None:
     data = recipe.get("data") if isinstance(recipe, dict) else None
     if not isinstance(data, dict):
         return None
-    if data.get("text") is not None:
+    seen = facts.get("data")
+    layouts = seen.get("layouts") if isinstance(seen, dict) else None
+    if data.get("text") is not None or (isinstance(layouts, dict) and set(layouts) == {"text"}):
         return RAW
     if data.get("format") != "plain":
         return None

@@ -119,7 +119,7 @@ def _finish(recipe: Recipe, job: Job, state: TrainState, run: RunDir, resumed_fr
     eval_loss = next((e["loss"] for e in reversed(events) if e["event"] == "evaluation"), None)
     facts = {
         "recipe": recipe.model_dump(mode="json"),
-        "data": {"sha256": job.data_hash, "rows": len(job.examples)},
+        "data": {"sha256": job.data_hash, "rows": len(job.examples), "layouts": job.report.layouts},
         "metrics": {"loss": loss, "eval_loss": eval_loss},
     }
     outcome = Outcome(

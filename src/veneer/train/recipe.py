@@ -26,7 +26,9 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """
     path = Path(path)
     tree, lines = read_tree(path, _read(path))
-    return _checked(tree, overrides or {}, str(path), {key: f"{path}, line {line}" for key, line in lines.items()})
+    recipe = _checked(tree, overrides or {}, str(path), {key: f"{path}, line {line}" for key, line in lines.items()})
+    _refuse_elsewhere(recipe, path.parent)
+    return recipe
 
 
 def recipe_from(tree: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -84,6 +86,19 @@ def _read(path: Path) -> str:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"the recipe {path} cannot be read: {error}; save it as UTF-8 text") from error
+
+
+def _refuse_elsewhere(recipe: Recipe, beside: Path) -> None:
+    """Paths count from the current folder: raise ConfigError for rows that are not there, but beside the recipe."""
+    named = {"data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    elsewhere = [
+        f"{key}: there is no {name} in {Path.cwd()}, but there is {beside / name}"
+        for key, name in named.items()
+        if name is not None and not Path(name).expanduser().exists() and (beside / name).is_file()
+    ]
+    if elsewhere:
+        here = "Paths in a recipe count from the folder that the command runs in: run it there, or write them so."
+        raise ConfigError("\n".join([*elsewhere, here]))
 
 
 def _value(key: str, text: str) -> Any:
