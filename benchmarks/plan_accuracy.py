@@ -8,8 +8,8 @@ end. The seconds are foreseen in another process, from blocks that are timed ane
 the steps after the first. The models are SmolLM2-135M-Instruct, LLaMA shapes of 0.4B, 0.7B and 1.1B (6, 12 and 22
 layers of TinyLlama's, random weights, written once to veneer's cache as benchmarks/qlora_shape.py does), and one of
 0.37B with 24 narrow layers. Quantized bases are made before they are measured, so what is measured is a start from the
-cache. Rows are text of a given number of tokens, or of varied ones. Paged optimizer state is counted as resident on
-both sides: there is room for it.
+cache. Rows are text of a given number of tokens, or of varied ones. Paged optimizer state and the mapped files of paged
+weights are counted as resident on both sides: there is room for them.
 
 What memory the heap leaves unused is a fitted rule (plan/memory.py), fitted to `FITTED`. The recipes of `HELD_OUT` have
 lengths, shapes, methods and combinations that no constant was chosen for. Seconds have no fitted constants.
@@ -75,22 +75,24 @@ FITTED: dict[str, Case] = {
     ),
     "1.1b-nf4": (22, 256, {**NF4, "train.tokens_per_step": 256}),
     "1.1b-nf4-recompute": (22, 512, {**NF4, **AGAIN, "train.tokens_per_step": 512}),
+    "smollm2-ia3": (SMOL, 300, {"method.name": "ia3", "train.tokens_per_step": 1200}),
+    "smollm2-dora-recompute": (SMOL, 900, {**AGAIN, "method.name": "dora", "train.tokens_per_step": 1800}),
+    "0.37b-nf4-recompute": (NARROW, 1400, {**NF4, **AGAIN, "train.tokens_per_step": 1400, "train.max_length": 1400}),
 }
 PAGED = {**NF4, **AGAIN, "memory.page_weights": True}
 HELD_OUT: dict[str, Case] = {
     "smollm2-2x768": (SMOL, 768, {"train.tokens_per_step": 1536}),
     "smollm2-varied-nf4": (SMOL, None, {**NF4, "train.tokens_per_step": 3000}),
     "smollm2-varied-unpacked": (SMOL, None, {"data.packing": False, "train.tokens_per_step": 1500}),
-    "smollm2-ia3": (SMOL, 300, {"method.name": "ia3", "train.tokens_per_step": 1200}),
     "smollm2-prefix": (SMOL, 640, {"prompt.name": "prefix", "method.name": "none", "train.tokens_per_step": 1280}),
-    "smollm2-dora-recompute": (SMOL, 900, {**AGAIN, "method.name": "dora", "train.tokens_per_step": 1800}),
     "smollm2-adalora-int8": (
         SMOL,
         400,
         {"storage.name": "int8", "method.name": "adalora", "train.tokens_per_step": 800},
     ),
+    "smollm2-mora-recompute": (SMOL, 600, {**AGAIN, "method.name": "mora", "train.tokens_per_step": 1800}),
+    "0.37b-fp4-recompute": (NARROW, 900, {**AGAIN, "storage.name": "fp4", "train.tokens_per_step": 900}),
     "0.37b": (NARROW, 700, {"train.tokens_per_step": 700}),
-    "0.37b-nf4-recompute": (NARROW, 1400, {**NF4, **AGAIN, "train.tokens_per_step": 1400, "train.max_length": 1400}),
     "0.7b-nf4-half": (12, 640, {**NF4, "train.recompute": 6, "train.tokens_per_step": 640}),
     "0.7b-fp4-recompute": (12, 320, {**AGAIN, "storage.name": "fp4", "train.tokens_per_step": 960}),
     "1.1b-int8-recompute": (22, 384, {**AGAIN, "storage.name": "int8", "train.tokens_per_step": 384}),

@@ -54,6 +54,12 @@ def test_paged_state_is_beside_the_parts(recipe: Make) -> None:
     assert kept.peak_bytes - paged.peak_bytes == paged.droppable_bytes
 
 
+def test_files_of_paged_weights_are_beside_the_parts(recipe: Make) -> None:
+    quantized = {"storage.name": "nf4", "train.recompute": True}
+    kept, paged = (foreseen(recipe(**quantized, **{"memory.page_weights": p})) for p in (False, True))
+    assert kept.droppable_bytes == 0 < paged.droppable_bytes < kept.parts["base"]
+
+
 def test_state_is_paged_by_itself_where_it_would_take_half(recipe: Make, monkeypatch: Any) -> None:
     moments, base = foreseen(recipe()).parts["optimizer state"], foreseen(recipe()).parts["base"]
     for free, paged in ((base + 2 * moments, 0), (base + 2 * moments - 2, moments)):
@@ -65,7 +71,9 @@ def test_the_passes_of_a_step_peak_one_by_one() -> None:
     passes = _passes(Step(kept=1000, forward=10, head=300, block=50), blocks=4)
     alive = {name: sum(n for part, n in parts.items() if "holes" not in part) for name, parts in passes.items()}
     assert alive == {"forward pass": 1010, "head": 1300, "backward pass": 1050}
-    assert passes["forward pass"]["holes in the heap"] == 300 + 0.5 * 4 * 10
+    assert passes["forward pass"]["holes in the heap"] == 270 + 0.5 * 4 * 10
+    most = _passes(Step(0, 100 * MIB, 0, 0), 30)["forward pass"]["holes in the heap"]
+    assert most == 350 * MIB
     assert _passes(Step(1000, 10, 300, 50), 31) == _passes(Step(1000, 10, 300, 50), 30)
 
 

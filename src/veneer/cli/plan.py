@@ -68,7 +68,7 @@ def command(
     else:
         lines = [f"memory at the peak ({found.moment}):", *_table(found.parts), "disk:", *_table(found.disk)]
         if found.droppable_bytes:
-            lines += [f"paged state fills {format_bytes(found.droppable_bytes)} more while there is room"]
+            lines += [f"what is paged fills {format_bytes(found.droppable_bytes)} more while there is room"]
         left = "unknown" if room.memory is None else format_bytes(room.memory)
         lines += [f"{room.source} leaves {left} of memory; {format_bytes(room.disk)} of disk are free"]
         lines += [] if times is None else _spent(times)

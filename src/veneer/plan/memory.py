@@ -23,12 +23,13 @@ from veneer.units import format_bytes as size
 from veneer.units import parse_bytes
 
 MIB = 2**20
-HOLES_FORWARD, HOLES_BLOCKS, MOST_BLOCKS = 0.3, 0.5, 30
+HOLES_FORWARD, HOLES_BLOCKS, MOST_BLOCKS, MOST_HOLES = 0.27, 0.5, 30, 350 * MIB
 """Bytes that glibc's heap holds unused at the end of the forward pass: for each byte that blocks keep, and for each
-byte that a block computes with, times the blocks, of which 30 is the most that was measured.
+byte that a block computes with, times the blocks, of which 30 is the most that was measured; this part is at most
+`MOST_HOLES`.
 
 Tensors that stay lie between others that come and go, and room that is freed in two sizes seldom fits. These and the
-next two are fitted to the largest resident set in each pass, less what was alive, over the recipes of
+next two are fitted to the largest resident set in each pass, less what was alive, over the recipes `FITTED` of
 benchmarks/plan_accuracy.py on one thread: forward from 70 MiB (363 kept, 1 in each of 30 blocks) to 943 (1657 and 11).
 Before the head and after the backward pass freed memory goes back to the system.
 """
@@ -60,7 +61,7 @@ class Estimate:
     trained: int
     """Numbers that are trained."""
     droppable_bytes: int = 0
-    """Paged state, in memory beside the parts for as long as there is room."""
+    """Paged state and the files of paged weights, in memory beside the parts for as long as there is room."""
 
     @property
     def peak_bytes(self) -> int:
@@ -100,9 +101,10 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     if paged:
         disk["paged optimizer state"] = paged
     parts = fixed | state | passing
+    droppable = paged + (base["blocks"] if recipe.memory.page_weights else 0)  # fingerprints look into mapped files
     if sum(loading.values()) > sum(parts.values()):
-        return Estimate(loading, "loading", sum(loading.values()), disk, trained)
-    return Estimate(parts, moment, floor, disk, trained, paged)
+        return Estimate(loading, "loading", sum(loading.values()), disk, trained, droppable)
+    return Estimate(parts, moment, floor, disk, trained, droppable)
 
 
 def _bytes_of_state(recipe: Recipe) -> float:
@@ -124,7 +126,8 @@ def _pages_state(recipe: Recipe, moments: int, base: int) -> bool:
 def _passes(step: Step, blocks: int) -> dict[str, dict[str, int]]:
     """Each pass of a step, and what it takes beyond what is there all the time."""
     holes = {
-        "forward pass": HOLES_FORWARD * step.kept + HOLES_BLOCKS * min(blocks, MOST_BLOCKS) * step.forward,
+        "forward pass": HOLES_FORWARD * step.kept
+        + min(HOLES_BLOCKS * min(blocks, MOST_BLOCKS) * step.forward, MOST_HOLES),
         "head": HOLES_HEAD * step.head,
         "backward pass": HOLES_BACKWARD * step.kept + HOLES_BLOCK * step.block,
     }
