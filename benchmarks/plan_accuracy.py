@@ -208,8 +208,9 @@ def child(job: dict[str, Any], steps: int) -> dict[str, Any]:
     held: list[int] = []
     seconds: list[float] = []
 
-    def check(recipe: Recipe, rows: Rows, order: Plan) -> None:
+    def check(recipe: Recipe, rows: Rows, order: Plan, begun: bool) -> Recipe:
         foreseen.append(estimate(recipe, rows, order))
+        return recipe
 
     def listen(event: Event) -> None:
         held.append(event.figures["rss_bytes"])

@@ -74,3 +74,14 @@ def test_what_would_fit_is_shown_as_flags(file: Path, capsys: Any, monkeypatch: 
 def test_the_recipe_comes_first(capsys: Any) -> None:
     assert invoke(["plan", "--train.steps", "3"]) == 2
     assert "the recipe comes first" in capsys.readouterr().err
+
+
+def test_memory_auto_shows_what_train_would_pick(file: Path, capsys: Any, monkeypatch: Any) -> None:
+    fit = Fit({"train.recompute": True}, Estimate({"base": 2**20}, "head", 2**20, {"adapter": 1, "checkpoints": 1}, 1))
+    monkeypatch.setattr("veneer.plan.fit.nearest", lambda *_: [fit])
+    flags = ["--memory", "auto", "--memory.budget", "1MiB", "--no-time"]
+    assert invoke(["plan", str(file), *flags]) == 0
+    assert "memory.auto picks --train.recompute true\nit fits" in capsys.readouterr().out
+    assert invoke(["plan", str(file), "--json", *flags]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["picked"], found["fits"], found["peak_bytes"]) == ({"train.recompute": True}, True, 2**20)

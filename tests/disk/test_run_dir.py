@@ -178,3 +178,16 @@ def test_the_newest_are_kept(run: RunDir) -> None:
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step-10", "step-30"]
     run.prune(5)
     assert len(list(run.checkpoints.iterdir())) == 2
+
+
+def test_what_was_picked_is_kept_until_nothing_is(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    assert run.picked() == {}
+    run.root.mkdir()
+    run.pick({"train.recompute": True})
+    assert RunDir(run.root).picked() == {"train.recompute": True}
+    run.changes.write_text("{")
+    with pytest.raises(DiskError, match=r"picked\.json is damaged .*; write into it what recipe\.yaml has"):
+        run.picked()
+    run.pick({})
+    assert run.picked() == {} and not run.changes.exists()

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from veneer.plan.fit import _steps, changed, nearest
+from veneer.plan.fit import _steps, nearest
 from veneer.plan.memory import Estimate, Room, estimate, verdict
+from veneer.train.changes import with_changes
 from veneer.train.prepare import Rows, order_of_steps, read_examples
 from veneer.train.recipe import parse_flags
 from veneer.train.settings import Recipe
@@ -31,7 +32,7 @@ def test_what_is_shown_fits_and_is_pasted_as_flags(recipe: Make, rows: Rows) -> 
     assert 1 <= len(fits) <= 3
     for fit in fits:
         assert parse_flags(fit.flags.split()) == fit.changes
-        again = foreseen(changed(recipe(), fit.changes), rows)
+        again = foreseen(with_changes(recipe(), fit.changes), rows)
         assert again.peak_bytes == fit.found.peak_bytes < foreseen(recipe(), rows).peak_bytes
         assert verdict(again, room) == []
     assert list(fits[0].changes) == ["train.micro_batch_tokens"]  # costs nothing but some time

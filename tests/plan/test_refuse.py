@@ -1,17 +1,29 @@
 """A run that cannot fit ends before its weights are read; one that may fit goes on."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from veneer.errors import ModelError, Refused
+from veneer.disk.adapter_dir import read_facts
+from veneer.disk.run_dir import RunDir
+from veneer.errors import ConfigError, ModelError, Refused
 from veneer.plan import refuse
+from veneer.plan.memory import Room, estimate
 from veneer.plan.refuse import refusing
+from veneer.train.changes import with_changes
+from veneer.train.events import Event
 from veneer.train.loop import train
+from veneer.train.prepare import order_of_steps, read_examples, with_dtype
+from veneer.train.recipe import load_recipe, write_recipe
 from veneer.train.settings import Recipe
 
 Make = Callable[..., Recipe]
+
+
+class Stopped(Exception):
+    """In the middle of a run."""
 
 
 def test_too_small_a_budget_is_refused_before_loading(recipe: Make, monkeypatch: Any) -> None:
@@ -45,5 +57,65 @@ def test_a_model_that_cannot_be_sized_is_trained(recipe: Make, monkeypatch: Any)
 
     monkeypatch.setattr(refuse, "estimate", unknown)
     said: list[str] = []
-    refusing(said.append)(recipe(), None, [])  # type: ignore[arg-type]
+    assert refusing(said.append)(recipe(), None, [], False) == recipe()  # type: ignore[arg-type]
     assert said == ["whether it fits is not known: no blocks"]
+    with pytest.raises(Refused, match=r"memory.auto has nothing to go by, .*: no blocks"):
+        refusing(said.append)(recipe(memory="auto"), None, [], False)  # type: ignore[arg-type]
+
+
+def room_between(monkeypatch: Any, recipe: Recipe, changes: dict[str, Any]) -> None:
+    """Leave room for the recipe with these changes, and for nothing larger."""
+    rows = read_examples(recipe)
+    changed = with_changes(recipe, changes)
+    order = order_of_steps([len(e) for e in rows.examples], changed.train, packing=changed.data.packing)
+    monkeypatch.setattr("veneer.machine.rss_bytes", lambda: 100 << 20)
+    least = estimate(changed, rows, order).peak_bytes
+    monkeypatch.setattr(refuse, "room_for", lambda _: Room(least, 1 << 40, "this machine"))
+
+
+def test_auto_picks_what_costs_least_and_the_run_keeps_it(recipe: Make, monkeypatch: Any, tmp_path: Path) -> None:
+    made = recipe(memory="auto", data={**recipe().data.model_dump(), "packing": False}, **{"train.checkpoint_every": 1})
+    room_between(monkeypatch, made, {"train.recompute": True})
+    said: list[str] = []
+
+    def stop(event: Event) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        train(made, [lambda e: stop(e) if e.step == 2 else None], said.append, refusing(said.append))
+    assert any(s.startswith("it would not fit:\n  memory: ") for s in said)
+    assert any(s.startswith("memory.auto picks --train.recompute true (") for s in said)
+    run = RunDir(made.run)
+    assert run.picked() == {"train.recompute": True}
+    assert load_recipe(run.recipe).train.recompute is True and load_recipe(run.recipe).memory.auto
+
+    monkeypatch.setattr(refuse, "room_for", lambda _: Room(1 << 40, 1 << 40, "this machine"))  # now all would fit
+    said.clear()
+    outcome, job = train(made, check=refusing(said.append))
+    assert job is not None and job.recipe.train.recompute is True
+    assert outcome.resumed_from == 1 and outcome.picked == {"train.recompute": True}
+    assert read_facts(run.adapter)["recipe"]["train"]["recompute"] is True
+    assert train(made, check=refusing(said.append))[0] == outcome  # done; the same recipe is still the run's
+
+
+def test_auto_changes_nothing_that_fits_and_refuses_what_cannot(recipe: Make, monkeypatch: Any) -> None:
+    outcome, job = train(recipe(memory="auto"), check=refusing(lambda _: None))
+    assert outcome.picked == {} and job is not None and job.recipe == with_dtype(recipe(memory="auto"))
+    other = recipe(memory={"auto": True, "budget": "1MiB"}, run=recipe().run + "-2")
+    with pytest.raises(Refused, match="will not fit"):
+        train(other, check=refusing(lambda _: None))
+
+
+def test_a_run_that_made_no_step_is_picked_for_anew(recipe: Make, monkeypatch: Any) -> None:
+    made = recipe(memory="auto")
+    run = RunDir(made.run)
+    run.root.mkdir()
+    run.begin(write_recipe(with_changes(with_dtype(made), {"train.recompute": True})))
+    run.pick({"train.recompute": True})
+    outcome, _ = train(made, check=refusing(lambda _: None))
+    assert outcome.picked == {} and not run.changes.exists()
+
+
+def test_without_anyone_to_pick_auto_is_an_error(recipe: Make) -> None:
+    with pytest.raises(ConfigError, match=r"memory\.auto is true, but there is nothing here that picks"):
+        train(recipe(memory="auto"))

@@ -140,3 +140,7 @@ def test_switches_of_quantization_name_a_storage(given: dict[str, Any], meant: d
 )
 def test_switches_that_contradict_are_refused(given: dict[str, Any], problem: str) -> None:
     assert [message for _, message in canonical(given)[1]] == [problem]
+
+
+def test_memory_auto_is_a_key_of_the_section() -> None:
+    assert canonical({"memory": "auto"}) == ({"memory": {"auto": True}}, [])

@@ -199,6 +199,7 @@ def sample(key: str) -> tuple[str, Any]:
         "train.recompute": ("true", True),
         "train.dtype": ("float32", "float32"),
         "memory.budget": ("8GiB", "8GiB"),
+        "memory.auto": ("true", True),
         "memory.page_weights": ("true", True),
         "memory.page_activations": ("true", True),
     }
@@ -359,3 +360,13 @@ def test_rows_beside_the_recipe_are_not_those_in_the_current_folder(
     assert load_recipe(recipe, {"data.train": "../rows.jsonl"}).data.train == "../rows.jsonl"
     monkeypatch.chdir(tmp_path)
     assert load_recipe(recipe).data.train == "rows.jsonl"
+
+
+def test_memory_auto_in_the_file_and_as_a_flag(file: Any) -> None:
+    path = file(GOOD)
+    assert not load_recipe(path).memory.auto and load_recipe(file(GOOD + "memory: auto\n")).memory.auto
+    path = file(GOOD)
+    assert load_recipe(path, parse_flags(["--memory", "auto"])).memory.auto
+    assert load_recipe(path, parse_flags(["--memory", "auto", "--memory.budget", "6GiB"])).memory.budget == "6GiB"
+    (said,) = complaint(path, "--memory", "much")
+    assert said.startswith("--memory: memory is 'much'")

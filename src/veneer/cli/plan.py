@@ -35,6 +35,7 @@ def command(
     """
     from veneer.plan.fit import nearest
     from veneer.plan.memory import estimate, room_for, verdict
+    from veneer.train.changes import with_changes
     from veneer.train.prepare import order_of_steps, read_examples, with_dtype
     from veneer.train.recipe import load_recipe, parse_flags
 
@@ -46,6 +47,10 @@ def command(
     found, room = estimate(settings, rows, order), room_for(settings)
     problems = verdict(found, room)
     fits = nearest(settings, rows, room, found.parts["runtime"]) if problems else []
+    picked = fits[0].changes if problems and fits and settings.memory.auto else {}
+    if picked:
+        settings, found, problems = with_changes(settings, picked), fits[0].found, []
+        order = order_of_steps([len(e) for e in rows.examples], settings.train, packing=settings.data.packing)
     times = None if no_time or problems else _timed(settings, rows, order, found)
     if as_json:
         emit_json(
@@ -59,6 +64,7 @@ def command(
                 "disk": found.disk,
                 "memory_bytes": room.memory,
                 "fits": not problems,
+                "picked": picked,
                 "nearest": [{"changes": f.changes, "peak_bytes": f.found.peak_bytes} for f in fits],
                 **_seconds(times),
                 "steps": len(order),
@@ -72,6 +78,7 @@ def command(
         left = "unknown" if room.memory is None else format_bytes(room.memory)
         lines += [f"{room.source} leaves {left} of memory; {format_bytes(room.disk)} of disk are free"]
         lines += [] if times is None else _spent(times)
+        lines += [f"memory.auto picks {fits[0].flags}"] if picked else []
         lines += ["it fits"] if not problems else []
         stdout.print("\n".join(lines), markup=False, soft_wrap=True)
     if problems:

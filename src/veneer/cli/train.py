@@ -53,6 +53,7 @@ def command(
         f"loss {outcome.loss:.4f}"
         + (f", evaluation loss {outcome.eval_loss:.4f}" if outcome.eval_loss is not None else "")
         + f", peak memory {format_bytes(outcome.peak_bytes)}",
+        *[f"memory.auto picked {key} {value}" for key, value in outcome.picked.items()],
         f"adapter: {outcome.adapter} ({format_bytes(outcome.adapter_bytes)})",
     ]
     stdout.print("\n".join(lines), markup=False, soft_wrap=True)

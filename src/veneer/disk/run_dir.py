@@ -4,6 +4,7 @@ recipe.yaml           every key with the value in force
 events.jsonl          a line a step
 checkpoints/step-N/   what step N + 1 needs: parameters, optimizer, randomness; written whole or not at all
 adapter/              the result
+picked.json           keys that `memory.auto` has changed, with their values; there only if it has
 result.json           the run's figures; there only when the run is done
 """
 
@@ -34,6 +35,7 @@ class RunDir:
         self.events = self.root / "events.jsonl"
         self.checkpoints = self.root / "checkpoints"
         self.adapter = self.root / "adapter"
+        self.changes = self.root / "picked.json"
         self.result = self.root / "result.json"
 
     def begin(self, recipe: str) -> None:
@@ -44,7 +46,7 @@ class RunDir:
         before = self._read(self.recipe) if self.recipe.exists() else None
         if before == HEADER + recipe:
             return
-        if before is not None and before.startswith(HEADER) and self._trained():
+        if before is not None and before.startswith(HEADER) and self.trained():
             raise ConfigError(_changed(self.root, before, recipe))
         visible = [p.name for p in self.root.glob("[!.]*")]
         if visible and not (before or "").startswith(HEADER):
@@ -75,6 +77,23 @@ class RunDir:
             yield
         finally:
             os.close(handle)
+
+    def pick(self, changes: dict[str, Any]) -> None:
+        """Keep what was picked for this run."""
+        if changes:
+            write_json(self.changes, changes)
+        else:
+            self.changes.unlink(missing_ok=True)
+
+    def picked(self) -> dict[str, Any]:
+        """What was picked when the run began."""
+        try:
+            changes: dict[str, Any] = json.loads(self._read(self.changes)) if self.changes.exists() else {}
+        except ValueError as error:
+            raise DiskError(
+                f"{self.changes} is damaged ({error}); write into it what recipe.yaml has and your recipe has not"
+            ) from error
+        return changes
 
     def done(self) -> dict[str, Any] | None:
         """The figures of a run that ended, else None."""
@@ -134,7 +153,8 @@ class RunDir:
     def _checkpoints(self) -> list[Path]:
         return [p for p in self.checkpoints.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal()]
 
-    def _trained(self) -> bool:
+    def trained(self) -> bool:
+        """Whether any step was made here."""
         return self.result.exists() or bool(self._checkpoints()) or bool(self.read_events())
 
     @staticmethod

@@ -7,13 +7,10 @@ from typing import Any
 from veneer.errors import VeneerError
 from veneer.plan.memory import Estimate, Room, estimate, verdict
 from veneer.plan.skeleton import Plain
+from veneer.train.changes import Changes, with_changes
 from veneer.train.optim.groups import NOT_DECAYED
 from veneer.train.prepare import Rows, order_of_steps
-from veneer.train.recipe import recipe_from
 from veneer.train.settings import Recipe
-
-Changes = dict[str, Any]
-"""Dotted key -> value."""
 
 MOST = 3
 """Recipes that are shown."""
@@ -85,19 +82,10 @@ def _has_matrices(plain: Plain) -> bool:
         return False
 
 
-def changed(recipe: Recipe, changes: Changes) -> Recipe:
-    """The recipe with these keys instead.  Raises ConfigError where they do not go with the others."""
-    tree = recipe.model_dump(mode="json")
-    for dotted, value in changes.items():
-        section, _, key = dotted.rpartition(".")
-        tree[section][key] = value
-    return recipe_from(tree)
-
-
 def _tried(recipe: Recipe, rows: Rows, room: Room, runtime: int, changes: Changes) -> list[Fit]:
     """One fit, or none."""
     try:
-        other = changed(recipe, changes)
+        other = with_changes(recipe, changes)
         order = order_of_steps([len(e) for e in rows.examples], other.train, packing=other.data.packing)
         found = estimate(other, rows, order, runtime)
     except VeneerError:  # a change that this recipe cannot take

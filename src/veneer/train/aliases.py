@@ -86,6 +86,9 @@ SECTIONS = ("storage", "method", "prompt", "data", "optimizer", "restarts", "tra
 SHORTHANDS = ("storage", "method", "prompt", "optimizer")
 """Sections that may be given as a bare name: `method: lora`."""
 
+AUTO = ("memory.auto", True)
+"""What `memory: auto` means."""
+
 Problem = tuple[str, str]
 """A key as it was given, and what is wrong with it."""
 
@@ -169,6 +172,8 @@ def _leaves(key: Any, value: Any) -> list[tuple[Any, Any]]:
     """The keys inside a section, so that they can be told from those given as aliases."""
     if key not in SECTIONS:
         return [(key, value)]
+    if (key, value) == ("memory", "auto"):
+        return [AUTO]
     if isinstance(value, str) and key in SHORTHANDS:
         return [(f"{key}.name", value)]
     if isinstance(value, Mapping) and all(isinstance(k, str) and "." not in k for k in value):

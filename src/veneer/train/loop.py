@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import exp
 from typing import Any
 
@@ -12,12 +12,13 @@ from veneer import machine
 from veneer.disk.run_dir import RunDir
 from veneer.disk.scratch import clear_scratch
 from veneer.train.activations import activation_file
+from veneer.train.changes import Changes, differences, with_changes
 from veneer.train.check import check_fast_paths
 from veneer.train.events import Event, Listener, tensorboard
 from veneer.train.held_out import mean_loss
 from veneer.train.interrupt import interruptible
 from veneer.train.optim import build_optimizer
-from veneer.train.prepare import Check, Job, prepare, with_dtype
+from veneer.train.prepare import Check, Job, prepare, unchecked, with_dtype
 from veneer.train.recipe import write_recipe
 from veneer.train.recompute import recomputing
 from veneer.train.restarts import Restarts
@@ -45,24 +46,28 @@ class Outcome:
     eval_loss: float | None = None
     resumed_from: int | None = None
     """The step that this session went on from."""
+    picked: Changes = field(default_factory=dict)
+    """What `memory.auto` changed: dotted key -> value."""
 
 
 def train(
     recipe: Recipe,
     listeners: Sequence[Listener] = (),
     say: Callable[[str], None] = lambda _: None,
-    check: Check = lambda recipe, rows, plan: None,
+    check: Check = unchecked,
 ) -> tuple[Outcome, Job | None]:
     """Start a run, go on with it, or say what it came to; the job is None if nothing was left to do.
 
     listeners   are told of every step and evaluation
     say         is told what happens before the first step
-    check       may refuse the job before its weights are read
+    check       may refuse the job before its weights are read, or pick for a recipe with `memory.auto`
     Ctrl-C and SIGTERM end it after the current step with a checkpoint, as KeyboardInterrupt.
     """
     recipe = with_dtype(recipe)
     run = RunDir(recipe.run)
     with run.locked():
+        fixed = run.trained()
+        recipe = with_changes(recipe, run.picked()) if fixed and recipe.memory.auto else recipe
         run.begin(write_recipe(recipe))
         clear_scratch(run.root)
         figures = run.done()
@@ -71,7 +76,11 @@ def train(
             return Outcome(**figures), None
         torch.manual_seed(recipe.train.seed)
         checkpoint = run.newest_checkpoint()
-        job = prepare(recipe, say, None if checkpoint is None else begun_in(checkpoint), check)
+        job = prepare(recipe, say, None if checkpoint is None else begun_in(checkpoint), check, fixed)
+        if not fixed:
+            run.pick(differences(recipe, job.recipe))
+            run.begin(write_recipe(job.recipe))
+        recipe = job.recipe
         state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer, run.root))
         check_fast_paths(job.model, job.examples, packed=recipe.data.packing)
         if checkpoint is not None:
@@ -81,7 +90,7 @@ def train(
         own = [lambda e: run.append(e.line()), tensorboard(run.root / "tensorboard", after=state.step)]
         resumed_from = state.step if checkpoint is not None else None
         _steps(recipe, job, state, run, [*filter(None, own), *listeners])
-        return _finish(recipe, job, state, run, resumed_from), job
+        return _finish(job, state, run, resumed_from), job
 
 
 def _steps(recipe: Recipe, job: Job, state: TrainState, run: RunDir, listeners: Sequence[Listener]) -> None:
@@ -110,7 +119,7 @@ def _steps(recipe: Recipe, job: Job, state: TrainState, run: RunDir, listeners: 
                 raise KeyboardInterrupt
 
 
-def _finish(recipe: Recipe, job: Job, state: TrainState, run: RunDir, resumed_from: int | None) -> Outcome:
+def _finish(job: Job, state: TrainState, run: RunDir, resumed_from: int | None) -> Outcome:
     """The adapter's folder and the figures; from then on the run is done."""
     events = run.read_events()
     losses = [e["loss"] for e in events if e["event"] == "step"]
@@ -118,7 +127,7 @@ def _finish(recipe: Recipe, job: Job, state: TrainState, run: RunDir, resumed_fr
     loss = sum(last) / len(last) if last else float("nan")  # only if someone removed the events
     eval_loss = next((e["loss"] for e in reversed(events) if e["event"] == "evaluation"), None)
     facts = {
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": job.recipe.model_dump(mode="json"),
         "data": {"sha256": job.data_hash, "rows": len(job.examples), "layouts": job.report.layouts},
         "metrics": {"loss": loss, "eval_loss": eval_loss},
     }
@@ -133,6 +142,7 @@ def _finish(recipe: Recipe, job: Job, state: TrainState, run: RunDir, resumed_fr
         trained_parameters=job.adapter.n_params(),
         eval_loss=eval_loss,
         resumed_from=resumed_from,
+        picked=run.picked(),
     )
     run.finish(asdict(outcome))
     return outcome

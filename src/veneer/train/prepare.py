@@ -44,6 +44,8 @@ class Begun:
 class Job:
     """All that a run needs."""
 
+    recipe: Recipe
+    """The one in force."""
     model: Any
     tokenizer: Any
     adapter: Change
@@ -64,26 +66,40 @@ class Rows:
     held_out: list[Example]
 
 
-Check = Callable[[Recipe, Rows, Plan], None]
-"""Looks at a job before its weights are read, and raises Refused if it cannot work."""
+Check = Callable[[Recipe, Rows, Plan, bool], Recipe]
+"""Looks at a job before its weights are read: returns the recipe, changed where `memory.auto` lets it pick, or raises
+Refused.  The last argument says whether a run has begun with this recipe, which then stays as it is."""
+
+
+def unchecked(recipe: Recipe, rows: Rows, plan: Plan, begun: bool) -> Recipe:
+    """No look at all.  Raises ConfigError where something would have to be picked."""
+    if recipe.memory.auto and not begun:
+        raise ConfigError(
+            "memory.auto is true, but there is nothing here that picks: give train a check "
+            "(veneer.plan.refuse.refusing), or use the command `veneer train`"
+        )
+    return recipe
 
 
 def prepare(
     recipe: Recipe,
     say: Progress = lambda _: None,
     begun: Begun | None = None,
-    check: Check = lambda recipe, rows, plan: None,
+    check: Check = unchecked,
+    fixed: bool = False,
 ) -> Job:
     """Read, render, plan, load and attach; everything that can be wrong with a recipe is found here.
 
     say      is told what happens now
     begun    of the run that goes on, where its method looked at data
-    check    looks at the rows before the model is loaded
+    check    looks at the rows before the model is loaded, and may change the recipe
+    fixed    whether a run has begun with it
     """
     check_suited(recipe)
     rows = read_examples(recipe, say)
     plan = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
-    check(recipe, rows, plan)
+    recipe = check(recipe, rows, plan, fixed)
+    plan = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
     say(f"loading {recipe.model}")
     storage = base_storage(recipe.storage.model_dump())
     paged = recipe.memory.page_weights
@@ -94,7 +110,9 @@ def prepare(
     check_restarts(recipe, adapter, len(plan))
     check_in_backward(recipe, adapter, plan)
     data_hash = hash_of(rows.examples)
-    return Job(loaded.model, rows.tokenizer, adapter, rows.examples, rows.report, rows.held_out, plan, data_hash)
+    return Job(
+        recipe, loaded.model, rows.tokenizer, adapter, rows.examples, rows.report, rows.held_out, plan, data_hash
+    )
 
 
 def read_examples(recipe: Recipe, say: Progress = lambda _: None) -> Rows:

@@ -10,7 +10,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from veneer.errors import ConfigError, did_you_mean
-from veneer.train.aliases import OTHER_MEANING, SAME_MEANING, SHORTHANDS, SWITCHES, canonical, own_name, put, switch
+from veneer.train.aliases import (
+    AUTO,
+    OTHER_MEANING,
+    SAME_MEANING,
+    SHORTHANDS,
+    SWITCHES,
+    canonical,
+    own_name,
+    put,
+    switch,
+)
 from veneer.train.findings import fields, keys, of_method, of_prompt, of_storage, of_types, takes, truths
 from veneer.train.settings import Recipe
 from veneer.train.yaml_text import read_tree, read_value, write_tree
@@ -44,7 +54,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
     """
     overrides: dict[str, Any] = {}
     problems = []
-    known = [*keys(), *SHORTHANDS, *SAME_MEANING, *SWITCHES, *OTHER_MEANING]
+    known = [*keys(), *SHORTHANDS, "memory", *SAME_MEANING, *SWITCHES, *OTHER_MEANING]
     rest = list(flags)
     while rest:
         flag = rest.pop(0)
@@ -126,6 +136,8 @@ def _checked(tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, 
         if key in SWITCHES:
             continue
         dotted = f"{key}.name" if key in SHORTHANDS and isinstance(value, str) else own_name(key, value)
+        if (key, value) == ("memory", "auto"):
+            dotted, value = AUTO
         if key in OTHER_MEANING:
             problems.append((key, f"{key}: {OTHER_MEANING[key]}"))
         else:
