@@ -1,17 +1,18 @@
 """Does MoRA memorize more than LoRA with equally many trained numbers?  UUID pairs on SmolLM2-135M.
 
-    python -m benchmarks.claims.uuids --out uuids.jsonl [--regime crowded|paper|roomy] [--minutes 30]
+    python -m benchmarks.claims.uuids --out uuids.jsonl [--regime crowded|paper|roomy|plenty] [--minutes 30]
 
 MoRA, arXiv:2405.12130, section 4.1 and table 2: 10,000 pairs of UUIDs, LLaMA-2 7B, all linear layers; after 500, 700
 and 900 steps rank 8 has 10, 11 and 54 % of the characters right with LoRA, 16, 87 and 100 % with MoRA.
 
-Here 32 pairs, a key of 8 hexadecimal digits and a whole UUID to remember, 122 random bits each, in the last blocks of
-SmolLM2-135M; all else is frozen, and computed once. Only the values are trained and measured, as the share of their
-tokens that are the model's first choice after the key and the right tokens before. Every side has the same pairs,
-steps and learning rates to choose from, and as many trained numbers as MoRA's rounding allows.
+Here 32 pairs (or 8), a key of 8 hexadecimal digits and a whole UUID to remember, 122 random bits each, in the
+last blocks of SmolLM2-135M; all else is frozen, and computed once. Only the values are trained and measured, as the
+share of their tokens that are the model's first choice after the key and the right tokens before. Every side has the
+same pairs, steps and learning rates to choose from, and as many trained numbers as MoRA's rounding allows.
 
 Regimes, by random bits to remember for each trained number (the paper's runs of rank 8 have 0.12, counting values):
-crowded 0.5 (rank 1 on queries and values), paper 0.1 (rank 1 on all linear layers), roomy 0.012 (rank 8 on them).
+crowded 0.5 (rank 1 on queries and values), paper 0.1 (rank 1 on all linear layers), roomy 0.012 (rank 8 on them),
+plenty 0.003 (rank 8 on them, and only 8 pairs).
 """
 
 import argparse
@@ -30,13 +31,14 @@ from benchmarks.claims.sweep import Claim, Result, run, table
 from benchmarks.report import closing_line, commit
 from veneer.machine import prepare_process
 
-RATES = (2e-2, 6e-3, 6e-2, 2e-3)
-REGIMES: dict[str, tuple[int, Any]] = {
-    "crowded": (1, ("q_proj", "v_proj")),
-    "paper": (1, "all-linear"),
-    "roomy": (8, "all-linear"),
+RATES = (2e-2, 6e-3, 6e-2, 2e-3, 2e-1)
+REGIMES: dict[str, tuple[int, Any, int]] = {
+    "crowded": (1, ("q_proj", "v_proj"), 32),
+    "paper": (1, "all-linear", 32),
+    "roomy": (8, "all-linear", 32),
+    "plenty": (8, "all-linear", 8),
 }
-"""Rank and targets by regime."""
+"""Rank, targets and pairs by regime."""
 
 
 def sides(rank: int, targets: Any) -> dict[str, Mapping[str, Any]]:
@@ -66,12 +68,13 @@ def main() -> None:
 
 
 def claim_of(args: argparse.Namespace, regime: str) -> Claim:
-    methods, subjects = sides(*REGIMES[regime]), {}
+    rank, targets, count = REGIMES[regime]
+    methods, subjects = sides(rank, targets), {}
 
     def train(side: str, lr: float, seed: int) -> Result:
         if seed not in subjects:
             subjects.clear()
-            subjects[seed] = subject(args, seed)
+            subjects[seed] = subject(args, args.pairs or count, seed)
         changes = {"method": methods[side], "optimizer": {"lr": lr}, "train": {"seed": seed}}
         done = subjects[seed].trained(changes, most_likely, every=max(1, args.steps // 8))
         figures = {**done.last, "loss": done.losses[-1]}
@@ -81,12 +84,12 @@ def claim_of(args: argparse.Namespace, regime: str) -> Claim:
     return Claim(name, list(methods), dict.fromkeys(methods, args.rates), "tokens_right", train, seeds=args.seeds)
 
 
-def subject(args: argparse.Namespace, seed: int) -> Subject:
+def subject(args: argparse.Namespace, count: int, seed: int) -> Subject:
     with tempfile.TemporaryDirectory() as scratch:
         tree = {
             "model": args.model,
             "data": {
-                "train": written(pairs(args.pairs, seed), Path(scratch) / "pairs.jsonl"),
+                "train": written(pairs(count, seed), Path(scratch) / "pairs.jsonl"),
                 "prompt": "{key}",
                 "separator": ":",
                 "completion": "{value}",
@@ -103,7 +106,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--regime", nargs="+", choices=sorted(REGIMES), default=list(REGIMES))
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--first", type=int, default=26, help="the lowest block that is trained")
-    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--pairs", type=int, help="other than the regime's")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--tokens-per-step", type=int, default=350, help="of about 43 a pair")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)

@@ -28,10 +28,10 @@ def test_uuids(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     by_side = {(r["claim"], r["side"]): r["parameters"] for r in results}
     assert by_side["uuids paper", "LoRA"] == pytest.approx(by_side["uuids paper", "MoRA sharing"], rel=0.05)
     assert all([row["step"] for row in r["curve"]] == [0, 1, 2] for r in results)
-    assert said.count("| MoRA rotation |") == 3
+    assert said.count("| MoRA rotation |") == len(uuids.REGIMES)
     again = run(uuids, argv, monkeypatch, capsys)
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == results
-    assert again.count("| MoRA rotation |") == 3
+    assert again.count("| MoRA rotation |") == len(uuids.REGIMES)
 
 
 def test_pairs_are_of_their_seed() -> None:
