@@ -12,7 +12,7 @@
 
 #include "avx2.h"
 #include "avx512.h"
-#include "avx512bf16.h"
+#include "avx512bf16_matvec.h"
 #include "adamw8_x86.h"
 #endif
 #ifdef VN_ARM
