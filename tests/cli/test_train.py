@@ -17,7 +17,7 @@ from veneer.train.events import Event
 from veneer.train.recipe import keys
 
 KEYS = {"adapter", "adapter_bytes", "steps", "seconds", "peak_bytes", "loss", "tokens_per_second",
-        "trained_parameters", "eval_loss", "resumed_from"}  # fmt: skip
+        "trained_parameters", "eval_loss", "resumed_from", "picked"}  # fmt: skip
 
 
 @pytest.fixture

@@ -68,13 +68,25 @@ def test_state_is_paged_by_itself_where_it_would_take_half(recipe: Make, monkeyp
 
 
 def test_the_passes_of_a_step_peak_one_by_one() -> None:
-    passes = _passes(Step(kept=1000, forward=10, head=300, block=50), blocks=4)
+    passes = _passes(Step(kept=1000, forward=10, head=300, block=50), 4, (0.27, 0.5))
     alive = {name: sum(n for part, n in parts.items() if "holes" not in part) for name, parts in passes.items()}
     assert alive == {"forward pass": 1010, "head": 1300, "backward pass": 1050}
     assert passes["forward pass"]["holes in the heap"] == 270 + 0.5 * 4 * 10
-    most = _passes(Step(0, 100 * MIB, 0, 0), 30)["forward pass"]["holes in the heap"]
+    most = _passes(Step(0, 100 * MIB, 0, 0), 30, (0.27, 0.5))["forward pass"]["holes in the heap"]
     assert most == 350 * MIB
-    assert _passes(Step(1000, 10, 300, 50), 31) == _passes(Step(1000, 10, 300, 50), 30)
+    one, other = (_passes(Step(1000, 10, 300, 50), blocks, (0.27, 0.5)) for blocks in (31, 30))
+    assert one == other
+
+
+def test_runs_that_give_memory_back_leave_fewer_holes(recipe: Make) -> None:
+    """A gradient used at once makes a run lean and changes no activations."""
+    one = {"train.micro_batch_tokens": 256, "train.clip": 0.0}
+    usual, lean, scales = (
+        foreseen(recipe(**one, **c)) for c in ({}, {"optimizer.in_backward": True}, {"method": {"name": "ia3"}})
+    )
+    assert usual.moment == lean.moment == scales.moment == "forward pass"
+    share = [e.parts["holes in the heap"] / e.parts["activations"] for e in (usual, lean, scales)]
+    assert share[0] > 1.2 * share[1] and share[0] > 1.5 * share[2]
 
 
 def test_a_verdict_names_the_floor_and_the_disk() -> None:

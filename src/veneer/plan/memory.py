@@ -2,7 +2,7 @@
 
 Weights, adapters and state are counted from the model's modules without data; activations are counted from the code
 that really trains, run on tensors without data (`ledger`).  Only what the C allocator leaves unused between tensors is
-a measured rule (`HOLES_...`).
+a measured rule (`LEAN`, `USUAL` ...).
 """
 
 import shutil
@@ -13,26 +13,30 @@ from pathlib import Path
 from veneer import machine
 from veneer.adapters.quantized_dir import cache_folder, is_quantized
 from veneer.disk.readahead import BUFFERS
+from veneer.methods.base import METHODS
 from veneer.models.blocks import blocks_of
 from veneer.plan.cycles import cycles_of
 from veneer.plan.skeleton import Plain, base_bytes, largest_tensor
 from veneer.plan.step import Step, largest_batches, step_bytes
+from veneer.train.optim.groups import NOT_DECAYED
 from veneer.train.prepare import Plan, Rows
-from veneer.train.settings import Recipe
+from veneer.train.settings import NONE, Recipe
 from veneer.units import format_bytes as size
 from veneer.units import parse_bytes
 
 MIB = 2**20
-HOLES_FORWARD, HOLES_BLOCKS, MOST_BLOCKS, MOST_HOLES = 0.27, 0.5, 30, 350 * MIB
+LEAN, USUAL, WITHOUT_MATRICES = (0.27, 0.5), (0.65, 0.2), (0.27, 0.2)
 """Bytes that glibc's heap holds unused at the end of the forward pass: for each byte that blocks keep, and for each
-byte that a block computes with, times the blocks, of which 30 is the most that was measured; this part is at most
-`MOST_HOLES`.
+byte that a block computes with, times the blocks (`MOST_BLOCKS`); the second part is at most `MOST_HOLES`.
 
-Tensors that stay lie between others that come and go, and room that is freed in two sizes seldom fits. These and the
-next two are fitted to the largest resident set in each pass, less what was alive, over the recipes `FITTED` of
-benchmarks/plan_accuracy.py on one thread: forward from 70 MiB (363 kept, 1 in each of 30 blocks) to 943 (1657 and 11).
-Before the head and after the backward pass freed memory goes back to the system.
+Tensors that stay lie between others that come and go, and room that is freed in two sizes seldom fits. Lean runs give
+freed memory back between passes; others keep it, and then it matters whether low-rank factors leave small tensors
+between the large ones. These and the next two are fitted to the largest resident set of the recipes `FITTED` of
+benchmarks/plan_accuracy.py on one thread, less what was alive: 0.4 to 1.04 of what blocks keep in usual runs, where
+1.04 is several documents of one length in every micro-batch, and 0.27 without matrices.
 """
+MOST_BLOCKS, MOST_HOLES = 30, 350 * MIB
+"""The most that were measured."""
 HOLES_HEAD = 0.4
 """Unused for each byte of the head's logits; measured 0 to 0.6, and 1.7 where the forward pass is larger anyway."""
 HOLES_BACKWARD, HOLES_BLOCK = 0.1, 1.2
@@ -94,7 +98,10 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     paged = moments if _pages_state(recipe, moments, fixed["base"]) else 0
     state = {"adapter": 4 * trained + cycles.past, "gradients": 4 * gradients, "optimizer state": moments - paged}
     state |= {"kernels": NATIVE}
-    moment, passing = max((m for s in steps for m in _passes(s, count).items()), key=lambda m: sum(m[1].values()))
+    holes = LEAN if recipe.lean else USUAL if _has_matrices(recipe) else WITHOUT_MATRICES
+    moment, passing = max(
+        (m for s in steps for m in _passes(s, count, holes).items()), key=lambda m: sum(m[1].values())
+    )
     loading = fixed | {"tensor being read": largest_tensor(model, plain.folder)}
     floor = sum((fixed | state).values()) + max(s.kept + max(s.forward, s.head, s.block) for s in steps)
     disk = _disk(plain, base["blocks"] + base["rest"], trained, cycles.past, max(s.paged for s in steps))
@@ -123,11 +130,17 @@ def _pages_state(recipe: Recipe, moments: int, base: int) -> bool:
     return paged is True or (paged == "auto" and free is not None and moments > max(free - base, 0) // 2)
 
 
-def _passes(step: Step, blocks: int) -> dict[str, dict[str, int]]:
+def _has_matrices(recipe: Recipe) -> bool:
+    """Whether the method trains more than scales and biases."""
+    method = recipe.method.name
+    return method != NONE and any(role not in NOT_DECAYED for role in METHODS[method].roles.values())
+
+
+def _passes(step: Step, blocks: int, holes_of: tuple[float, float]) -> dict[str, dict[str, int]]:
     """Each pass of a step, and what it takes beyond what is there all the time."""
+    for_kept, for_blocks = holes_of
     holes = {
-        "forward pass": HOLES_FORWARD * step.kept
-        + min(HOLES_BLOCKS * min(blocks, MOST_BLOCKS) * step.forward, MOST_HOLES),
+        "forward pass": for_kept * step.kept + min(for_blocks * min(blocks, MOST_BLOCKS) * step.forward, MOST_HOLES),
         "head": HOLES_HEAD * step.head,
         "backward pass": HOLES_BACKWARD * step.kept + HOLES_BLOCK * step.block,
     }
