@@ -1,6 +1,6 @@
 """Is LoRA as good as training all weights, at a fraction of the memory?  Is rank 1 enough?
 
-    python -m benchmarks.claims.lora --out text.jsonl \\
+    python -m benchmarks.claims.lora --out mathword.jsonl \\
         --train mathword.train.jsonl.gz --held-out mathword.val.jsonl.gz [--minutes 30]
 
 LoRA, arXiv:2106.09685: as good as full fine-tuning on GPT-3 (WikiSQL 73.4 against 73.8, MNLI 91.7 against 89.5) with

@@ -1,6 +1,6 @@
 """Does LoRA+ reach a given loss in fewer steps than LoRA?
 
-    python -m benchmarks.claims.loraplus --out text.jsonl \\
+    python -m benchmarks.claims.loraplus --out mathword.jsonl \\
         --train mathword.train.jsonl.gz --held-out mathword.val.jsonl.gz [--minutes 30]
 
 LoRA+, arXiv:2402.12354: B learns at a multiple of A's learning rate; 1 to 2 % better, up to twice as fast, more so for

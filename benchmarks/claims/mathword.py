@@ -1,8 +1,8 @@
 """Does MoRA reason and follow instructions as well as LoRA with equally many trained numbers?
 
-    python -m benchmarks.claims.mathword --task mathword --out text.jsonl \\
+    python -m benchmarks.claims.mathword --task mathword --out mathword.jsonl \\
         --train mathword.train.jsonl.gz --held-out mathword.val.jsonl.gz [--minutes 30]
-    python -m benchmarks.claims.mathword --task instructions --out text.jsonl \\
+    python -m benchmarks.claims.mathword --task instructions --out instructions.jsonl \\
         --train self_instruct_human.train.jsonl.gz --held-out self_instruct_human.val.jsonl.gz
 
 MoRA, arXiv:2405.12130, table 1, LLaMA-2 7B, rank 8: GSM8K 64.2 and MMLU (after Tulu v2) 49.7 with MoRA, 64.6 and 50.2
