@@ -61,7 +61,7 @@ def test_pieces_are_what_the_clock_said(recipe: Make, tmp_path: Path, monkeypatc
     monkeypatch.setattr(calibrate, "ENOUGH", 0.0)
     told: list[int] = []
     found = timed(recipe(), tmp_path, ran=told.append)
-    # one reading between any two neighbours, two blocks: before and after the blocks a tick each
-    assert found.outside == 2.0 and found.forward == 0.5 and found.backward == 0.5 and found.change == 0.5
+    # a tick between any two neighbors: 5 forward, 2 backward, the second block 1 of each
+    assert found.outside == 3.0 and found.forward == 1.0 and found.backward == 1.0 and found.change == 0.5
     assert found.head == found.head_forward > 0
     assert told == [1, 1, 1]  # one left out, two that count

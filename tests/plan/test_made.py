@@ -8,7 +8,6 @@ import torch
 from veneer.adapters.base_storage import base_storage
 from veneer.adapters.quantized import load_base
 from veneer.models.blocks import blocks_of
-from veneer.plan import made
 from veneer.plan.made import made_model
 from veneer.plan.skeleton import Plain
 from veneer.train.settings import Recipe
@@ -44,9 +43,3 @@ def test_the_first_block_differentiates_its_input(recipe: Make) -> None:
     next(iter(blocks_of(model).values())).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
     model(torch.arange(8)[None]).logits.sum().backward()
     assert inputs[0].grad is not None and float(inputs[0].grad.abs().sum()) > 0
-
-
-def test_a_large_block_is_made_once(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(blocks_of(made_model(Plain.of(recipe())))) == 2
-    monkeypatch.setattr(made, "SMALL", 100)
-    assert len(blocks_of(made_model(Plain.of(recipe())))) == 1

@@ -25,7 +25,7 @@ def command(
 ) -> None:
     """Foresee what a recipe takes, and whether it fits; nothing is trained and no weights are read.
 
-    Seconds are foreseen from one or two blocks of the model's shape, with made weights, that are run here; measured
+    Seconds are foreseen from two blocks of the model's shape, with made weights, that are run here; measured
     once, they are kept.
 
     If not, the nearest recipes that do are shown as flags to add, the cheapest change first. Every key of the recipe is

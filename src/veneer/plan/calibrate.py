@@ -1,4 +1,4 @@
-"""How long the parts of a micro-batch take here: measured on one or two blocks of the recipe's own shape.
+"""How long the parts of a micro-batch take here: measured on two blocks of the recipe's own shape.
 
 The code that is timed is the code that trains: the recipe's storage, method and recomputing, its documents as they lie
 in a batch, and this process's threads.
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from veneer.adapters.change import Change
 from veneer.data.pack import Batch
@@ -36,7 +36,7 @@ class Pieces:
     """Seconds of one micro-batch, by part."""
 
     outside: float
-    """Of the forward pass, before and after the blocks."""
+    """Of both passes, before and after the blocks, and what the first block takes more than others."""
     forward: float
     """Of one block that keeps its activations."""
     backward: float
@@ -46,6 +46,42 @@ class Pieces:
     """For each, without a gradient."""
     change: float
     """What a method does beside the passes of a step, for each block."""
+
+
+class Spans:
+    """When each block's forward pass began and ended, and when the backward pass reached the first block."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._blocks = list(blocks_of(model).values())
+        self.forget()
+        for block in self._blocks:
+            block.register_forward_pre_hook(lambda *_: self._began.append(time.perf_counter()))
+            block.register_forward_hook(self._done)
+
+    def forget(self) -> None:
+        """Before each pass."""
+        self._began: list[float] = []
+        self._ended: list[float] = []
+        self._reached = 0.0
+
+    def blocks(self, below: float, end: float) -> tuple[float, float]:
+        """Seconds of one block, forward and backward, where the backward pass took from `below` to `end`.
+
+        Those of the block that comes second, as all but one do: it finds memory that the first has taken.
+        """
+        count = len(self._blocks)
+        if len(self._began) != count or count < 2:  # a prompt passes through the blocks too
+            return sum(self._ended) / count - sum(self._began) / count, (end - below) / count
+        return self._ended[-1] - self._began[-1], end - self._reached
+
+    def _done(self, block: nn.Module, _given: Any, output: Any) -> None:
+        self._ended.append(time.perf_counter())
+        first = output if isinstance(output, Tensor) else output[0]
+        if block is self._blocks[0] and first.requires_grad:
+            first.register_hook(self._reach)
+
+    def _reach(self, _gradient: Tensor) -> None:
+        self._reached = time.perf_counter()
 
 
 def pieces(
@@ -70,7 +106,7 @@ def pieces(
             inputs = ActivationFile(folder, blocks, most)
             stack.callback(inputs.close)
         stack.enter_context(recomputing(model, again, inputs))
-        spans = _spans(model)
+        spans = Spans(model)
         began = time.perf_counter()
         while len(found) < 3 or (len(found) <= RUNS and time.perf_counter() - began < ENOUGH):
             optimizer.zero_grad(set_to_none=True)
@@ -82,10 +118,10 @@ def pieces(
     return Pieces(**{name: median(getattr(f, name) for f in found[1:]) for name in names})
 
 
-def _run(plain: Plain, model: Any, change: Change, batch: Batch, blocks: int, spans: list[float]) -> Pieces:
+def _run(plain: Plain, model: Any, change: Change, batch: Batch, blocks: int, spans: Spans) -> Pieces:
     words, head = model.config.get_text_config().vocab_size, head_of(model)
     targets = batch.targets[: CHUNKS * chunk_rows(words)]
-    spans.clear()
+    spans.forget()
     at = [time.perf_counter()]
     hidden = hidden_states(model, batch, packed=plain.recipe.data.packing)
     at.append(time.perf_counter())
@@ -100,17 +136,7 @@ def _run(plain: Plain, model: Any, change: Change, batch: Batch, blocks: int, sp
     summed_loss(hidden, targets, head, words)
     at.append(time.perf_counter())
     forward, head_both, backward, beside, head_alone = (b - a for a, b in pairwise(at))
-    inside = spans[1] - spans[0]
+    block_forward, block_backward = spans.blocks(at[2], at[3])
+    outside = max(forward + backward - blocks * (block_forward + block_backward), 0.0)
     rows = max(len(targets), 1)
-    return Pieces(
-        forward - inside, inside / blocks, backward / blocks, head_both / rows, head_alone / rows, beside / blocks
-    )
-
-
-def _spans(model: nn.Module) -> list[float]:
-    """When the first block began and the last one ended, of the newest forward pass."""
-    at: list[float] = []
-    blocks = list(blocks_of(model).values())
-    blocks[0].register_forward_pre_hook(lambda *_: at.append(time.perf_counter()))
-    blocks[-1].register_forward_hook(lambda *_: at.append(time.perf_counter()))
-    return at
+    return Pieces(outside, block_forward, block_backward, head_both / rows, head_alone / rows, beside / blocks)

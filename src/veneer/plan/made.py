@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from veneer.adapters.quantized import Furnisher, ready_
 from veneer.disk.tensors import Tensors
-from veneer.models.blocks import blocks_of
 from veneer.models.load import build, compute_dtype
 from veneer.plan.skeleton import Plain
 from veneer.storage import Storage, StorageConfig
@@ -21,19 +20,12 @@ PATTERN = 1 << 20
 """Numbers that are drawn; a larger weight repeats them."""
 
 
-SMALL = 20_000_000
-"""Weights of a block below which there are two: one alone would stay in the processor's cache."""
-
-
 def made_model(plain: Plain) -> Any:
-    """The first block or two with embeddings and head, frozen; one weight at a time is dense where it is quantized.
+    """The first two blocks with embeddings and head, frozen; one weight at a time is dense where it is quantized.
 
     Its input requires a gradient, as that of every block but the first does when deltas lie below.
     """
-    dtype = compute_dtype(plain.recipe.train.dtype)
-    model = build(plain.folder, dtype, quantized=True, blocks=1)
-    if sum(p.numel() for block in blocks_of(model).values() for p in block.parameters()) < SMALL:
-        model = build(plain.folder, dtype, quantized=True, blocks=2)
+    model = build(plain.folder, compute_dtype(plain.recipe.train.dtype), quantized=True, blocks=2)
     drawn = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0))
     if plain.storage is not None:
 
