@@ -51,9 +51,9 @@ def timed(recipe: Recipe, tmp_path: Path, again: bool = False, ran: Any = lambda
 def test_every_kind_of_recipe_is_timed(changes: dict[str, Any], recipe: Make, tmp_path: Path) -> None:
     wanted = recipe(**changes)
     found = timed(wanted, tmp_path, again=wanted.train.recompute is True)
-    for name in ("outside", "forward", "backward", "head", "head_forward"):
+    for name in ("forward", "backward", "head", "head_forward"):
         assert getattr(found, name) > 0, name
-    assert found.change >= 0
+    assert found.change >= 0 and found.outside >= 0  # of tiny blocks, the difference may be none
 
 
 def test_pieces_are_what_the_clock_said(recipe: Make, tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,4 +1,4 @@
-"""How long a recipe takes, without its weights: parts that were measured on a block or two, put together for every
+"""How long a recipe takes, without its weights: parts that were measured on two blocks, put together for every
 micro-batch of the run as its rows really fill it.
 
 Not counted are loading, quantizing a base for the first time, and what a restart does.  Blocks are counted as if deltas
