@@ -1,13 +1,16 @@
-"""Lion against the algorithm of its paper in NumPy, by a recipe's names; without the library it is refused."""
+"""Lion against the algorithm of its paper in NumPy, and against its library; without the library it is refused."""
 
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from lion_pytorch import Lion
 from torch import nn
 
+from tests.train.optim.by_torch import ByTorch
 from veneer.adapters.change import Named
 from veneer.errors import ConfigError
 from veneer.train.optim import build_optimizer
@@ -42,3 +45,11 @@ def test_without_its_library_it_is_refused_by_name(monkeypatch: pytest.MonkeyPat
     named = [Named("layer", "a", "in", nn.Parameter(torch.zeros(2)))]
     with pytest.raises(ConfigError, match=r"needs lion-pytorch.*pip install 'veneer\[lion\]'"):
         build_optimizer(named, OptimizerSettings(name="lion"))
+
+
+class TestLion(ByTorch):
+    own: ClassVar[Mapping[str, Any]] = {"name": "lion"}
+
+    def theirs(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = Lion(groups, betas=(0.9, 0.99))
+        return made

@@ -1,0 +1,15 @@
+"""sgd in a recipe is torch's."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from tests.train.optim.by_torch import WithoutMoments
+
+
+class TestSGD(WithoutMoments):
+    own: ClassVar[Mapping[str, Any]] = {"name": "sgd", "momentum": 0.9}
+
+    def theirs(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, momentum=0.9)
