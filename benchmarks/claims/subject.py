@@ -1,18 +1,15 @@
 """One model with its examples, trained on again and again: loaded, read and computed as far as it stays the same once.
 
-Each training is a recipe's, made of the parts of `veneer train`, and leaves the model as it was.  Freed memory is not
-handed back to the system after each pass: that is half of a made model's step, and changes no number.
+Each training is a recipe's, made of the parts of `veneer train`, and leaves the model as it was.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from benchmarks.claims.shortcut import shorten_
-from veneer import machine
 from veneer.train.held_out import mean_loss
 from veneer.train.optim import build_optimizer
 from veneer.train.prepare import Job, change_for, order_of_steps, prepare
@@ -76,8 +73,7 @@ class Subject:
         adapter = change_for(self._job.model, recipe, self._job.examples, plan, None)
         job = replace(self._job, adapter=adapter, plan=plan)
         try:
-            with patch.object(machine, "trim_memory", lambda: None):
-                return _steps(recipe, job, measure, {*range(0, len(plan), every), *also, len(plan)})
+            return _steps(recipe, job, measure, {*range(0, len(plan), every), *also, len(plan)})
         finally:
             adapter.detach()
 
