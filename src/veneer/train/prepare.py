@@ -98,8 +98,10 @@ def prepare(
     check_suited(recipe)
     rows = read_examples(recipe, say)
     plan = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
-    recipe = check(recipe, rows, plan, fixed)
-    plan = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
+    checked = check(recipe, rows, plan, fixed)
+    if checked is not recipe:  # something was picked
+        recipe = checked
+        plan = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
     say(f"loading {recipe.model}")
     storage = base_storage(recipe.storage.model_dump())
     paged = recipe.memory.page_weights
