@@ -25,11 +25,11 @@ def command(
 ) -> None:
     """Foresee what a recipe takes, and whether it fits; nothing is trained and no weights are read.
 
-    Seconds are foreseen from two blocks of the model's shape, with made weights, that are run here; measured
-    once, they are kept.
-
     If not, the nearest recipes that do are shown as flags to add, the cheapest change first. Every key of the recipe is
-    a flag, as for `veneer train`. Exit status 3 if it does not fit. Example:
+    a flag, as for `veneer train`. Exit status 3 if it does not fit.
+
+    Seconds are foreseen from two blocks of the model's shape, with made weights, that are run here; measured
+    once, they are kept. Example:
 
         veneer plan recipe.yaml --train.max_length 2048 --memory.budget 6GiB
     """
