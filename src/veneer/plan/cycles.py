@@ -9,8 +9,7 @@ from torch import nn
 
 from veneer.adapters.attach import layer_at
 from veneer.adapters.folding import foldable_paths
-from veneer.adapters.targets import choose
-from veneer.methods.base import METHODS, config_from
+from veneer.methods.base import METHODS
 from veneer.plan.skeleton import Plain
 from veneer.train.restarts import restart_steps
 
@@ -27,13 +26,12 @@ class Cycles:
 
 def cycles_of(plain: Plain, model: nn.Module, steps: int) -> Cycles:
     """What the restarts of a run of so many steps leave, for the model without weights."""
-    recipe, method = plain.recipe, plain.recipe.method
+    recipe = plain.recipe
     finished = len(restart_steps(recipe.restarts, steps))
     if not finished:
         return Cycles()
-    config = config_from(method.name, method.own)
+    config, paths = plain.targets(model)
     kind = METHODS[config.method]
-    paths = choose(model, plain._targeting(method.layers), kind.kinds, config.method)
     past = sum(kind.n_past(layer_at(model, path), config.at(path), finished) for path in paths)
     copied = [] if recipe.restarts.fold == "beside" else foldable_paths(model, paths)
     return Cycles(4 * past, sum(model.get_submodule(path).get_parameter("weight").nbytes for path in copied))

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from veneer.errors import VeneerError
-from veneer.plan.memory import Estimate, Room, estimate, verdict
+from veneer.plan.memory import Estimate, Room, estimate, has_matrices, verdict
 from veneer.plan.skeleton import Plain
 from veneer.train.changes import Changes, with_changes
-from veneer.train.optim.groups import NOT_DECAYED
 from veneer.train.prepare import Rows, order_of_steps
-from veneer.train.settings import Recipe
+from veneer.train.settings import NONE, Recipe
 
 MOST = 3
 """Recipes that are shown."""
@@ -61,7 +60,7 @@ def _steps(recipe: Recipe, rows: Rows) -> Iterator[Changes]:
     if recipe.train.recompute is not True:
         yield {"train.recompute": True}
     plain = Plain.of(recipe)
-    if recipe.optimizer.bits != 8 and _has_matrices(plain):
+    if recipe.optimizer.bits != 8 and (has_matrices(recipe) or recipe.prompt.name != NONE):
         yield {"optimizer.bits": 8}
     if plain.storage is None and not recipe.restarts.every:
         yield {"storage.name": "nf4"}
@@ -72,14 +71,6 @@ def _steps(recipe: Recipe, rows: Rows) -> Iterator[Changes]:
         yield {**quantized, "train.recompute": True, "memory.page_weights": True}
     if recipe.optimizer.paged is not True:
         yield {"optimizer.paged": True}
-
-
-def _has_matrices(plain: Plain) -> bool:
-    """Whether something is trained whose state may have 8 bits."""
-    try:
-        return any(n.role not in NOT_DECAYED for n in plain.change(plain.model(1)).named())
-    except VeneerError:
-        return False
 
 
 def _tried(recipe: Recipe, rows: Rows, room: Room, runtime: int, changes: Changes) -> list[Fit]:

@@ -98,7 +98,7 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     paged = moments if _pages_state(recipe, moments, fixed["base"]) else 0
     state = {"adapter": 4 * trained + cycles.past, "gradients": 4 * gradients, "optimizer state": moments - paged}
     state |= {"kernels": NATIVE}
-    holes = LEAN if recipe.lean else USUAL if _has_matrices(recipe) else WITHOUT_MATRICES
+    holes = LEAN if recipe.lean else USUAL if has_matrices(recipe) else WITHOUT_MATRICES
     moment, passing = max(
         (m for s in steps for m in _passes(s, count, holes).items()), key=lambda m: sum(m[1].values())
     )
@@ -130,7 +130,7 @@ def _pages_state(recipe: Recipe, moments: int, base: int) -> bool:
     return paged is True or (paged == "auto" and free is not None and moments > max(free - base, 0) // 2)
 
 
-def _has_matrices(recipe: Recipe) -> bool:
+def has_matrices(recipe: Recipe) -> bool:
     """Whether the method trains more than scales and biases."""
     method = recipe.method.name
     return method != NONE and any(role not in NOT_DECAYED for role in METHODS[method].roles.values())

@@ -1,7 +1,7 @@
 """The model of a recipe without its weights: real modules, storages and deltas on torch's meta device."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from veneer.adapters.change import Change
 from veneer.adapters.prompted import attach_prompt, shape_of
 from veneer.adapters.quantized import Furnisher, packed_names
 from veneer.adapters.quantized_dir import is_quantized
-from veneer.adapters.targets import Targeting, choose
+from veneer.adapters.targets import choose
 from veneer.adapters.together import Together
 from veneer.disk.tensors import Tensors, open_tensors
 from veneer.errors import ModelError
-from veneer.methods.base import METHODS, config_from
+from veneer.methods.base import METHODS, MethodConfig, config_from
 from veneer.models.blocks import blocks_of
 from veneer.models.load import build, compute_dtype, resolve
 from veneer.plan.ledger import Ledger
@@ -27,6 +27,7 @@ from veneer.prompts.base import config_from as prompt_config
 from veneer.storage import Storage, StorageConfig, from_tensors
 from veneer.storage.layers import Stored, keep
 from veneer.train.settings import NONE, Recipe
+from veneer.train.suited import targeting_of
 
 
 @dataclass(frozen=True)
@@ -69,29 +70,29 @@ class Plain:
     def change(self, model: Any) -> Change:
         """The recipe's method, prompt or both on a model without weights, or with made ones."""
         method, prompt, there = self.recipe.method, self.recipe.prompt, len(blocks_of(model))
-        layers = tuple(n for n in method.layers if n < there)
+        targeting = replace(targeting_of(method), layers=tuple(n for n in method.layers if n < there))
         adapter = None
         with Ledger():
             if method.name != NONE:  # `begun`: methods that look at data before they begin do not
                 config = config_from(method.name, method.own)
-                adapter = attach(model, config, self._targeting(layers), seed=0, begun=[])
+                adapter = attach(model, config, targeting, seed=0, begun=[])
             if prompt.name == NONE and adapter is not None:
                 return adapter
             front = attach_prompt(model, prompt_config(prompt.name, prompt.own), seed=0)
         return front if adapter is None else Together(adapter, front)
 
-    def _targeting(self, layers: tuple[int, ...]) -> Targeting:
+    def targets(self, model: Any) -> tuple[MethodConfig, list[str]]:
+        """The method's settings, and the paths of the whole model's layers that it changes."""
         method = self.recipe.method
-        return Targeting(targets=method.targets, exclude=method.exclude, layers=layers)
+        config = config_from(method.name, method.own)
+        return config, choose(model, targeting_of(method), METHODS[config.method].kinds, config.method)
 
     def trained(self, model: Any) -> list[int]:
         """Numbers that are trained on each layer of the whole model, and in the prompt, by their closed forms."""
-        method, prompt = self.recipe.method, self.recipe.prompt
-        counts = []
-        if method.name != NONE:
-            config = config_from(method.name, method.own)
+        prompt, counts = self.recipe.prompt, []
+        if self.recipe.method.name != NONE:
+            config, paths = self.targets(model)
             kind = METHODS[config.method]
-            paths = choose(model, self._targeting(method.layers), kind.kinds, config.method)
             counts = [kind.n_params(layer_at(model, path), config.at(path)) for path in paths]
         if prompt.name != NONE:
             settings = prompt_config(prompt.name, prompt.own)
