@@ -59,3 +59,11 @@ def test_a_method_without_matrices_is_not_given_8_bits(recipe: Make, rows: Rows,
     tried.clear()
     nearest(recipe(method={"name": "ia3"}), rows, Room(MIB, 2**40, "memory.budget"), 100 * MIB)
     assert tried and "optimizer.bits" not in tried
+
+
+def test_what_an_optimizer_does_not_have_is_in_no_combination(recipe: Make, rows: Rows, monkeypatch: Any) -> None:
+    tried: list[dict[str, Any]] = []
+    monkeypatch.setattr("veneer.plan.fit._tried", lambda *args: tried.append(args[-1]) or [])
+    nearest(recipe(optimizer={"name": "lion"}), rows, Room(MIB, 2**40, "memory.budget"), 100 * MIB)
+    assert {"train.recompute", "storage.name", "memory.page_weights"} <= tried[-1].keys()
+    assert not [changes for changes in tried if {"optimizer.bits", "optimizer.paged"} & changes.keys()]

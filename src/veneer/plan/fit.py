@@ -60,7 +60,8 @@ def _steps(recipe: Recipe, rows: Rows) -> Iterator[Changes]:
     if recipe.train.recompute is not True:
         yield {"train.recompute": True}
     plain = Plain.of(recipe)
-    if recipe.optimizer.bits != 8 and (has_matrices(recipe) or recipe.prompt.name != NONE):
+    adamw = recipe.optimizer.name == "adamw"  # others have neither fewer bits nor paged state
+    if adamw and recipe.optimizer.bits != 8 and (has_matrices(recipe) or recipe.prompt.name != NONE):
         yield {"optimizer.bits": 8}
     if plain.storage is None and not recipe.restarts.every:
         yield {"storage.name": "nf4"}
@@ -69,7 +70,7 @@ def _steps(recipe: Recipe, rows: Rows) -> Iterator[Changes]:
     if not recipe.memory.page_weights and not recipe.restarts.every:
         quantized = {} if plain.storage is not None else {"storage.name": "nf4"}
         yield {**quantized, "train.recompute": True, "memory.page_weights": True}
-    if recipe.optimizer.paged is not True:
+    if adamw and recipe.optimizer.paged is not True:
         yield {"optimizer.paged": True}
 
 
