@@ -15,6 +15,7 @@ from veneer.adapters.quantized_dir import cache_folder, is_quantized
 from veneer.disk.readahead import BUFFERS
 from veneer.methods.base import METHODS
 from veneer.models.blocks import blocks_of
+from veneer.plan.between import copied_bytes, evaluations
 from veneer.plan.cycles import cycles_of
 from veneer.plan.skeleton import Plain, base_bytes, largest_tensor
 from veneer.plan.step import Step, largest_batches, step_bytes
@@ -57,7 +58,7 @@ class Estimate:
     parts: dict[str, int]
     """Bytes by part at the peak."""
     moment: str
-    """When the peak is: "loading", "forward pass", "head" or "backward pass"."""
+    """When the peak is: "loading", "forward pass", "head", "backward pass", "evaluation" or "saving"."""
     floor_bytes: int
     """Below this nothing works: what is alive at once, without any holes."""
     disk: dict[str, int]
@@ -99,11 +100,14 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     state = {"adapter": 4 * trained + cycles.past, "gradients": 4 * gradients, "optimizer state": moments - paged}
     state |= {"kernels": NATIVE}
     holes = LEAN if recipe.lean else USUAL if has_matrices(recipe) else WITHOUT_MATRICES
-    moment, passing = max(
-        (m for s in steps for m in _passes(s, count, holes).items()), key=lambda m: sum(m[1].values())
-    )
+    passes = [m for s in steps for m in _passes(s, count, holes).items()]
+    aside = evaluations(plain, rows, count)
+    passes += [("evaluation", parts) for s in aside for parts in _passes(s, count, holes).values()]
+    copies = {"copies that are saved": copied_bytes(plain, len(order), trained)}
+    moment, passing = max([*passes, ("saving", copies)], key=lambda m: sum(m[1].values()))
     loading = fixed | {"tensor being read": largest_tensor(model, plain.folder)}
-    floor = sum((fixed | state).values()) + max(s.kept + max(s.forward, s.head, s.block) for s in steps)
+    alive = max(s.kept + max(s.forward, s.head, s.block) for s in [*steps, *aside])
+    floor = sum((fixed | state).values()) + max(alive, *copies.values())
     disk = _disk(plain, base["blocks"] + base["rest"], trained, cycles.past, max(s.paged for s in steps))
     if paged:
         disk["paged optimizer state"] = paged

@@ -1,10 +1,13 @@
 """What one micro-batch takes, traced on the first few blocks and carried on to all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from veneer.adapters.change import Change
 from veneer.data.example import Example
 from veneer.data.pack import Batch, collate
 from veneer.errors import ModelError, VeneerError
@@ -41,13 +44,17 @@ class Step:
     """Kept on disk instead."""
 
 
-def largest_batches(recipe: Recipe, examples: Sequence[Example], plan: Plan) -> list[Batch]:
-    """The micro-batches that may take most: of the most tokens, and of the most room for attention."""
+def largest_batches(recipe: Recipe, examples: Sequence[Example], plan: Plan, *, rounded: bool = True) -> list[Batch]:
+    """The micro-batches that may take most: of the most tokens, and of the most room for attention.
+
+    rounded    packed ones are filled up, as training does
+    """
     members = {tuple(m) for step in plan for m in step}
     longest = {m: max(len(examples[i]) for i in m) for m in members}
     tokens = {m: sum(len(examples[i]) for i in m) for m in members}
     chosen = {max(members, key=lambda m: (tokens[m], m)), max(members, key=lambda m: (len(m) * longest[m] ** 2, m))}
-    return [collate([examples[i] for i in m], ROUND if recipe.data.packing else 1) for m in sorted(chosen)]
+    multiple = ROUND if recipe.data.packing and rounded else 1
+    return [collate([examples[i] for i in m], multiple) for m in sorted(chosen)]
 
 
 def step_bytes(plain: Plain, batch: Batch, blocks: int) -> Step:
@@ -66,34 +73,49 @@ def step_bytes(plain: Plain, batch: Batch, blocks: int) -> Step:
 
 
 def _traced(plain: Plain, batch: Batch, again: bool) -> tuple[Step, int]:
-    try:
+    with foreseeing(plain.recipe):
         return _trace(plain, batch, again)
+
+
+@contextmanager
+def foreseeing(recipe: Recipe) -> Iterator[None]:
+    """Inside, code follows tensors without numbers; what an architecture does not find there becomes a ModelError."""
+    try:
+        yield
     except VeneerError:
         raise
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError) as error:
-        # whatever an architecture does with numbers that are not there
         raise ModelError(
-            f"{plain.recipe.model}: a step cannot be followed without numbers, so its memory cannot be foreseen "
+            f"{recipe.model}: a step cannot be followed without numbers, so its memory cannot be foreseen "
             f"({type(error).__name__}: {str(error).splitlines()[0]})"
         ) from error
 
 
+class Followed:
+    """The first blocks of a recipe's model with its change, all without numbers, and a ledger of what they compute."""
+
+    def __init__(self, plain: Plain, blocks: int) -> None:
+        self.model: Any = plain.model(blocks)
+        self.change: Change = plain.change(self.model)
+        known = [*self.model.parameters(), *self.model.buffers(), *self.change.parameters()]
+        known += [b for holder in self.change.holders().values() for b in holder.buffers()]
+        self.ledger = Ledger(known)
+        self.after: list[int] = []
+        """What is alive when each block is done."""
+        for block in blocks_of(self.model).values():
+            attending_fused_(block)
+            block.register_forward_hook(lambda *_: self.after.append(self.ledger.live))
+
+
 def _trace(plain: Plain, batch: Batch, again: bool) -> tuple[Step, int]:
     """A step of `TRACED` blocks, and what one block more would keep."""
-    model = plain.model(TRACED)
-    change = plain.change(model)
-    for parameter in change.parameters():  # gradients go into a buffer of their own as soon as they are there
+    seen = Followed(plain, TRACED)
+    model, ledger, after = seen.model, seen.ledger, seen.after
+    for parameter in seen.change.parameters():  # gradients go into a buffer of their own as soon as they are there
         parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
-    known = [*model.parameters(), *model.buffers(), *change.parameters()]
-    known += [b for holder in change.holders().values() for b in holder.buffers()]
-    change.train()
-    there = _on_meta(batch)
+    seen.change.train()
+    there = on_meta(batch)
     words = model.config.get_text_config().vocab_size
-    after: list[int] = []  # what is alive when each block is done
-    ledger = Ledger(known)
-    for block in blocks_of(model).values():
-        attending_fused_(block)
-        block.register_forward_hook(lambda *_: after.append(ledger.live))
     with ledger, recomputing(model, again):
         hidden = hidden_states(model, there, packed=plain.recipe.data.packing)
         kept, forward = ledger.live, ledger.mark()
@@ -111,7 +133,7 @@ def _forget(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-def _on_meta(batch: Batch) -> Batch:
+def on_meta(batch: Batch) -> Batch:
     """The batch without its numbers; `starts` keeps them, as shapes depend on it."""
     ids, positions, supervised, targets = (
         t.to("meta") for t in (batch.input_ids, batch.position_ids, batch.supervised, batch.targets)

@@ -4,23 +4,29 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from veneer.data.example import Example
-from veneer.data.pack import collate, plan_batches
+from veneer.data.pack import Batch, collate, plan_batches
 from veneer.train.loss import head_of, hidden_states, summed_loss
 from veneer.train.settings import Recipe
 
 
 def mean_loss(model: Any, examples: Sequence[Example], recipe: Recipe) -> float:
     """Mean loss a supervised token, in nats, with whatever is attached to the model now, dropout off."""
-    head, total, count = head_of(model), 0.0, 0
+    total, count = 0.0, 0
     for members in micro_batches(examples, recipe):
         batch = collate([examples[i] for i in members])
-        with torch.no_grad():
-            hidden = hidden_states(model, batch, packed=recipe.data.packing)
-        total += float(summed_loss(hidden, batch.targets, head, model.config.get_text_config().vocab_size))
+        total += float(batch_loss(model, batch, packed=recipe.data.packing))
         count += len(batch.targets)
     return total / count
+
+
+@torch.no_grad()
+def batch_loss(model: Any, batch: Batch, *, packed: bool) -> Tensor:
+    """The loss of one micro-batch, summed over its supervised tokens, in nats; no gradient is kept."""
+    hidden = hidden_states(model, batch, packed=packed)
+    return summed_loss(hidden, batch.targets, head_of(model), model.config.get_text_config().vocab_size)
 
 
 def micro_batches(examples: Sequence[Example], recipe: Recipe) -> list[list[int]]:
