@@ -56,6 +56,10 @@ VN_FN VN_INLINE void look_up_levels(const Planes &planes, I codes, F out[4]) {
     out[3] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t1, t3, 0xdd));
 }
 
+// Codes fetched ahead of their use.  A matrix-vector product comes for those of a row at a time, too rarely for hardware
+// to fetch them by itself.
+constexpr int64_t FETCHED_ABSMAX = 128;
+
 VN_FN inline void decode_absmax(const veneer_weight &w, const Planes &planes, int64_t first, int64_t last, float *out) {
     const F offset = _mm512_set1_ps(w.nested_offset);
     for (int64_t i = first; i < last;) {
@@ -64,6 +68,7 @@ VN_FN inline void decode_absmax(const veneer_weight &w, const Planes &planes, in
         for (; i < end; i += 64) {
             const int64_t left = end - i;
             const __mmask64 there = left >= 64 ? ~0ull : (1ull << left) - 1;
+            _mm_prefetch(reinterpret_cast<const char *>(w.absmax_codes + i + FETCHED_ABSMAX), _MM_HINT_T0);
             F v[4];
             look_up_levels(planes, _mm512_maskz_loadu_epi8(there, w.absmax_codes + i), v);
             for (int q = 0; q < 4; q++)

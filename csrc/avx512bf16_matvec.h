@@ -39,12 +39,11 @@ VN_FN inline void permute_x(const uint16_t *x, int64_t d, uint16_t *to) {
 // G is 32, 64, or 128 for that and more; lanes [16 b / BLOCKS, 16 (b + 1) / BLOCKS) of a chunk's sums are block b's.
 template <int G, int R, int N> struct RowSums {
     static constexpr int BLOCKS = G == 32 ? 4 : G == 64 ? 2 : 1;
-    F sums[R][N][BLOCKS];
+    F sums[R][N];
 
     VN_FN VN_INLINE void clear() {
         VN_UNROLL for (int r = 0; r < R; r++)
-            VN_UNROLL for (int i = 0; i < N; i++)
-                VN_UNROLL for (int b = 0; b < BLOCKS; b++) sums[r][i][b] = _mm512_setzero_ps();
+            VN_UNROLL for (int i = 0; i < N; i++) sums[r][i] = _mm512_setzero_ps();
     }
 
     VN_FN VN_INLINE void add(int r, I codes, I levels, const float *const absmax[BLOCKS], const uint16_t *x,
@@ -53,21 +52,15 @@ template <int G, int R, int N> struct RowSums {
         const I n1 = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), levels);
         const I n2 = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 8), levels);
         const I n3 = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 12), levels);
+        F scale = _mm512_set1_ps(*absmax[0]);
+        VN_UNROLL for (int b = 1; b < BLOCKS; b++)
+            scale = _mm512_mask_broadcastss_ps(scale, __mmask16(0xffffu << (16 / BLOCKS * b)), _mm_load_ss(absmax[b]));
         VN_UNROLL for (int i = 0; i < N; i++) {
             const uint16_t *xi = x + i * ldx;
             const F even = dot_pairs(dot_pairs(_mm512_setzero_ps(), n0, loadu(xi)), n1, loadu(xi + 32));
             const F odd = dot_pairs(dot_pairs(_mm512_setzero_ps(), n2, loadu(xi + 64)), n3, loadu(xi + 96));
-            const F part = _mm512_add_ps(even, odd);
-            VN_UNROLL for (int b = 0; b < BLOCKS; b++)
-                sums[r][i][b] = _mm512_fmadd_ps(part, _mm512_set1_ps(*absmax[b]), sums[r][i][b]);
+            sums[r][i] = _mm512_fmadd_ps(_mm512_add_ps(even, odd), scale, sums[r][i]);
         }
-    }
-
-    VN_FN VN_INLINE float total(int r, int i) const {
-        F s = sums[r][i][0];
-        VN_UNROLL for (int b = 1; b < BLOCKS; b++)
-            s = _mm512_mask_mov_ps(s, __mmask16(0xffffu << (16 / BLOCKS * b)), sums[r][i][b]);
-        return _mm512_reduce_add_ps(s);
     }
 };
 
@@ -169,7 +162,7 @@ VN_FN inline void dot_rows(const Vectors &v, const float *absmax, int64_t lda, i
     uint16_t *y = static_cast<uint16_t *>(v.y);
     VN_UNROLL for (int r = 0; r < R; r++)
         VN_UNROLL for (int i = 0; i < N; i++)
-            y[(at + i) * w.rows + row + r * apart] = veneer::to_bf16(sums.total(r, i));
+            y[(at + i) * w.rows + row + r * apart] = veneer::to_bf16(_mm512_reduce_add_ps(sums.sums[r][i]));
 }
 
 // Rows [first, last) of W against N rows of x from `at` on, R rows at a time as far as they go.  `decoded` has room for
@@ -201,9 +194,9 @@ template <int G> VN_FN inline bool matvec_rows(const Vectors &v, int64_t first, 
         decoded = scratch_of<float>(SUMS, 4 * (w.cols / w.block));
         if (!decoded) return false;
     }
-    int64_t at = 0;  // sums that stay in registers: R * N * the blocks of a chunk
-    for (; at + 4 <= v.n; at += 4) stream_rows<G, G == 32 ? 1 : 4, 4>(v, planes, decoded, first, last, at, levels);
-    for (; at + 2 <= v.n; at += 2) stream_rows<G, 2, 2>(v, planes, decoded, first, last, at, levels);
+    int64_t at = 0;  // up to 16 sums, which stay in registers
+    for (; at + 4 <= v.n; at += 4) stream_rows<G, 4, 4>(v, planes, decoded, first, last, at, levels);
+    for (; at + 2 <= v.n; at += 2) stream_rows<G, 4, 2>(v, planes, decoded, first, last, at, levels);
     for (; at < v.n; at++) stream_rows<G, 4, 1>(v, planes, decoded, first, last, at, levels);
     return true;
 }

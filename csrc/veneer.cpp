@@ -94,9 +94,9 @@ const float *as_float(const void *x, int dtype, int64_t count) {
     return out;
 }
 
-// Rows of a task: a few tasks for each thread, in multiples of 4 rows.
+// Rows of a task: a few tasks for each thread, as memory takes a microsecond to get going; in multiples of 4 rows.
 int64_t rows_per_task(int64_t rows, int threads) {
-    const int64_t even = round_up(ceil_div(rows, int64_t(threads) * 8), 4);
+    const int64_t even = round_up(ceil_div(rows, int64_t(threads) * 4), 4);
     return even < 16 ? 16 : even;
 }
 
