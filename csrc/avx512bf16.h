@@ -56,8 +56,7 @@ VN_FN VN_INLINE void look_up_levels(const Planes &planes, I codes, F out[4]) {
     out[3] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t1, t3, 0xdd));
 }
 
-// Codes fetched ahead of their use.  A matrix-vector product comes for those of a row at a time, too rarely for hardware
-// to fetch them by itself.
+// Codes fetched ahead of use: a matrix-vector product comes for a row's at a time, too rarely for hardware to do so.
 constexpr int64_t FETCHED_ABSMAX = 128;
 
 VN_FN inline void decode_absmax(const veneer_weight &w, const Planes &planes, int64_t first, int64_t last, float *out) {

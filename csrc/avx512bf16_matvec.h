@@ -66,72 +66,7 @@ template <int G, int R, int N> struct RowSums {
 
 constexpr int64_t FETCHED = 2048;  // bytes of codes of a row fetched ahead of their use
 
-// The same for G of 64 and more, with W's own values: each chunk's levels are first multiplied by the absmax of its two
-// halves and rounded.  That costs as much for any N, and then nothing but the products.
-template <int R, int N> struct ExactSums {
-    F sums[R][N];
-
-    VN_FN VN_INLINE void clear() {
-        VN_UNROLL for (int r = 0; r < R; r++)
-            VN_UNROLL for (int i = 0; i < N; i++) sums[r][i] = _mm512_setzero_ps();
-    }
-
-    // Five bits of an index: the code, and whether the lane is of the upper half.
-    VN_FN VN_INLINE static I index(I codes) {
-        const I upper = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(16), 1);
-        return _mm512_ternarylogic_epi32(codes, _mm512_set1_epi16(15), upper, 0xea);  // (codes & 15) | upper
-    }
-
-    VN_FN VN_INLINE void add(int r, I codes, F levels, const float *absmax, const float *absmax_upper,
-                             const uint16_t *x, int64_t ldx) {
-        const I table = to_bf16(_mm512_mul_ps(levels, _mm512_set1_ps(*absmax)),
-                                _mm512_mul_ps(levels, _mm512_set1_ps(*absmax_upper)));
-        const I n0 = _mm512_permutexvar_epi16(index(codes), table);
-        const I n1 = _mm512_permutexvar_epi16(index(_mm512_srli_epi16(codes, 4)), table);
-        const I n2 = _mm512_permutexvar_epi16(index(_mm512_srli_epi16(codes, 8)), table);
-        const I n3 = _mm512_permutexvar_epi16(index(_mm512_srli_epi16(codes, 12)), table);
-        VN_UNROLL for (int i = 0; i < N; i++) {
-            const uint16_t *xi = x + i * ldx;
-            F s = dot_pairs(sums[r][i], n0, loadu(xi));
-            s = dot_pairs(s, n1, loadu(xi + 32));
-            s = dot_pairs(s, n2, loadu(xi + 64));
-            sums[r][i] = dot_pairs(s, n3, loadu(xi + 96));
-        }
-    }
-};
-
 // Rows row, row + apart, ... of W (R of them) against N rows of x; absmax (R, lda), the first row's own first.
-template <int R, int N>
-VN_FN inline void exact_rows(const Vectors &v, const float *absmax, int64_t lda, int64_t row, int64_t apart,
-                             int64_t at) {
-    const veneer_weight &w = *v.w;
-    const int64_t d = w.cols, ldx = round_up(d, 128), whole = d / 128, stride = apart * d / 2;
-    const uint8_t *codes = w.codes + row * d / 2;
-    const uint16_t *x = static_cast<const uint16_t *>(v.x) + at * ldx;
-    const int shift = __builtin_ctzll(uint64_t(w.block));
-    const F levels = _mm512_loadu_ps(w.levels);
-    ExactSums<R, N> sums;
-    sums.clear();
-    for (int64_t c = 0; c < whole; c++)
-        VN_UNROLL for (int r = 0; r < R; r++) {
-            const float *a = absmax + r * lda;
-            _mm_prefetch(reinterpret_cast<const char *>(codes + r * stride + c * 64 + FETCHED), _MM_HINT_T0);
-            sums.add(r, loadu(codes + r * stride + c * 64), levels, a + ((c * 128) >> shift),
-                     a + ((c * 128 + 64) >> shift), x + c * 128, ldx);
-        }
-    if (whole * 128 < d)  // D is a multiple of 64, so half a chunk; its upper half has codes of 0 whose x is 0
-        VN_UNROLL for (int r = 0; r < R; r++) {
-            const float *a = absmax + r * lda + ((whole * 128) >> shift);
-            sums.add(r, _mm512_maskz_loadu_epi8(~0u, codes + r * stride + whole * 64), levels, a, a, x + whole * 128,
-                     ldx);
-        }
-    uint16_t *y = static_cast<uint16_t *>(v.y);
-    VN_UNROLL for (int r = 0; r < R; r++)
-        VN_UNROLL for (int i = 0; i < N; i++)
-            y[(at + i) * w.rows + row + r * apart] = veneer::to_bf16(_mm512_reduce_add_ps(sums.sums[r][i]));
-}
-
-// absmax (R, lda), the row's own first.
 template <int G, int R, int N>
 VN_FN inline void dot_rows(const Vectors &v, const float *absmax, int64_t lda, int64_t row, int64_t apart, int64_t at,
                            I levels) {
@@ -176,10 +111,7 @@ VN_FN inline void stream_rows(const Vectors &v, const Planes &planes, float *dec
         for (int64_t r = 0, from = row * per_row; decoded && r < R; r++, from += apart * per_row)
             decode_absmax(*v.w, planes, from, from + per_row, decoded + r * lda);
         const float *absmax = decoded ? decoded : v.absmax + row * per_row;
-        if (G > 32 && N >= 4)
-            exact_rows<R, N>(v, absmax, lda, row, apart, at);
-        else
-            dot_rows<G, R, N>(v, absmax, lda, row, apart, at, levels);
+        dot_rows<G, R, N>(v, absmax, lda, row, apart, at, levels);
     }
     if (R > 1) stream_rows<G, 1, N>(v, planes, decoded, first + R * apart, last, at, levels);
 }
