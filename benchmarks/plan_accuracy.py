@@ -232,11 +232,13 @@ def child(job: dict[str, Any], steps: int) -> dict[str, Any]:
 def foresee_seconds(job: dict[str, Any], steps: int) -> dict[str, Any]:
     """What is foreseen for the steps after the first, every block timed anew."""
     import veneer.plan.time as timing
+    from veneer.plan import clock
     from veneer.plan.memory import estimate
     from veneer.train.prepare import order_of_steps, read_examples, with_dtype
     from veneer.train.recipe import recipe_from
 
-    timing.kept = lambda facts, measure: measure()
+    for module in (timing, clock):
+        module.kept = lambda facts, measure: measure()
     tree = job["tree"]
     write_rows(Path(tree["data"]["train"]), tree["model"], job["length"], rows=16 * steps)
     recipe = with_dtype(recipe_from(tree))

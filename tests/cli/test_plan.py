@@ -10,6 +10,7 @@ from veneer.cli.main import invoke
 from veneer.plan.fit import Fit
 from veneer.plan.memory import Estimate
 from veneer.plan.time import Times
+from veneer.plan.waits import Disk
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_a_table_and_a_verdict(file: Path, capsys: Any) -> None:
     assert invoke(["plan", str(file)]) == 0
     said = capsys.readouterr().out
     assert "memory at the peak (forward pass):" in said and said.rstrip().endswith("it fits")
-    assert "time, from blocks that were timed here:\n  1 steps of " in said
+    assert "time, from blocks that were timed here:\n" in said and "\n  1 steps of " in said
     assert not (file.parent / "run").exists()
 
 
@@ -35,19 +36,25 @@ def test_seconds_in_json_and_none_where_none_are_wanted(file: Path, capsys: Any)
     assert invoke(["plan", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 0 < found["seconds_a_step"] <= found["seconds_total"] == sum(found["seconds"].values())
-    assert set(found["seconds"]) == {"training", "evaluation", "saving"} and found["read_bytes_a_second"] is None
+    parts = {"loading", "quantizing", "training", "restarts", "evaluation", "saving"}
+    assert set(found["seconds"]) == parts and found["read_bytes_a_second"] is None and found["warnings"] == []
     assert invoke(["plan", str(file), "--json", "--no-time"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["seconds_a_step"], found["seconds_total"], found["seconds"]) == (None, None, None)
 
 
 def test_a_slow_disk_is_shown_with_its_rate(file: Path, capsys: Any, monkeypatch: Any) -> None:
-    slow = Times([10.0, 10.0], 5.0, 0.01, read_rate=2**20, waiting=8.0)
+    slow = Times([10.0, 10.0], 5.0, 0.01, disk=Disk(2**20, None), waits={"weights": 8.0})
     monkeypatch.setattr("veneer.plan.time.times", lambda *_: slow)
     assert invoke(["plan", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "the disk reads 1 MiB a second; a step waits 8.0 s for paged weights" in said
-    assert "evaluation" in said and "saving" not in said  # too short to matter
+    assert "the disk reads 1 MiB a second; a step waits 8.0 s for weights" in said
+    assert "evaluation" in said and "saving" not in said and "loading" not in said  # too short to matter
+    assert "warning: the disk is slow for this: it reads 1 MiB a second, so 8.0 s of a step's 10.0 s" in said
+    assert said.rstrip().endswith("it fits")  # slowly
+    assert invoke(["plan", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(found["warnings"]) == 1 and found["seconds_waiting"] == {"weights": 8.0}
 
 
 def test_json_has_the_figures_and_too_small_a_budget_is_status_3(file: Path, capsys: Any) -> None:

@@ -27,11 +27,11 @@ class Ticking:
         return self.now
 
 
-def timed(recipe: Recipe, tmp_path: Path, again: bool = False, ran: Any = lambda _: None) -> Pieces:
+def timed(recipe: Recipe, again: bool = False, ran: Any = lambda _: None) -> Pieces:
     rows = read_examples(recipe)
     order = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
     batch = largest_batches(recipe, rows.examples, order)[0]
-    return pieces(Plain.of(recipe), batch, again, tmp_path, ran)
+    return pieces(Plain.of(recipe), batch, again, ran)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def timed(recipe: Recipe, tmp_path: Path, again: bool = False, ran: Any = lambda
 )
 def test_every_kind_of_recipe_is_timed(changes: dict[str, Any], recipe: Make, tmp_path: Path) -> None:
     wanted = recipe(**changes)
-    found = timed(wanted, tmp_path, again=wanted.train.recompute is True)
+    found = timed(wanted, again=wanted.train.recompute is True)
     for name in ("forward", "backward", "head", "head_forward"):
         assert getattr(found, name) > 0, name
     assert found.change >= 0 and found.outside >= 0  # of tiny blocks, the difference may be none
@@ -60,7 +60,7 @@ def test_pieces_are_what_the_clock_said(recipe: Make, tmp_path: Path, monkeypatc
     monkeypatch.setattr("veneer.plan.calibrate.time.perf_counter", Ticking())
     monkeypatch.setattr(calibrate, "ENOUGH", 0.0)
     told: list[int] = []
-    found = timed(recipe(), tmp_path, ran=told.append)
+    found = timed(recipe(), ran=told.append)
     # a tick between any two neighbors: 5 forward, 2 backward, the second block 1 of each
     assert found.outside == 3.0 and found.forward == 1.0 and found.backward == 1.0 and found.change == 0.5
     assert found.head == found.head_forward > 0

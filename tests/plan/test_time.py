@@ -7,18 +7,22 @@ from typing import Any
 
 import pytest
 
+from veneer.plan import clock
 from veneer.plan import time as module
 from veneer.plan.calibrate import Pieces
+from veneer.plan.clock import most_runs
 from veneer.plan.load import load_of
 from veneer.plan.memory import estimate
-from veneer.plan.time import Times, most_runs, times
+from veneer.plan.skeleton import Plain
+from veneer.plan.time import Times, times
+from veneer.plan.waits import Disk
 from veneer.train.prepare import order_of_steps, read_examples
 from veneer.train.settings import Recipe
 
 Make = Callable[..., Recipe]
 PLAIN = Pieces(outside=0.5, forward=1.0, backward=2.0, head=0.01, head_forward=0.003, change=0.1)
 AGAIN = Pieces(outside=0.5, forward=0.9, backward=3.0, head=0.01, head_forward=0.003, change=0.1)
-STEPPING, WRITTEN = 0.25, 1e6
+STEPPING, WRITTEN, READ, QUANTIZED, RESTARTED = 0.25, 1e6, 3e6, 1e-3, 1e-4
 
 
 @pytest.fixture
@@ -30,9 +34,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         batches.append(batch)
         return AGAIN if again else PLAIN
 
-    monkeypatch.setattr(module, "pieces", pieces)
+    monkeypatch.setattr(clock, "pieces", pieces)
     monkeypatch.setattr(module, "optimizer_seconds", lambda *_, **__: STEPPING)
     monkeypatch.setattr(module, "write_rate", lambda _: WRITTEN)
+    monkeypatch.setattr(module, "read_rate", lambda *_: READ)
+    monkeypatch.setattr("veneer.plan.waits.scratch_rates", lambda *_: (WRITTEN, READ))
+    monkeypatch.setattr(module, "quantizing_seconds", lambda *_: QUANTIZED)
+    monkeypatch.setattr(module, "restarting_seconds", lambda *_: RESTARTED)
     return batches
 
 
@@ -92,7 +100,7 @@ def test_rows_count_with_their_own_lengths(recipe: Make, measured: list[Any], mo
         work = 12 * width * n + 3 * n**2
         return Pieces(0.0, work, work, 0.0, 0.0, 0.0)
 
-    monkeypatch.setattr(module, "pieces", pieces)
+    monkeypatch.setattr(clock, "pieces", pieces)
     found, rows, order = foreseen(made)
     wanted = [4 * load_of(step[0], rows.examples, 1, width).work + STEPPING for step in order]
     assert len(lengths) == 2 and len(set(wanted)) > 2
@@ -105,9 +113,9 @@ def test_evaluation_and_saving(recipe: Make, measured: list[Any], tmp_path: Path
     made = recipe(**own, **{"train.steps": 5, "train.eval_every": 2, "train.checkpoint_every": 2})
     found, rows, _ = foreseen(made)
     assert found.evaluation == pytest.approx(3 * 8 * (0.5 + 2 * 1.0 + 0.003 * supervised(rows)))  # after 2, 4 and 5
-    trained = sum(n.parameter.numel() for n in module.Plain.of(made).change(module.Plain.of(made).model(2)).named())
+    trained = sum(n.parameter.numel() for n in Plain.of(made).change(Plain.of(made).model(2)).named())
     assert found.saving == pytest.approx((2 * 12 + 4) * trained / WRITTEN)
-    assert found.total == pytest.approx(sum(found.steps) + found.evaluation + found.saving)
+    assert found.total == pytest.approx(sum(found.steps) + found.evaluation + found.saving + found.loading)
 
 
 @pytest.mark.parametrize(("seconds_a_block", "waits"), [(0.5, 0.0), (5.0, 1.0)])
@@ -118,15 +126,65 @@ def test_paged_weights_are_waited_for_where_the_disk_is_slower(
         **same_rows(tmp_path),
         **{"storage.name": "nf4", "train.recompute": True, "memory.page_weights": True, "train.tokens_per_step": 1},
     )
-    plain = module.Plain.of(made)
+    plain = Plain.of(made)
     block = module.base_bytes(plain.model())["blocks"] / 2
-    monkeypatch.setattr(module, "read_rate", lambda _: block / seconds_a_block)
-    monkeypatch.setattr(module, "BUFFERS", 1)  # of two blocks, one of each pass is there already
+    monkeypatch.setattr(module, "read_rate", lambda *_: block / seconds_a_block)
+    monkeypatch.setattr(clock, "BUFFERS", 1)  # of two blocks, one of each pass is there already
     found, _, _ = foreseen(made)
-    assert found.read_rate == block / seconds_a_block
-    assert found.waiting == pytest.approx(waits * ((5.0 - 0.9) + (5.0 - 3.0)))
+    assert found.disk == Disk(block / seconds_a_block, None)
+    assert found.waits == ({"weights": pytest.approx((5.0 - 0.9) + (5.0 - 3.0))} if waits else {})
     without, _, _ = foreseen(made.model_copy(update={"memory": made.memory.model_copy(update={"page_weights": False})}))
     assert found.steps[0] - without.steps[0] == pytest.approx(found.waiting)
+
+
+def test_paged_inputs_are_written_and_read_beside_the_blocks(
+    recipe: Make, measured: list[Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A disk that takes 2 s to write a block's input and 4 to read it; blocks take 0.9 and 3."""
+    paged = {"train.recompute": True, "train.tokens_per_step": 1}
+    made = recipe(**same_rows(tmp_path), **paged, **{"memory.page_activations": True})
+    monkeypatch.setattr(module, "largest_input", lambda *_: 8)
+    monkeypatch.setattr("veneer.plan.waits.scratch_rates", lambda *_: (4.0, 2.0))
+    monkeypatch.setattr(clock, "BUFFERS", 0)
+    found, _, _ = foreseen(made)
+    assert found.disk == Disk(2.0, 4.0)
+    assert found.waits == {"activations": pytest.approx(2 * (2.0 - 0.9) + 2 * (4.0 - 3.0))}
+    without, _, _ = foreseen(recipe(**same_rows(tmp_path), **paged))
+    assert found.steps[0] - without.steps[0] == pytest.approx(found.waiting)
+    assert len(measured) == 1  # where inputs lie changes nothing of what is timed
+
+
+def test_state_without_room_is_moved_in_every_step(recipe: Make, measured: list[Any], tmp_path: Path) -> None:
+    made = recipe(**same_rows(tmp_path), **{"optimizer.paged": True})
+    rows = read_examples(made)
+    order = order_of_steps([len(e) for e in rows.examples], made.train, packing=False)
+    found = estimate(made, rows, order, 100 << 20)
+    state = found.disk["paged optimizer state"]
+    roomy, tight = (times(made, rows, order, found, room=room) for room in (1 << 40, found.peak_bytes))
+    busy = state / WRITTEN + state / READ
+    assert roomy.waits == {} and roomy.disk == Disk()
+    assert tight.waits == ({"optimizer state": pytest.approx(busy - STEPPING)} if busy > STEPPING else {})
+    assert tight.steps[0] == pytest.approx(roomy.steps[0] + max(busy - STEPPING, 0.0))
+    assert tight.disk == Disk(READ, WRITTEN)
+
+
+def test_loading_and_the_first_quantization(recipe: Make, measured: list[Any], tmp_path: Path) -> None:
+    plain, _, _ = foreseen(recipe(**same_rows(tmp_path)))
+    size = (Path(recipe().model) / "model.safetensors").stat().st_size
+    assert plain.loading == pytest.approx(size / READ) and (plain.quantizing, plain.restarts) == (0.0, 0.0)
+    made = recipe(**same_rows(tmp_path), **{"storage.name": "nf4"})
+    fresh, _, _ = foreseen(made)
+    linear = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
+    kept = sum(module.base_bytes(Plain.of(made).model())[part] for part in ("blocks", "rest"))
+    assert fresh.quantizing == pytest.approx(linear * QUANTIZED + kept / WRITTEN)
+    assert fresh.total == pytest.approx(sum(fresh.parts.values())) and fresh.parts["quantizing"] == fresh.quantizing
+
+
+def test_every_restart_counts(recipe: Make, measured: list[Any], tmp_path: Path) -> None:
+    again = {"restarts": {"every": 1}, "train.warmup": 0, "train.steps": 5}
+    found, _, _ = foreseen(recipe(**same_rows(tmp_path), **again))
+    trained = sum(Plain.of(recipe()).trained(Plain.of(recipe()).model()))
+    assert found.restarts == pytest.approx(4 * trained * RESTARTED)
 
 
 def test_what_was_measured_is_kept_by_what_it_depends_on(recipe: Make, measured: list[Any], tmp_path: Path) -> None:

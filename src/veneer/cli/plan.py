@@ -35,6 +35,7 @@ def command(
     """
     from veneer.plan.fit import nearest
     from veneer.plan.memory import estimate, room_for, verdict
+    from veneer.plan.waits import slow_disk
     from veneer.train.changes import with_changes
     from veneer.train.prepare import order_of_steps, read_examples, with_dtype
     from veneer.train.recipe import load_recipe, parse_flags
@@ -51,7 +52,8 @@ def command(
     if picked:
         settings, found, problems = with_changes(settings, picked), fits[0].found, []
         order = order_of_steps([len(e) for e in rows.examples], settings.train, packing=settings.data.packing)
-    times = None if no_time or problems else _timed(settings, rows, order, found)
+    times = None if no_time or problems else _timed(settings, rows, order, found, room.memory)
+    warnings = [] if times is None else slow_disk(settings, times.disk, times.waits, times.seconds_a_step)
     if as_json:
         emit_json(
             {
@@ -67,6 +69,7 @@ def command(
                 "picked": picked,
                 "nearest": [{"changes": f.changes, "peak_bytes": f.found.peak_bytes} for f in fits],
                 **_seconds(times),
+                "warnings": warnings,
                 "steps": len(order),
                 "trained_parameters": found.trained,
             }
@@ -79,6 +82,7 @@ def command(
         lines += [f"{room.source} leaves {left} of memory; {format_bytes(room.disk)} of disk are free"]
         lines += [] if times is None else _spent(times)
         lines += [f"memory.auto picks {fits[0].flags}"] if picked else []
+        lines += [f"warning: {warning}" for warning in warnings]
         lines += ["it fits"] if not problems else []
         stdout.print("\n".join(lines), markup=False, soft_wrap=True)
     if problems:
@@ -87,36 +91,45 @@ def command(
         raise Refused("\n".join(["it does not fit:", *[f"  {p}" for p in problems], *ways]))
 
 
-def _timed(settings: "Recipe", rows: "Rows", order: "Plan", found: "Estimate") -> "Times":
+def _timed(settings: "Recipe", rows: "Rows", order: "Plan", found: "Estimate", room: int | None) -> "Times":
     """The seconds, with progress if they take some to measure."""
     from veneer.data.progress import showing
-    from veneer.plan.time import most_runs, times
+    from veneer.plan.clock import most_runs
+    from veneer.plan.time import times
 
     with showing("timing blocks: runs", most_runs(settings), stderr) as advance:
-        return times(settings, rows, order, found, advance)
+        return times(settings, rows, order, found, advance, room)
 
 
 def _seconds(times: "Times | None") -> dict[str, Any]:
     """For --json; null where nothing was measured."""
     if times is None:
         return {"seconds_a_step": None, "seconds_total": None, "seconds": None}
-    parts = {"training": sum(times.steps), "evaluation": times.evaluation, "saving": times.saving}
-    disk = {"read_bytes_a_second": times.read_rate, "seconds_waiting_a_step": times.waiting}
-    return {"seconds_a_step": times.seconds_a_step, "seconds_total": times.total, "seconds": parts, **disk}
+    disk = {"read_bytes_a_second": times.disk.read, "write_bytes_a_second": times.disk.write}
+    waits = {"seconds_waiting_a_step": times.waiting, "seconds_waiting": times.waits}
+    return {
+        "seconds_a_step": times.seconds_a_step,
+        "seconds_total": times.total,
+        "seconds": times.parts,
+        **disk,
+        **waits,
+    }
 
 
 def _spent(times: "Times") -> list[str]:
     """Lines for people; what takes less than a hundredth of the total is left out."""
-    parts = {f"{len(times.steps)} steps of {format_seconds(times.seconds_a_step)}": sum(times.steps)}
-    more = {"evaluation": times.evaluation, "saving": times.saving}
-    parts |= {name: seconds for name, seconds in more.items() if seconds > times.total / 100}
+    own = {
+        "training": f"{len(times.steps)} steps of {format_seconds(times.seconds_a_step)}",
+        "quantizing": "quantizing, once",
+    }
+    shown = {own.get(n, n): s for n, s in times.parts.items() if n == "training" or s > times.total / 100}
     lines = ["time, from blocks that were timed here:"]
-    lines += [f"  {name:<28}{format_seconds(s):>16}" for name, s in [*parts.items(), ("together", times.total)]]
-    if times.read_rate is not None:
-        lines += [
-            f"  the disk reads {format_bytes(times.read_rate)} a second; a step waits "
-            f"{format_seconds(times.waiting)} for paged weights"
-        ]
+    lines += [f"  {name:<28}{format_seconds(s):>16}" for name, s in [*shown.items(), ("together", times.total)]]
+    rates = {"reads": times.disk.read, "writes": times.disk.write}
+    moved = [f"{verb} {format_bytes(rate)}" for verb, rate in rates.items() if rate is not None]
+    if moved:
+        waits = ", ".join(f"{format_seconds(s)} for {what}" for what, s in times.waits.items()) or "for nothing"
+        lines += [f"  the disk {' and '.join(moved)} a second; a step waits {waits}"]
     return lines
 
 

@@ -1,15 +1,13 @@
 """How long the parts of a micro-batch take here: measured on two blocks of the recipe's own shape.
 
 The code that is timed is the code that trains: the recipe's storage, method and recomputing, its documents as they lie
-in a batch, and this process's threads.
+in a batch, and this process's threads.  Inputs of blocks stay in memory: what paging them costs is for `waits` to say.
 """
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,7 +18,6 @@ from veneer.data.pack import Batch
 from veneer.models.blocks import blocks_of
 from veneer.plan.made import made_model
 from veneer.plan.skeleton import Plain
-from veneer.train.activations import ActivationFile
 from veneer.train.loss import backward_below, chunk_rows, head_backward, head_of, hidden_states, summed_loss
 from veneer.train.optim import build_optimizer
 from veneer.train.recompute import recomputing
@@ -84,28 +81,19 @@ class Spans:
         self._reached = time.perf_counter()
 
 
-def pieces(
-    plain: Plain, batch: Batch, again: bool, folder: Path, ran: Callable[[int], None] = lambda _: None
-) -> Pieces:
+def pieces(plain: Plain, batch: Batch, again: bool, ran: Callable[[int], None] = lambda _: None) -> Pieces:
     """Time `batch`; each piece is the median of a few runs, after one that is left out.
 
     again     with blocks that are recomputed
-    folder    where inputs of blocks go, if the recipe pages them
     ran       is told of each run
     """
     model = made_model(plain)
     blocks = len(blocks_of(model))
     change = plain.change(model).train()
     # its hooks take each gradient, as in training
-    optimizer = build_optimizer(change.named(), plain.recipe.optimizer.model_copy(update={"paged": False}), folder)
+    optimizer = build_optimizer(change.named(), plain.recipe.optimizer.model_copy(update={"paged": False}), None)
     found: list[Pieces] = []
-    with ExitStack() as stack:
-        inputs = None
-        if again and plain.recipe.memory.page_activations:
-            most = batch.input_ids.shape[1] * model.config.get_text_config().hidden_size * model.dtype.itemsize
-            inputs = ActivationFile(folder, blocks, most)
-            stack.callback(inputs.close)
-        stack.enter_context(recomputing(model, again, inputs))
+    with recomputing(model, again):
         spans = Spans(model)
         began = time.perf_counter()
         while len(found) < 3 or (len(found) <= RUNS and time.perf_counter() - began < ENOUGH):

@@ -26,17 +26,22 @@ def made_model(plain: Plain) -> Any:
     Its input requires a gradient, as that of every block but the first does when deltas lie below.
     """
     model = build(plain.folder, compute_dtype(plain.recipe.train.dtype), quantized=True, blocks=2)
-    drawn = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0))
+    drawn = pattern()
     if plain.storage is not None:
 
         def quantized(w: Tensor, config: StorageConfig, name: str) -> Storage:
-            return keep(_like(w, drawn), config, name)
+            return keep(like(w, drawn), config, name)
 
         Furnisher(plain.storage, kept=quantized)(model, Tensors({}, {}))
         ready_(model, plain.storage, "cpu")
     _fill_(model.modules(), drawn)
     model.get_input_embeddings().register_forward_hook(_wanting_gradient)
     return model.eval().requires_grad_(False)
+
+
+def pattern() -> Tensor:
+    """The numbers that are drawn."""
+    return torch.randn(PATTERN, generator=torch.Generator().manual_seed(0))
 
 
 def _fill_(modules: Iterable[nn.Module], drawn: Tensor) -> None:
@@ -46,11 +51,11 @@ def _fill_(modules: Iterable[nn.Module], drawn: Tensor) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 if id(parameter) not in made:
-                    made[id(parameter)] = nn.Parameter(_like(parameter, drawn), requires_grad=False)
+                    made[id(parameter)] = nn.Parameter(like(parameter, drawn), requires_grad=False)
                 module._parameters[name] = made[id(parameter)]
 
 
-def _like(w: Tensor, drawn: Tensor) -> Tensor:
+def like(w: Tensor, drawn: Tensor) -> Tensor:
     """Numbers of w's shape and type that keep activations at their size: a matrix has rows of length 1, a vector 1s."""
     made = torch.ones(w.shape, dtype=w.dtype)
     if w.dim() < 2:

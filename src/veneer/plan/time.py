@@ -1,35 +1,30 @@
 """How long a recipe takes, without its weights: parts that were measured on two blocks, put together for every
 micro-batch of the run as its rows really fill it.
 
-Not counted are loading, quantizing a base for the first time, and what a restart does.  Blocks are counted as if deltas
-were on all of them.
+Not counted are the start of the process and what a first step takes more than others.  Weights are read at the disk's
+rate, though the system may have them in memory still.  Blocks are counted as if deltas were on all of them.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from veneer import machine
-from veneer.adapters.quantized_dir import cache_folder
-from veneer.data.pack import Batch
-from veneer.disk.readahead import BUFFERS
-from veneer.disk.tensors import weight_files
-from veneer.models.blocks import blocks_of
-from veneer.plan.calibrate import RUNS, Pieces, pieces
+from veneer.plan.clock import Clock, Ran, facts
 from veneer.plan.kept import kept
-from veneer.plan.load import Load, batch_of, line_through, load_of, representatives
 from veneer.plan.memory import Estimate
-from veneer.plan.rates import read_rate, write_rate
-from veneer.plan.skeleton import Plain, base_bytes
+from veneer.plan.rates import SAMPLE, read_rate, write_rate
+from veneer.plan.skeleton import base_bytes
+from veneer.plan.starting import files_to_load, quantizing_seconds, restarting_seconds, stored_numbers
 from veneer.plan.stepping import optimizer_seconds
+from veneer.plan.waits import Disk, Needs, paging
+from veneer.train.activations import largest_input
 from veneer.train.held_out import micro_batches
 from veneer.train.prepare import Plan, Rows
-from veneer.train.recompute import chosen_blocks
+from veneer.train.restarts import restart_steps
 from veneer.train.settings import Recipe
-from veneer.train.step import ROUND
 
-Ran = Callable[[int], None]
+LOADED = 1 << 26
+"""Bytes that the rate of loading is measured on."""
 
 
 @dataclass(frozen=True)
@@ -42,124 +37,94 @@ class Times:
     """Of all measurements of the evaluation loss together."""
     saving: float
     """Of all checkpoints and the adapter."""
-    read_rate: float | None = None
-    """Bytes a second that the disk reads, where weights are paged."""
-    waiting: float = 0.0
-    """Of a mean step, spent on waiting for the disk."""
+    loading: float = 0.0
+    quantizing: float = 0.0
+    """Of the base, if its quantized weights are not in the cache yet, and of writing them there."""
+    restarts: float = 0.0
+    """Of all together."""
+    disk: Disk = field(default_factory=Disk)
+    """Its rates for what is paged."""
+    waits: dict[str, float] = field(default_factory=dict)
+    """Of a mean step, spent on waiting for the disk, by what is paged."""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What they add up from."""
+        return {
+            "loading": self.loading,
+            "quantizing": self.quantizing,
+            "training": sum(self.steps),
+            "restarts": self.restarts,
+            "evaluation": self.evaluation,
+            "saving": self.saving,
+        }
 
     @property
     def seconds_a_step(self) -> float:
         return sum(self.steps) / len(self.steps)
 
     @property
+    def waiting(self) -> float:
+        return sum(self.waits.values())
+
+    @property
     def total(self) -> float:
-        return sum(self.steps) + self.evaluation + self.saving
+        return sum(self.parts.values())
 
 
-class Clock:
-    """Times of one recipe's micro-batches."""
-
-    def __init__(self, recipe: Recipe, rows: Rows, order: Plan, folder: Path, ran: Ran) -> None:
-        self.recipe, self.rows, self.order, self.folder, self._ran = recipe, rows, order, folder, ran
-        self.plain = Plain.of(recipe)
-        self.model = self.plain.model()
-        self.blocks = len(blocks_of(self.model))
-        again = len(chosen_blocks(self.model, recipe.train.recompute))
-        self.counts = {kind: n for kind, n in ((False, self.blocks - again), (True, again)) if n}
-        self.multiple = ROUND if recipe.data.packing else 1
-        loads = {tuple(m): self._load(m, rows.examples) for step in order for m in step}
-        self.loads = [[loads[tuple(m)] for m in step] for step in order]
-        self.chosen = representatives(list(loads.values()))
-        self.measured = [{kind: self._pieces(load, kind) for kind in self.counts} for load in self.chosen]
-        self.read = 0.0
-        """Seconds to read a block's paged weights."""
-
-    def _load(self, members: Any, examples: Any) -> Load:
-        return load_of(members, examples, self.multiple, self.model.config.get_text_config().hidden_size)
-
-    def _pieces(self, load: Load, again: bool) -> Pieces:
-        batch = batch_of(load, self.rows.examples, self.multiple)
-
-        def measure() -> dict[str, float]:
-            return asdict(pieces(self.plain, batch, again, self.folder, self._ran))
-
-        return Pieces(**kept({"batch": _lengths(batch), "recomputed": again, **facts(self.plain)}, measure))
-
-    def _sum(self, seconds: Callable[[dict[bool, Pieces]], float]) -> Callable[[float], float]:
-        """A line through what was measured: work -> seconds."""
-        points = [(load.work, seconds(found)) for load, found in zip(self.chosen, self.measured, strict=True)]
-        return line_through(points)
-
-    def body(self, *, read: float = 0.0) -> Callable[[float], float]:
-        """Work -> seconds of all blocks, forward and backward, each at least as long as it is read."""
-        waits = max(1 - BUFFERS / self.blocks, 0.0)  # those in the buffers when the direction turns are there
-
-        def seconds(found: dict[bool, Pieces]) -> float:
-            inside = 0.0
-            for kind, n in self.counts.items():
-                for taken in (found[kind].forward, found[kind].backward):
-                    inside += n * (waits * max(taken, read) + (1 - waits) * taken)
-            return min(p.outside for p in found.values()) + inside
-
-        return self._sum(seconds)
-
-    def forward(self) -> Callable[[float], float]:
-        """Work -> seconds without a gradient."""
-        return self._sum(lambda found: min(p.outside + self.blocks * max(p.forward, self.read) for p in found.values()))
-
-    def mean(self, name: str) -> float:
-        """A piece that does not depend on the work."""
-        values = [getattr(p, name) for found in self.measured for p in found.values()]
-        return float(sum(values) / len(values))
-
-
-def times(recipe: Recipe, rows: Rows, order: Plan, found: Estimate, ran: Ran = lambda _: None) -> Times:
+def times(
+    recipe: Recipe, rows: Rows, order: Plan, found: Estimate, ran: Ran = lambda _: None, room: int | None = None
+) -> Times:
     """What the recipe takes here on these rows in this order of steps.
 
     found   its memory
     ran     is told how many more of `most_runs` are done
+    room    bytes that the run may hold; None if unknown
     Measures what is not in the cache.  Raises ModelError and ConfigError as training would.
     """
     folder = next(p for p in [Path(recipe.run).absolute(), *Path(recipe.run).absolute().parents] if p.is_dir())
-    clock = Clock(recipe, rows, order, folder, ran)
-    passes = 2 if recipe.optimizer.in_backward and recipe.train.clip else 1
+    clock = Clock(recipe, rows, order, ran)
     stepping = _stepping(clock, found, folder)
-    rate = None
-    if recipe.memory.page_weights:
-        rate = read_rate(_paged_file(clock.plain))
-        clock.read = base_bytes(clock.model)["blocks"] / clock.blocks / rate
-    alone, waited = clock.body(), clock.body(read=clock.read)
-    head, beside = clock.mean("head"), clock.mean("change") * clock.blocks + stepping
-    steps = [
-        beside + passes * sum(waited(load.work) + head * load.supervised for load in loads) for loads in clock.loads
-    ]
-    waiting = passes * sum(waited(load.work) - alone(load.work) for loads in clock.loads for load in loads)
+    files, fresh = files_to_load(clock.plain)
+    rate, paged = read_rate(max(files, key=_size), SAMPLE if recipe.memory.page_weights else LOADED), recipe.memory
+    block = base_bytes(clock.model)["blocks"] // clock.blocks if paged.page_weights else 0
+    inputs = largest_input(clock.model, rows.examples, order)
+    disk, needs = paging(recipe, found, folder, weights=(block, rate), inputs=inputs, room=room)
+    steps, waits = _steps(clock, needs, stepping)
+    writes = write_rate(folder)
     machine.trim_memory()
-    return Times(steps, _evaluating(clock), _saving(recipe, len(order), found, folder), rate, waiting / len(steps))
+    return Times(
+        steps,
+        _evaluating(clock, needs),
+        _saving(recipe, len(order), found) / writes,
+        sum(map(_size, files)) / rate,
+        _quantizing(clock, writes) if fresh else 0.0,
+        _restarting(clock, found.trained),
+        disk,
+        waits,
+    )
 
 
-def most_runs(recipe: Recipe) -> int:
-    """How often a micro-batch may be timed."""
-    return 2 * (1 + RUNS) * (1 if isinstance(recipe.train.recompute, bool) else 2)
+def _steps(clock: Clock, needs: Needs, stepping: float) -> tuple[list[float], dict[str, float]]:
+    """Seconds of each step, and of a mean step's waiting by what is paged."""
+    recipe, head = clock.recipe, clock.mean("head")
+    passes = 2 if recipe.optimizer.in_backward and recipe.train.clip else 1
+    beside = clock.mean("change") * clock.blocks + max(stepping, needs.state)
 
+    def all_steps(needs: Needs) -> list[float]:
+        body = clock.body(needs)
+        return [
+            beside + passes * sum(body(load.work) + head * load.supervised for load in loads) for loads in clock.loads
+        ]
 
-def facts(plain: Plain) -> dict[str, Any]:
-    """What the seconds of a block depend on, besides the batch and the machine."""
-    recipe, storage = plain.recipe, plain.storage
-    return {
-        "config": (plain.folder / "config.json").read_text(encoding="utf-8"),
-        "dtype": recipe.train.dtype,
-        "storage": None if storage is None else [storage.settings, storage.backend],
-        "method": recipe.method.model_dump(mode="json"),
-        "prompt": recipe.prompt.model_dump(mode="json"),
-        "optimizer": [recipe.optimizer.name, recipe.optimizer.bits, recipe.optimizer.in_backward],
-        "packing": recipe.data.packing,
-        "page_activations": recipe.memory.page_activations,
+    alone, weights, both = (all_steps(n) for n in (Needs(), Needs(weights=needs.weights), needs))
+    count = len(both)
+    waits = {
+        "weights": (sum(weights) - sum(alone)) / count,
+        "activations": (sum(both) - sum(weights)) / count,
+        "optimizer state": max(needs.state - stepping, 0.0),
     }
-
-
-def _lengths(batch: Batch) -> list[list[int]]:
-    return [batch.starts.tolist(), [len(batch.targets)]]
+    return both, {what: seconds for what, seconds in waits.items() if seconds > 0}
 
 
 def _stepping(clock: Clock, found: Estimate, folder: Path) -> float:
@@ -173,29 +138,41 @@ def _stepping(clock: Clock, found: Estimate, folder: Path) -> float:
     return kept(about, measure)["step"]
 
 
-def _paged_file(plain: Plain) -> Path:
-    """The largest file of the weights that will be paged; the base's own where they are still to be quantized."""
-    storage = plain.storage
-    cached = None if storage is None else cache_folder(plain.folder, storage)
-    return max(weight_files(cached if cached is not None and cached.is_dir() else plain.folder), key=_size)
-
-
 def _size(file: Path) -> int:
     return file.stat().st_size
 
 
-def _evaluating(clock: Clock) -> float:
+def _quantizing(clock: Clock, writes: float) -> float:
+    """Of the whole base, and of writing it into the cache."""
+    about = {"quantizing": True, **facts(clock.plain)}
+    each = kept(about, lambda: {"number": quantizing_seconds(clock.plain)})["number"]
+    written = base_bytes(clock.model)
+    return each * stored_numbers(clock.model) + (written["blocks"] + written["rest"]) / writes
+
+
+def _restarting(clock: Clock, trained: int) -> float:
+    """Of all restarts."""
+    steps = len(clock.order)
+    count = len(restart_steps(clock.recipe.restarts, steps))
+    if not count:
+        return 0.0
+    about = {"restarts": clock.recipe.restarts.model_dump(mode="json"), "steps": steps, **facts(clock.plain)}
+    each = kept(about, lambda: {"number": restarting_seconds(clock.plain, steps)})["number"]
+    return count * trained * each
+
+
+def _evaluating(clock: Clock, needs: Needs) -> float:
     rows, total, every = clock.rows.held_out, len(clock.order), clock.recipe.train.eval_every
     if not rows:
         return 0.0
     often = -(-total // every) if every else 1
-    forward, head = clock.forward(), clock.mean("head_forward")
-    loads = [clock._load(members, rows) for members in micro_batches(rows, clock.recipe)]
+    forward, head = clock.forward(needs), clock.mean("head_forward")
+    loads = [clock.load(members, rows) for members in micro_batches(rows, clock.recipe)]
     return often * sum(forward(load.work) + head * load.supervised for load in loads)
 
 
-def _saving(recipe: Recipe, steps: int, found: Estimate, folder: Path) -> float:
+def _saving(recipe: Recipe, steps: int, found: Estimate) -> float:
+    """Bytes of all checkpoints and the adapter."""
     every, kept_ones = recipe.train.checkpoint_every, recipe.train.keep_checkpoints
     often = (steps - 1) // every if every else 0
-    written = often * found.disk["checkpoints"] / (kept_ones + 1) + found.disk["adapter"]
-    return written / write_rate(folder)
+    return often * found.disk["checkpoints"] / (kept_ones + 1) + found.disk["adapter"]

@@ -6,7 +6,7 @@ One thread writes each as it comes and reads it back one block ahead of its use,
 import mmap
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from veneer.data.example import Example
 from veneer.disk.readahead import PAGE, pages
 from veneer.disk.scratch import no_room, open_scratch
 from veneer.errors import DiskError
 from veneer.models.blocks import blocks_of
-from veneer.train.prepare import Job
+from veneer.train.prepare import Job, Plan
 from veneer.train.settings import Recipe
 from veneer.train.step import ROUND
 
@@ -69,6 +70,11 @@ class ActivationFile:
         """Inside, tensors that autograd saves go to the file."""
         return saved_tensors_hooks(self._put, self._get)
 
+    def settle(self) -> None:
+        """Wait until all that was saved is written."""
+        while self._writing:
+            self._writing.popleft().result()
+
     def _put(self, tensor: Tensor) -> Any:
         if not tensor.is_floating_point() or tensor.nbytes > self._room or not self.free:
             return tensor
@@ -83,8 +89,7 @@ class ActivationFile:
     def _get(self, kept: Any) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        while self._writing:
-            self._writing.popleft().result()
+        self.settle()
         read = kept.read or self._worker.submit(self._read, kept.place)
         while self._order and self._order.pop() is not kept:
             pass
@@ -126,11 +131,15 @@ def activation_file(recipe: Recipe, job: Job, folder: Path) -> Iterator[Activati
     if not recipe.memory.page_activations:
         yield None
         return
-    longest = max(sum(len(job.examples[i]) for i in members) for step in job.plan for members in step)
-    rows = -(-longest // ROUND) * ROUND
-    width = job.model.config.get_text_config().hidden_size * job.model.dtype.itemsize
-    file = ActivationFile(folder, len(blocks_of(job.model)), rows * width)
+    file = ActivationFile(folder, len(blocks_of(job.model)), largest_input(job.model, job.examples, job.plan))
     try:
         yield file
     finally:
         file.close()
+
+
+def largest_input(model: Any, examples: Sequence[Example], plan: Plan) -> int:
+    """Bytes of a block's input in the micro-batch of the most tokens, filled up as packed ones are."""
+    longest = max(sum(len(examples[i]) for i in members) for step in plan for members in step)
+    rows = -(-longest // ROUND) * ROUND
+    return int(rows * model.config.get_text_config().hidden_size * model.dtype.itemsize)

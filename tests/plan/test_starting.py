@@ -1,0 +1,63 @@
+"""What comes before the first step, and restarts: measured by the code that does it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from veneer.adapters.base_storage import BaseStorage
+from veneer.adapters.quantized import load_base
+from veneer.disk.tensors import weight_files
+from veneer.plan.skeleton import Plain
+from veneer.plan.starting import files_to_load, quantizing_seconds, restarting_seconds, stored_numbers
+from veneer.train.restarts import Restarts
+from veneer.train.settings import Recipe
+
+Make = Callable[..., Recipe]
+LINEAR = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
+"""Numbers in the tiny model's linear layers: query and output, key and value, the three of the MLP."""
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second passes between any two looks at the clock."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr("veneer.plan.starting.time.perf_counter", lambda: float(next(ticks)))
+
+
+def test_weights_are_quantized_once(recipe: Make) -> None:
+    dense, nf4 = Plain.of(recipe()), Plain.of(recipe(**{"storage.name": "nf4"}))
+    assert files_to_load(dense) == (weight_files(dense.folder), False)
+    assert files_to_load(nf4) == (weight_files(nf4.folder), True)
+    storage = nf4.storage
+    assert isinstance(storage, BaseStorage)
+    load_base(nf4.recipe.model, storage=storage)
+    cached, fresh = files_to_load(nf4)
+    assert not fresh and cached != weight_files(nf4.folder) and all(f.is_file() for f in cached)
+
+
+def test_a_number_costs_what_its_blocks_layers_took(recipe: Make, ticking: None) -> None:
+    plain = Plain.of(recipe(**{"storage.name": "nf4"}))
+    assert stored_numbers(plain.model()) == LINEAR and stored_numbers(Plain.of(recipe()).model()) == 0
+    assert quantizing_seconds(plain) == 7 / (LINEAR / 2)  # seven layers of one block, a tick each
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"storage.name": "nf4"}, {"method": {"name": "mora", "rank": 2, "variant": "sharing"}}]
+)
+def test_a_restart_in_the_middle_of_the_run_is_timed(
+    changes: dict[str, Any], recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[int] = []
+    real = Restarts.restart_
+
+    def seen(self: Restarts, optimizer: Any, step: int) -> Any:
+        deltas = self._adapter.deltas.values()
+        finished.append(step if all(delta.past for delta in deltas) else 0)
+        return {**real(self, optimizer, step), "seconds": 10.0}
+
+    monkeypatch.setattr(Restarts, "restart_", seen)
+    plain = Plain.of(recipe(restarts={"every": 2}, **{"train.warmup": 0}, **changes))
+    found = restarting_seconds(plain, 11)  # after 2, 4, 6, 8 and 10 steps
+    assert finished == [6]
+    assert found == 10.0 / sum(plain.trained(plain.model()))
