@@ -67,15 +67,32 @@ def test_json_has_the_figures_and_too_small_a_budget_is_status_3(file: Path, cap
     assert found["nearest"] == [] and "no change of storage, portions or paging helps" in err
 
 
-def test_what_would_fit_is_shown_as_flags(file: Path, capsys: Any, monkeypatch: Any) -> None:
-    fit = Fit({"train.recompute": True, "optimizer.bits": 8}, Estimate({"base": 2**20}, "head", 2**20, {}, 1))
-    monkeypatch.setattr("veneer.plan.fit.nearest", lambda *_: [fit])
+def test_what_would_fit_is_shown_as_flags_with_what_it_costs(file: Path, capsys: Any, monkeypatch: Any) -> None:
+    again, both = {"train.recompute": True}, {"train.recompute": True, "optimizer.bits": 8}
+    fits = [Fit(changes, Estimate({"base": 2**20}, "head", 2**20, {}, 1)) for changes in (again, both)]
+    monkeypatch.setattr("veneer.plan.fit.nearest", lambda *_: fits)
+    timed: list[Any] = []
+
+    def slower(recipe: Any, *_: Any) -> Times:
+        timed.append((recipe.train.recompute, recipe.optimizer.bits))
+        return Times([2.0 * len(timed)], 0.0, 0.0)
+
+    monkeypatch.setattr("veneer.plan.time.times", slower)
     assert invoke(["plan", str(file), "--json", "--memory.budget", "1MiB"]) == 3
     out, err = capsys.readouterr()
-    assert "would:\n  --train.recompute true --optimizer.bits 8   (1 MiB at the peak)" in err
-    assert json.loads(out)["nearest"] == [
-        {"changes": {"train.recompute": True, "optimizer.bits": 8}, "peak_bytes": 2**20}
-    ]
+    assert timed == [(True, 32), (True, 8)]
+    assert "would:\n  --train.recompute true   (1 MiB at the peak, 2.0 s a step)\n" in err
+    assert "  --train.recompute true --optimizer.bits 8   (1 MiB at the peak, 4.0 s a step)" in err
+    costs = [{"peak_bytes": 2**20, "seconds_a_step": s} for s in (2.0, 4.0)]
+    wanted = [{"changes": changes, **cost} for changes, cost in zip((again, both), costs, strict=True)]
+    assert json.loads(out)["nearest"] == wanted
+
+    monkeypatch.setattr("veneer.cli.plan.ENOUGH", 0.0)  # there is no time left
+    assert invoke(["plan", str(file), "--memory.budget", "1MiB"]) == 3
+    assert "--optimizer.bits 8   (1 MiB at the peak)" in capsys.readouterr().err and len(timed) == 2
+    assert invoke(["plan", str(file), "--json", "--memory.budget", "1MiB", "--no-time"]) == 3
+    assert [n["seconds_a_step"] for n in json.loads(capsys.readouterr().out)["nearest"]] == [None, None]
+    assert len(timed) == 2
 
 
 def test_the_recipe_comes_first(capsys: Any) -> None:

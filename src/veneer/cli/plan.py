@@ -1,5 +1,7 @@
 """Foresee the memory, disk and time a recipe takes, without reading weights."""
 
+import time
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,11 +11,14 @@ from veneer.errors import ConfigError, Refused
 from veneer.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from veneer.plan.fit import Fit
     from veneer.plan.memory import Estimate
     from veneer.plan.time import Times
     from veneer.train.prepare import Plan, Rows
     from veneer.train.settings import Recipe
 
+ENOUGH = 10.0
+"""Seconds after which no other recipe that would fit is timed."""
 SETTINGS: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
 
@@ -25,7 +30,8 @@ def command(
 ) -> None:
     """Foresee what a recipe takes, and whether it fits; nothing is trained and no weights are read.
 
-    If not, the nearest recipes that do are shown as flags to add, the cheapest change first. Every key of the recipe is
+    If not, the nearest recipes that do are shown as flags to add, the cheapest change first, with what a step of them
+    takes. Every key of the recipe is
     a flag, as for `veneer train`. Exit status 3 if it does not fit.
 
     Seconds are foreseen from two blocks of the model's shape, with made weights, that are run here; measured
@@ -54,6 +60,7 @@ def command(
         order = order_of_steps([len(e) for e in rows.examples], settings.train, packing=settings.data.packing)
     times = None if no_time or problems else _timed(settings, rows, order, found, room.memory)
     warnings = [] if times is None else slow_disk(settings, times.disk, times.waits, times.seconds_a_step)
+    each = [] if no_time or not problems else _each_timed(settings, rows, fits, room.memory)
     if as_json:
         emit_json(
             {
@@ -67,7 +74,10 @@ def command(
                 "memory_bytes": room.memory,
                 "fits": not problems,
                 "picked": picked,
-                "nearest": [{"changes": f.changes, "peak_bytes": f.found.peak_bytes} for f in fits],
+                "nearest": [
+                    {"changes": f.changes, "peak_bytes": f.found.peak_bytes, "seconds_a_step": s}
+                    for f, s in zip_longest(fits, each)
+                ],
                 **_seconds(times),
                 "warnings": warnings,
                 "steps": len(order),
@@ -86,9 +96,30 @@ def command(
         lines += ["it fits"] if not problems else []
         stdout.print("\n".join(lines), markup=False, soft_wrap=True)
     if problems:
-        others = [f"  {f.flags}   ({format_bytes(f.found.peak_bytes)} at the peak)" for f in fits]
+        others = [f"  {f.flags}   ({_costs(f, s)})" for f, s in zip_longest(fits, each)]
         ways = ["with these flags it would:", *others] if fits else ["no change of storage, portions or paging helps"]
         raise Refused("\n".join(["it does not fit:", *[f"  {p}" for p in problems], *ways]))
+
+
+def _each_timed(settings: "Recipe", rows: "Rows", fits: "list[Fit]", room: int | None) -> list[float | None]:
+    """Seconds a step of each recipe that would fit; None for those whose turn comes after `ENOUGH` seconds."""
+    from veneer.train.changes import with_changes
+    from veneer.train.prepare import order_of_steps
+
+    began, found = time.perf_counter(), []
+    for fit in fits:
+        seconds = None
+        if time.perf_counter() - began < ENOUGH:
+            other = with_changes(settings, fit.changes)
+            order = order_of_steps([len(e) for e in rows.examples], other.train, packing=other.data.packing)
+            seconds = _timed(other, rows, order, fit.found, room).seconds_a_step
+        found.append(seconds)
+    return found
+
+
+def _costs(fit: "Fit", seconds: float | None) -> str:
+    peak = f"{format_bytes(fit.found.peak_bytes)} at the peak"
+    return peak if seconds is None else f"{peak}, {format_seconds(seconds)} a step"
 
 
 def _timed(settings: "Recipe", rows: "Rows", order: "Plan", found: "Estimate", room: int | None) -> "Times":
