@@ -1,5 +1,6 @@
 """Gradients used at once against gradients kept: the same bits, for every method, storage and prompt."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import nn
 from tests.train.test_loop import interrupted
 from veneer.errors import TrainingError
 from veneer.methods.base import METHODS
+from veneer.train import gradients
 from veneer.train.loop import train
 from veneer.train.optim import build_optimizer
 from veneer.train.prepare import Job, prepare
@@ -49,6 +51,25 @@ def same(make: Make, **changes: Any) -> None:
     told_at_once, at_once = stepped(make(**{**changes, **ON}))
     assert told == told_at_once
     assert all(torch.equal(a, b) for a, b in zip(kept, at_once, strict=True))
+
+
+@pytest.mark.parametrize("changes", [{"train.micro_batch_tokens": 64}, ON], ids=["kept", "at once"])
+def test_a_graph_is_gone_before_the_next_forward_pass(
+    job: Make, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def hidden_states(*given: Any, **more: Any) -> torch.Tensor:
+        assert not any(hidden() is not None for hidden in made)
+        hidden = forward(*given, **more)
+        made.append(weakref.ref(hidden))
+        return hidden
+
+    forward = gradients.hidden_states
+    monkeypatch.setattr(gradients, "hidden_states", hidden_states)
+    recipe = job(**changes, **{"train.clip": 1.0})
+    optimizer_step(recipe, *begun(recipe))
+    assert len(made) > 1
 
 
 @pytest.mark.parametrize("clip", [0, 0.05])

@@ -40,6 +40,7 @@ def _kept(recipe: Recipe, job: Job, state: TrainState, batches: Sequence[Batch])
     for number, batch in enumerate(batches):
         hidden = hidden_states(job.model, batch, packed=recipe.data.packing)
         part = backward(hidden, batch.targets, head, words, supervised, recipe.lean)
+        del hidden  # its graph, in thousands of small pieces, would lie between the next pass's tensors
         _refuse_loss(part, job, state, number)
         loss += part
     penalty = job.adapter.penalty()
@@ -59,6 +60,7 @@ def _at_once(recipe: Recipe, job: Job, state: TrainState, batch: Batch, at_once:
             hidden, rows, _ = _begun(recipe, job, state, batch, at_once)
             with at_once.measuring():
                 backward_below(hidden, rows, recipe.lean)
+        del hidden, rows
         _refuse_unreached(job, set(at_once.norms))
         norm = _norm(job, at_once)
         _refuse_norm(norm, state)

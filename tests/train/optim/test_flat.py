@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from veneer.errors import TrainingError
-from veneer.train.optim.flat import ALIGN, Flat
+from veneer.train.optim.flat import ALIGN, Flat, accumulator
 
 
 def parameters() -> list[nn.Parameter]:
@@ -71,3 +71,13 @@ def test_without_gradients_each_is_as_the_buffer_would_have_it() -> None:
         kept.grad = gradient.clone()
         with_gradients._take(index, kept)
         assert torch.equal(flat.padded(index, gradient), with_gradients.gradients[flat.place(index)])
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_gradients_arrive_at_the_same_nodes_in_every_pass(gradients: bool) -> None:
+    alone, ours = parameters(), parameters()
+    flat = Flat(ours, gradients=gradients)
+    for p in [*alone, *ours]:
+        accumulator(p).metadata["pass"] = 1
+    assert not any(accumulator(p).metadata for p in alone)
+    assert all(accumulator(p).metadata == {"pass": 1} for p in flat.parameters)

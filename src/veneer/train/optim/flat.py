@@ -7,6 +7,7 @@ over any whole number of blocks computes the same bits as one over all. What lie
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,12 @@ ALIGN = 256
 
 TRIMMED = 2**24
 """Numbers after which the memory that they took before goes back to the system."""
+
+
+def accumulator(parameter: nn.Parameter) -> Any:
+    """The node at which a parameter's gradients arrive; autograd makes one for each graph unless somebody holds it."""
+    function: Any = parameter.view_as(parameter).grad_fn
+    return function.next_functions[0][0]
 
 
 class Flat:
@@ -51,6 +58,7 @@ class Flat:
         self._gradients = self.views(self.gradients) if gradients else []
         for index, p in enumerate(self.parameters if gradients else ()):
             p.register_post_accumulate_grad_hook(partial(self._take, index))  # type: ignore[no-untyped-call]
+        self._nodes = [accumulator(p) for p in self.parameters]  # else made anew amid every forward pass's tensors
 
     @property
     def size(self) -> int:
