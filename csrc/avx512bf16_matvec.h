@@ -64,7 +64,9 @@ template <int G, int R, int N> struct RowSums {
     }
 };
 
-constexpr int64_t FETCHED = 2048;  // bytes of codes of a row fetched ahead of their use
+// Bytes of codes of a row fetched ahead of their use, with a hint that they are used once: what runs between two
+// products then finds its own memory in cache still.
+constexpr int64_t FETCHED = 2048;
 
 // Rows row, row + apart, ... of W (R of them) against N rows of x; absmax (R, lda), the first row's own first.
 template <int G, int R, int N>
@@ -81,7 +83,7 @@ VN_FN inline void dot_rows(const Vectors &v, const float *absmax, int64_t lda, i
     sums.clear();
     for (int64_t c = 0; c < whole; c++)
         VN_UNROLL for (int r = 0; r < R; r++) {
-            _mm_prefetch(reinterpret_cast<const char *>(codes + r * stride + c * 64 + FETCHED), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char *>(codes + r * stride + c * 64 + FETCHED), _MM_HINT_NTA);
             VN_UNROLL for (int b = 0; b < Sums::BLOCKS; b++)
                 scales[b] = absmax + r * lda + (G == 128 ? (c * 128) >> shift : c * Sums::BLOCKS + b);
             sums.add(r, loadu(codes + r * stride + c * 64), levels, scales, x + c * 128, ldx);
