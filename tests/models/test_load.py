@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging
 
 from veneer.errors import ConfigError, ModelError
-from veneer.models.load import compute_dtype, load_model, load_tokenizer
+from veneer.models.load import build, compute_dtype, load_model, load_tokenizer
 
 IDS = torch.arange(3, 43).reshape(2, 20)
 
@@ -97,6 +97,18 @@ def test_a_model_without_a_head_loads_as_an_encoder(tmp_path: Path, tiny_model: 
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model / file, tmp_path)
     same_as_transformers(tmp_path, torch.float32, AutoModel)
+
+
+def test_no_numbers_are_drawn_for_weights_that_are_not_there(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them into the meta device took two thirds of a build."""
+    drawn: list[Any] = []
+    real = torch.Tensor.normal_
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda t, *args, **named: drawn.append(t) or real(t, *args, **named))
+    built = build(tiny_model, torch.float32, quantized=False)
+    assert len(drawn) == 1  # by torch, as it makes an embedding
+    assert all(p.is_meta for p in built.parameters()) and not any(b.is_meta for b in built.buffers())
+    AutoModelForCausalLM.from_config(built.config)
+    assert len(drawn) > 14  # transformers draws for every linear layer
 
 
 def test_weights_are_frozen_and_the_model_evaluates(tiny_model: Path) -> None:

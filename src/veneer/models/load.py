@@ -174,7 +174,9 @@ def _parameters_on_meta() -> Iterator[None]:
     def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta:
             return parameter
-        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        empty: Any = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        empty._is_hf_initialized = True  # or transformers would draw numbers for it, into nothing
+        return empty
 
     handle = register_module_parameter_registration_hook(to_meta)
     try:
