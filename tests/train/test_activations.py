@@ -4,9 +4,11 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd.graph import save_on_cpu
 
 from veneer.disk.scratch import ENDING
 from veneer.errors import ConfigError, DiskError
@@ -84,6 +86,31 @@ def test_a_run_is_the_same_and_leaves_nothing(job: Make, monkeypatch: pytest.Mon
     one, two = (Path(o.adapter, "adapter_model.safetensors").read_bytes() for o in (plain, paged))
     assert one == two
     assert not list(Path(recipe.run).rglob(f"*{ENDING}"))
+
+
+def test_a_model_on_cuda_keeps_them_in_pinned_memory(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a CPU goes: everything passes through torch's own hooks, nothing through a file, and the run is the
+    same, bit for bit."""
+    plain, _ = train(job("plain", **{"train.recompute": True}))
+    asked: list[bool] = []
+    real = save_on_cpu.__init__
+
+    def seen(self: save_on_cpu, pin_memory: bool = False) -> None:
+        asked.append(pin_memory)
+        real(self, pin_memory)
+
+    monkeypatch.setattr(save_on_cpu, "__init__", seen)
+    monkeypatch.setattr(activations, "on_cuda", lambda model: True)
+    monkeypatch.setattr(activations, "ActivationFile", None)
+    pinned, done = train(job("pinned", **PAGED))
+    assert done is not None and asked == [True] * 2 * sum(len(step) for step in done.plan)  # 2 blocks
+    one, two = (Path(o.adapter, "adapter_model.safetensors").read_bytes() for o in (plain, pinned))
+    assert one == two
+
+
+def test_where_a_model_computes() -> None:
+    for device in ("cpu", "meta", "cuda"):
+        assert activations.on_cuda(SimpleNamespace(device=torch.device(device))) is (device == "cuda")
 
 
 def test_a_disk_without_room_ends_before_the_first_step(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Inputs of recomputed blocks kept in a scratch file from the forward pass to the backward pass.
 
-One thread writes each as it comes and reads it back one block ahead of its use, in the reverse order.
+One thread writes each as it comes and reads it back one block ahead of its use, in the reverse order.  Those of a model
+on CUDA go to pinned host memory instead; nothing here was run on a GPU.
 """
 
 import mmap
@@ -10,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from veneer.data.example import Example
 from veneer.disk.readahead import PAGE, pages
@@ -27,6 +28,20 @@ from veneer.train.step import ROUND
 
 BEHIND = 2
 """Tensors that may wait to be written."""
+
+
+class Inputs(Protocol):
+    """Where inputs of blocks are kept."""
+
+    def saving(self) -> saved_tensors_hooks:
+        """Inside, tensors that autograd saves are kept there."""
+
+
+class PinnedMemory:
+    """Host memory that a GPU copies to and from by itself."""
+
+    def saving(self) -> saved_tensors_hooks:
+        return save_on_cpu(pin_memory=True)
 
 
 class Kept:
@@ -126,16 +141,26 @@ class ActivationFile:
 
 
 @contextmanager
-def activation_file(recipe: Recipe, job: Job, folder: Path) -> Iterator[ActivationFile | None]:
-    """The file that `memory.page_activations` asks for, as large as the largest micro-batch needs; else None."""
+def paged_inputs(recipe: Recipe, job: Job, folder: Path) -> Iterator[Inputs | None]:
+    """What `memory.page_activations` asks for, a file as large as the largest micro-batch needs; else None.
+
+    Pinned memory where the model is on CUDA.
+    """
     if not recipe.memory.page_activations:
         yield None
-        return
-    file = ActivationFile(folder, len(blocks_of(job.model)), largest_input(job.model, job.examples, job.plan))
-    try:
-        yield file
-    finally:
-        file.close()
+    elif on_cuda(job.model):
+        yield PinnedMemory()
+    else:
+        file = ActivationFile(folder, len(blocks_of(job.model)), largest_input(job.model, job.examples, job.plan))
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+def on_cuda(model: Any) -> bool:
+    """Whether the model computes on a GPU."""
+    return bool(model.device.type == "cuda")
 
 
 def largest_input(model: Any, examples: Sequence[Example], plan: Plan) -> int:

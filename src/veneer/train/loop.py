@@ -11,7 +11,7 @@ import torch
 from veneer import machine
 from veneer.disk.run_dir import RunDir
 from veneer.disk.scratch import clear_scratch
-from veneer.train.activations import activation_file
+from veneer.train.activations import paged_inputs
 from veneer.train.changes import Changes, differences, with_changes
 from veneer.train.check import check_fast_paths
 from veneer.train.events import Event, Listener, tensorboard
@@ -99,7 +99,7 @@ def _steps(recipe: Recipe, job: Job, state: TrainState, run: RunDir, listeners: 
     restarts = Restarts(recipe, job.adapter, total)
     with (
         interruptible() as interrupted,
-        activation_file(recipe, job, run.root) as inputs,
+        paged_inputs(recipe, job, run.root) as inputs,
         recomputing(job.model, settings.recompute, inputs),
         restarts.folded(),
     ):

@@ -13,14 +13,14 @@ from torch.utils.checkpoint import checkpoint
 from veneer.errors import ConfigError, ModelError
 from veneer.models.blocks import blocks_of
 from veneer.models.documents import attending_with
-from veneer.train.activations import ActivationFile
+from veneer.train.activations import Inputs
 
 Wanted = bool | int | Sequence[int]
 """All blocks, none, the first so many, or those of these numbers, counted from 0."""
 
 
 @contextmanager
-def recomputing(model: Any, wanted: Wanted, inputs: ActivationFile | None = None) -> Iterator[None]:
+def recomputing(model: Any, wanted: Wanted, inputs: Inputs | None = None) -> Iterator[None]:
     """Inside, chosen blocks' activations are recomputed in the backward pass, with the same dropout as before.
 
     inputs    where the blocks' inputs are kept meanwhile; None is memory
@@ -57,7 +57,7 @@ def chosen_blocks(model: Any, wanted: Wanted) -> list[Any]:
     return [blocks[n] for n in numbers]
 
 
-def _recomputed(forward: Callable[..., Any], model: Any, inputs: ActivationFile | None) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], model: Any, inputs: Inputs | None) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         attention = model.config._attn_implementation
 
