@@ -20,18 +20,16 @@ import argparse
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from memory_group import memory_group
 from report import closing_line
 
 from veneer.machine import peak_rss_bytes, prepare_process
@@ -41,7 +39,6 @@ KILLED = 128 + 9
 QUICK = {True: (288, "760"), False: (480, "1240")}
 """Rank and limit (MiB) of `--quick`, with and without the C library: weights and state exceed the limit, what has to
 stay in memory does not (by 60 MiB or more)."""
-MOUNT = Path("/sys/fs/cgroup")
 
 
 def main() -> None:
@@ -122,45 +119,6 @@ def run(folder: Path, name: str, *, paged: bool, limit: int | None, steps: int, 
     status = 128 - done.returncode if done.returncode < 0 else done.returncode
     figures = json.loads(done.stdout.splitlines()[-1]) if status == 0 else {}
     return {"status": status, "stderr": done.stderr, "seconds": time.perf_counter() - began, **figures}
-
-
-@contextmanager
-def memory_group(limit: int) -> Iterator[Path]:
-    """A cgroup of at most `limit` bytes, as its folder; exits with the reason where none can be made."""
-    parent, file = _parent()
-    group = parent / f"veneer-{secrets.token_hex(4)}"
-    try:
-        group.mkdir()
-        (group / file).write_text(str(limit), encoding="ascii")
-        swap = group / ("memory.swap.max" if file == "memory.max" else "memory.memsw.limit_in_bytes")
-        if swap.exists():
-            swap.write_text("0" if file == "memory.max" else str(limit), encoding="ascii")
-    except OSError as error:
-        if group.exists():
-            group.rmdir()
-        sys.exit(f"no memory cgroup can be made: {error}")
-    try:
-        yield group
-    finally:
-        for wait in range(100):
-            with suppress(OSError):  # the last process is still being taken apart
-                group.rmdir()
-                break
-            time.sleep(0.02 * wait)
-
-
-def _parent() -> tuple[Path, str]:
-    """The existing folder of this process's memory cgroup or of one above it, and the name of the file of its limit."""
-    for line in Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines():
-        _, controllers, path = line.split(":", 2)
-        one = controllers == ""
-        mount = MOUNT if one else MOUNT / "memory"
-        if "memory" not in controllers.split(",") and not (one and (mount / "cgroup.controllers").exists()):
-            continue
-        inner = mount / path.lstrip("/")
-        folders = [f for f in (inner, *inner.parents) if f.is_relative_to(mount) and f.is_dir()]
-        return folders[0], "memory.max" if one else "memory.limit_in_bytes"
-    sys.exit("no memory cgroup can be made: this system has no memory controller")
 
 
 def child(model: str, run: str, paged: str, *, steps: int, rank: int) -> None:
