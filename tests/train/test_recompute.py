@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
+from veneer import machine
 from veneer.adapters.attach import attach
 from veneer.data.example import Example
 from veneer.data.pack import collate
 from veneer.errors import ConfigError, ModelError
 from veneer.methods.base import config_from
 from veneer.train.loss import backward, head_of, hidden_states
-from veneer.train.recompute import Wanted, chosen_blocks, recomputing
+from veneer.train.recompute import TRIMMED, Wanted, chosen_blocks, recomputing
 
 LLAMA = LlamaConfig(
     vocab_size=64,
@@ -51,6 +52,19 @@ def test_gradients_are_equal_with_dropout_on(config: Any, packed: bool, wanted: 
     again, _ = gradients(config, wanted, packed)
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
     assert all(torch.count_nonzero(g) for g in plain)
+
+
+def test_freed_memory_is_given_back_every_few_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**{**LLAMA.to_dict(), "num_hidden_layers": 2 * TRIMMED + 1}))
+    given_back: list[int] = []
+    ran: list[int] = []
+    for number, block in enumerate(model.model.layers):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    monkeypatch.setattr(machine, "trim_memory", lambda: given_back.append(len(ran)))
+    with recomputing(model, True):
+        model.model(torch.arange(4)[None])
+    assert given_back == [TRIMMED - 1, 2 * TRIMMED - 1]
 
 
 def llama() -> Any:

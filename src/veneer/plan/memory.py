@@ -26,17 +26,19 @@ from veneer.units import format_bytes as size
 from veneer.units import parse_bytes
 
 MIB = 2**20
-LEAN, USUAL, WITHOUT_MATRICES = (0.27, 0.5), (0.65, 0.2), (0.27, 0.2)
+LEAN, WITHOUT_MATRICES = (0.27, 0.37), (0.27, 0.2)
 """Bytes that glibc's heap holds unused at the end of the forward pass: for each byte that blocks keep, and for each
 byte that a block computes with, times the blocks (`MOST_BLOCKS`); the second part is at most `MOST_HOLES`.
 
 Tensors that stay lie between others that come and go, and room that is freed in two sizes seldom fits. Lean runs give
-freed memory back between passes; others keep it, and then it matters whether low-rank factors leave small tensors
-between the large ones. These and the next two are fitted to the largest resident set of the recipes `FITTED` of
-benchmarks/plan_accuracy.py on one thread, less what was alive: 0.4 to 1.04 of what blocks keep in usual runs, where
-1.04 is several documents of one length in every micro-batch, and 0.27 without matrices.
+freed memory back between passes and blocks; others keep it, and then it matters whether low-rank factors leave small
+tensors between the large ones. These, the next and those of the head and the backward pass are fitted to the largest
+resident set of the recipes `FITTED` of benchmarks/plan_accuracy.py on one thread, less what was alive.
 """
-MOST_BLOCKS, MOST_HOLES = 30, 350 * MIB
+SHORT, LONG = (512, 0.6), (1024, 0.35)
+"""The first number in usual runs, by the tokens of the longest row, and between the two by a line; measured 0.53 to
+0.66 up to 512 tokens, and 0.25 to 0.49 from 1000 on."""
+MOST_BLOCKS, MOST_HOLES = 30, 290 * MIB
 """The most that were measured."""
 HOLES_HEAD = 0.4
 """Unused for each byte of the head's logits; measured 0 to 0.6, and 1.7 where the forward pass is larger anyway."""
@@ -99,7 +101,7 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     paged = moments if _pages_state(recipe, moments, fixed["base"]) else 0
     state = {"adapter": 4 * trained + cycles.past, "gradients": 4 * gradients, "optimizer state": moments - paged}
     state |= {"kernels": NATIVE}
-    holes = LEAN if recipe.lean else USUAL if has_matrices(recipe) else WITHOUT_MATRICES
+    holes = _holes(recipe, max(map(len, rows.examples)))
     passes = [m for s in steps for m in _passes(s, count, holes).items()]
     aside = evaluations(plain, rows, count)
     passes += [("evaluation", parts) for s in aside for parts in _passes(s, count, holes).values()]
@@ -138,6 +140,15 @@ def has_matrices(recipe: Recipe) -> bool:
     """Whether the method trains more than scales and biases."""
     method = recipe.method.name
     return method != NONE and any(role not in NOT_DECAYED for role in METHODS[method].roles.values())
+
+
+def _holes(recipe: Recipe, longest: int) -> tuple[float, float]:
+    """The two numbers of `LEAN` for this recipe, whose longest row has so many tokens."""
+    if recipe.lean or not has_matrices(recipe):
+        return LEAN if recipe.lean else WITHOUT_MATRICES
+    (short, most), (long, least) = SHORT, LONG
+    share = min(max((longest - short) / (long - short), 0.0), 1.0)
+    return most + share * (least - most), WITHOUT_MATRICES[1]
 
 
 def _passes(step: Step, blocks: int, holes_of: tuple[float, float]) -> dict[str, dict[str, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
+from veneer import machine
 from veneer.errors import ConfigError, ModelError
 from veneer.models.blocks import blocks_of
 from veneer.models.documents import attending_with
@@ -17,6 +18,8 @@ from veneer.train.activations import Inputs
 
 Wanted = bool | int | Sequence[int]
 """All blocks, none, the first so many, or those of these numbers, counted from 0."""
+TRIMMED = 4
+"""Blocks of a forward pass after which freed memory, in pieces between the blocks' inputs, goes back to the system."""
 
 
 @contextmanager
@@ -27,8 +30,8 @@ def recomputing(model: Any, wanted: Wanted, inputs: Inputs | None = None) -> Ite
     Raises ModelError if the model has no blocks that can be, ConfigError for a block it does not have.
     """
     blocks = chosen_blocks(model, wanted)
-    for block in blocks:
-        block.forward = _recomputed(block.forward, model, inputs)
+    for number, block in enumerate(blocks, 1):
+        block.forward = _recomputed(block.forward, model, inputs, trims=number % TRIMMED == 0)
     try:
         yield
     finally:
@@ -57,7 +60,7 @@ def chosen_blocks(model: Any, wanted: Wanted) -> list[Any]:
     return [blocks[n] for n in numbers]
 
 
-def _recomputed(forward: Callable[..., Any], model: Any, inputs: Inputs | None) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], model: Any, inputs: Inputs | None, *, trims: bool) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         attention = model.config._attn_implementation
 
@@ -66,6 +69,9 @@ def _recomputed(forward: Callable[..., Any], model: Any, inputs: Inputs | None) 
                 return forward(*args, **kwargs)
 
         with nullcontext() if inputs is None else inputs.saving():
-            return checkpoint(same, *args, use_reentrant=False, **kwargs)
+            out = checkpoint(same, *args, use_reentrant=False, **kwargs)
+        if trims:
+            machine.trim_memory()
+        return out
 
     return run
