@@ -48,3 +48,11 @@ def test_numbers_that_are_not_there_are_one_and_real_tensors_keep_theirs() -> No
     with Ledger():
         assert torch.zeros((), device="meta").item() == 1.0
         assert torch.full((), 7).item() == 7
+
+
+def test_a_copy_of_numbers_that_are_not_there_changes_nothing() -> None:
+    real = torch.arange(3)
+    with Ledger():
+        assert real.copy_(torch.empty(3, dtype=torch.int64, device="meta")) is real
+        assert torch.zeros(3, dtype=torch.int64).copy_(real).tolist() == [0, 1, 2]
+    assert real.tolist() == [0, 1, 2]

@@ -31,8 +31,7 @@ def command(
     """Foresee what a recipe takes, and whether it fits; nothing is trained and no weights are read.
 
     If not, the nearest recipes that do are shown as flags to add, the cheapest change first, with what a step of them
-    takes. Every key of the recipe is
-    a flag, as for `veneer train`. Exit status 3 if it does not fit.
+    takes. Every key of the recipe is a flag, as for `veneer train`. Exit status 3 if it does not fit.
 
     Seconds are foreseen from two blocks of the model's shape, with made weights, that are run here; measured
     once, they are kept. Example:

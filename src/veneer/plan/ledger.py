@@ -18,7 +18,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, every new tensor on the meta device is counted until nobody refers to it.
 
     known    tensors that are there already, and not counted
-    Where code asks a tensor without data for a number, it gets 1.
+    Where code asks a tensor without data for a number, it gets 1; copied into one with data, it changes nothing there.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -39,6 +39,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return 1.0 if args[0].dtype.is_floating_point else 1
+        if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:
+            return args[0]
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.is_meta:
