@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from veneer.machine import cgroup_folders
+
 LIMITS = {1: ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), 2: ("memory.max", "memory.swap.max")}
 """Files of the limit and of the swap's, by version; a system that does not count swap lacks the latter."""
 HANDED_ON, PROCESSES = "cgroup.subtree_control", "cgroup.procs"
@@ -47,18 +49,10 @@ class Refusal(Exception):
 
 def parents(root: Path) -> tuple[int, list[Path]]:
     """The version, and the folders of this process's memory cgroup and of all above it that are visible here."""
-    mounted = root / "sys/fs/cgroup"
-    for line in (root / "proc/self/cgroup").read_text(encoding="ascii").splitlines():
-        _, controllers, path = line.split(":", 2)
-        mount, version = (mounted, 2) if controllers == "" else (mounted / "memory", 1)
-        if (
-            "memory"
-            not in (_read(mount / "cgroup.controllers") if version == 2 else controllers.replace(",", " ")).split()
-        ):
-            continue
-        inner = mount / path.lstrip("/")
-        return version, [f for f in (inner, *inner.parents) if f.is_relative_to(mount) and f.is_dir()]
-    return 0, []
+    if folders := cgroup_folders(root, "memory"):
+        return 1, folders
+    handed = _read(root / "sys/fs/cgroup/cgroup.controllers").split()
+    return (2, cgroup_folders(root, "")) if "memory" in handed else (0, [])
 
 
 @contextmanager

@@ -45,6 +45,7 @@ AIM_MEDIAN, AIM_WORST, AIM_TIME = 0.07, 0.12, 0.25
 
 AGAIN = {"train.recompute": True}
 NF4 = {"storage.name": "nf4", "storage.double_quant": True}
+PAGED = {**NF4, **AGAIN, "memory.page_weights": True}
 Case = tuple[str | int, int | None, dict[str, Any]]
 """Model (a number is layers of the made shape), tokens of each row (None: varied), changes of the defaults."""
 FITTED: dict[str, Case] = {
@@ -79,9 +80,6 @@ FITTED: dict[str, Case] = {
     "smollm2-ia3": (SMOL, 300, {"method.name": "ia3", "train.tokens_per_step": 1200}),
     "smollm2-dora-recompute": (SMOL, 900, {**AGAIN, "method.name": "dora", "train.tokens_per_step": 1800}),
     "0.37b-nf4-recompute": (NARROW, 1400, {**NF4, **AGAIN, "train.tokens_per_step": 1400, "train.max_length": 1400}),
-}
-PAGED = {**NF4, **AGAIN, "memory.page_weights": True}
-FITTED |= {
     "smollm2-2x768": (SMOL, 768, {"train.tokens_per_step": 1536}),
     "smollm2-varied-nf4": (SMOL, None, {**NF4, "train.tokens_per_step": 3000}),
     "smollm2-varied-unpacked": (SMOL, None, {"data.packing": False, "train.tokens_per_step": 1500}),
@@ -244,7 +242,7 @@ def foresee_seconds(job: dict[str, Any], steps: int) -> dict[str, Any]:
     import veneer.plan.time as timing
     from veneer.plan import clock
     from veneer.plan.memory import estimate
-    from veneer.train.prepare import order_of_steps, read_examples, with_dtype
+    from veneer.train.prepare import read_examples, steps_of, with_dtype
     from veneer.train.recipe import recipe_from
 
     for module in (timing, clock):
@@ -253,7 +251,7 @@ def foresee_seconds(job: dict[str, Any], steps: int) -> dict[str, Any]:
     write_rows(Path(tree["data"]["train"]), tree["model"], job["length"], rows=16 * steps)
     recipe = with_dtype(recipe_from(tree))
     rows = read_examples(recipe)
-    order = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
+    order = steps_of(recipe, rows.examples)
     found = estimate(recipe, rows, order)
     began = time.perf_counter()
     times = timing.times(recipe, rows, order, found)

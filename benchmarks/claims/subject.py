@@ -12,7 +12,7 @@ import torch
 from benchmarks.claims.shortcut import shorten_
 from veneer.train.held_out import mean_loss
 from veneer.train.optim import build_optimizer
-from veneer.train.prepare import Job, change_for, order_of_steps, prepare
+from veneer.train.prepare import Job, change_for, prepare, steps_of
 from veneer.train.recipe import recipe_from
 from veneer.train.restarts import Restarts
 from veneer.train.resume import TrainState
@@ -69,7 +69,7 @@ class Subject:
         """
         recipe = self._recipe(changes)
         torch.manual_seed(recipe.train.seed)
-        plan = order_of_steps([len(e) for e in self._job.examples], recipe.train, packing=recipe.data.packing)
+        plan = steps_of(recipe, self._job.examples)
         adapter = change_for(self._job.model, recipe, self._job.examples, plan, None)
         job = replace(self._job, adapter=adapter, plan=plan)
         try:

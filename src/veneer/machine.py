@@ -191,7 +191,7 @@ def _memory(root: Path) -> tuple[int | None, int | None, int | None]:
     return kib.get("MemTotal"), kib.get("MemAvailable"), kib.get("SwapTotal")
 
 
-def _cgroup_folders(root: Path, controller: str) -> list[Path]:
+def cgroup_folders(root: Path, controller: str) -> list[Path]:
     """This process's cgroup folders that may hold limits, innermost first; "" is the one hierarchy of version 2.
 
     Inside a container the path in /proc/self/cgroup may not exist under /sys/fs/cgroup; its existing parents are used.
@@ -210,7 +210,7 @@ def _cgroup_memory(root: Path) -> list[tuple[int, int]]:
     found = []
     names = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
     for controller, (limit_name, used_name) in names.items():
-        for folder in _cgroup_folders(root, controller):
+        for folder in cgroup_folders(root, controller):
             limit = _text(folder / limit_name).strip()
             if limit.isdigit() and int(limit) < UNLIMITED:
                 used = int(_text(folder / used_name).strip() or 0)
@@ -222,9 +222,9 @@ def _cgroup_memory(root: Path) -> list[tuple[int, int]]:
 def _cgroup_cpu(root: Path) -> float | None:
     """The smallest quota, in cores."""
     quotas = []
-    for folder in _cgroup_folders(root, ""):
+    for folder in cgroup_folders(root, ""):
         quotas.append(_text(folder / "cpu.max").split())
-    for folder in _cgroup_folders(root, "cpu"):
+    for folder in cgroup_folders(root, "cpu"):
         quotas.append([_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")])
     cores = [int(q[0]) / int(q[1]) for q in quotas if len(q) == 2 and q[0].isdigit() and int(q[1] or 0) > 0]
     return min(cores, default=None)

@@ -42,21 +42,21 @@ def command(
     from veneer.plan.memory import estimate, room_for, verdict
     from veneer.plan.waits import slow_disk
     from veneer.train.changes import with_changes
-    from veneer.train.prepare import order_of_steps, read_examples, with_dtype
+    from veneer.train.prepare import read_examples, steps_of, with_dtype
     from veneer.train.recipe import load_recipe, parse_flags
 
     if recipe.startswith("--"):
         raise ConfigError(f"the recipe comes first: veneer plan RECIPE {recipe} ...")
     settings = with_dtype(load_recipe(recipe, parse_flags(context.args)))
     rows = read_examples(settings, lambda text: stderr.print(text, style="dim", markup=False, soft_wrap=True))
-    order = order_of_steps([len(e) for e in rows.examples], settings.train, packing=settings.data.packing)
+    order = steps_of(settings, rows.examples)
     found, room = estimate(settings, rows, order), room_for(settings)
     problems = verdict(found, room)
     fits = nearest(settings, rows, room, found.parts["runtime"]) if problems else []
     picked = fits[0].changes if problems and fits and settings.memory.auto else {}
     if picked:
         settings, found, problems = with_changes(settings, picked), fits[0].found, []
-        order = order_of_steps([len(e) for e in rows.examples], settings.train, packing=settings.data.packing)
+        order = steps_of(settings, rows.examples)
     times = None if no_time or problems else _timed(settings, rows, order, found, room.memory)
     warnings = [] if times is None else slow_disk(settings, times.disk, times.waits, times.seconds_a_step)
     each = [] if no_time or not problems else _each_timed(settings, rows, fits, room.memory)
@@ -103,15 +103,14 @@ def command(
 def _each_timed(settings: "Recipe", rows: "Rows", fits: "list[Fit]", room: int | None) -> list[float | None]:
     """Seconds a step of each recipe that would fit; None for those whose turn comes after `ENOUGH` seconds."""
     from veneer.train.changes import with_changes
-    from veneer.train.prepare import order_of_steps
+    from veneer.train.prepare import steps_of
 
     began, found = time.perf_counter(), []
     for fit in fits:
         seconds = None
         if time.perf_counter() - began < ENOUGH:
             other = with_changes(settings, fit.changes)
-            order = order_of_steps([len(e) for e in rows.examples], other.train, packing=other.data.packing)
-            seconds = _timed(other, rows, order, fit.found, room).seconds_a_step
+            seconds = _timed(other, rows, steps_of(other, rows.examples), fit.found, room).seconds_a_step
         found.append(seconds)
     return found
 
@@ -135,14 +134,14 @@ def _seconds(times: "Times | None") -> dict[str, Any]:
     """For --json; null where nothing was measured."""
     if times is None:
         return {"seconds_a_step": None, "seconds_total": None, "seconds": None}
-    disk = {"read_bytes_a_second": times.disk.read, "write_bytes_a_second": times.disk.write}
-    waits = {"seconds_waiting_a_step": times.waiting, "seconds_waiting": times.waits}
     return {
         "seconds_a_step": times.seconds_a_step,
         "seconds_total": times.total,
         "seconds": times.parts,
-        **disk,
-        **waits,
+        "read_bytes_a_second": times.disk.read,
+        "write_bytes_a_second": times.disk.write,
+        "seconds_waiting_a_step": times.waiting,
+        "seconds_waiting": times.waits,
     }
 
 

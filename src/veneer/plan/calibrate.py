@@ -91,7 +91,7 @@ def pieces(plain: Plain, batch: Batch, again: bool, ran: Callable[[int], None] =
     blocks = len(blocks_of(model))
     change = plain.change(model).train()
     # its hooks take each gradient, as in training
-    optimizer = build_optimizer(change.named(), plain.recipe.optimizer.model_copy(update={"paged": False}), None)
+    optimizer = build_optimizer(change.named(), plain.recipe.optimizer.model_copy(update={"paged": False}))
     found: list[Pieces] = []
     with recomputing(model, again):
         spans = Spans(model)

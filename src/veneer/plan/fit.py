@@ -8,7 +8,7 @@ from veneer.errors import VeneerError
 from veneer.plan.memory import Estimate, Room, estimate, has_matrices, verdict
 from veneer.plan.skeleton import Plain
 from veneer.train.changes import Changes, with_changes
-from veneer.train.prepare import Rows, order_of_steps
+from veneer.train.prepare import Rows, steps_of
 from veneer.train.settings import NONE, Recipe
 
 MOST = 3
@@ -78,8 +78,7 @@ def _tried(recipe: Recipe, rows: Rows, room: Room, runtime: int, changes: Change
     """One fit, or none."""
     try:
         other = with_changes(recipe, changes)
-        order = order_of_steps([len(e) for e in rows.examples], other.train, packing=other.data.packing)
-        found = estimate(other, rows, order, runtime)
+        found = estimate(other, rows, steps_of(other, rows.examples), runtime)
     except VeneerError:  # a change that this recipe cannot take
         return []
     return [] if verdict(found, room) else [Fit(changes, found)]

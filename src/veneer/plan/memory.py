@@ -10,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from veneer import machine
-from veneer.adapters.quantized_dir import cache_folder, is_quantized
 from veneer.disk.readahead import BUFFERS
 from veneer.methods.base import METHODS
 from veneer.models.blocks import blocks_of
 from veneer.plan.between import copied_bytes, evaluations
 from veneer.plan.cycles import cycles_of
 from veneer.plan.skeleton import Plain, base_bytes, largest_tensor
+from veneer.plan.starting import files_to_load
 from veneer.plan.step import Step, largest_batches, step_bytes
 from veneer.train.optim.groups import NOT_DECAYED
 from veneer.train.prepare import Plan, Rows
@@ -147,8 +149,7 @@ def _holes(recipe: Recipe, longest: int) -> tuple[float, float]:
     if recipe.lean or not has_matrices(recipe):
         return LEAN if recipe.lean else WITHOUT_MATRICES
     (short, most), (long, least) = SHORT, LONG
-    share = min(max((longest - short) / (long - short), 0.0), 1.0)
-    return most + share * (least - most), WITHOUT_MATRICES[1]
+    return float(np.interp(longest, (short, long), (most, least))), WITHOUT_MATRICES[1]
 
 
 def _passes(step: Step, blocks: int, holes_of: tuple[float, float]) -> dict[str, dict[str, int]]:
@@ -167,16 +168,12 @@ def _passes(step: Step, blocks: int, holes_of: tuple[float, float]) -> dict[str,
     return {name: parts | {"holes in the heap": round(holes[name])} for name, parts in alive.items()}
 
 
-def _cached(plain: Plain) -> bool:
-    storage = plain.storage
-    return is_quantized(plain.folder) or (storage is not None and cache_folder(plain.folder, storage).is_dir())
-
-
 def _disk(plain: Plain, base: int, trained: int, past: int, inputs: int) -> dict[str, int]:
     """The adapter, checkpoints (one more than are kept, while one is written), a quantized base, paged activations."""
     train = plain.recipe.train
     disk = {"adapter": 4 * trained + past, "checkpoints": (train.keep_checkpoints + 1) * (12 * trained + past)}
-    if plain.storage is not None and not _cached(plain):
+    _, fresh = files_to_load(plain)
+    if fresh:
         disk["quantized base in the cache"] = base
     if inputs:
         disk["paged activations"] = inputs

@@ -97,11 +97,11 @@ def prepare(
     """
     check_suited(recipe)
     rows = read_examples(recipe, say)
-    plan = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
+    plan = steps_of(recipe, rows.examples)
     checked = check(recipe, rows, plan, fixed)
     if checked is not recipe:  # something was picked
         recipe = checked
-        plan = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
+        plan = steps_of(recipe, rows.examples)
     say(f"loading {recipe.model}")
     storage = base_storage(recipe.storage.model_dump())
     paged = recipe.memory.page_weights
@@ -154,6 +154,11 @@ def adapter_for(model: Any, recipe: Recipe, examples: Sequence[Example], plan: P
         look=looking(model, examples, plan, tokens, packed=recipe.data.packing),
         begun=None if begun is None else begun.paths,
     ).eval()
+
+
+def steps_of(recipe: Recipe, examples: Sequence[Example]) -> Plan:
+    """Every step of the recipe's run over these examples."""
+    return order_of_steps([len(e) for e in examples], recipe.train, packing=recipe.data.packing)
 
 
 def order_of_steps(lengths: Sequence[int], train: TrainSettings, *, packing: bool) -> Plan:
