@@ -70,10 +70,14 @@ inline void adamw8(const AdamW8 &a, int64_t first, int64_t last) {
 namespace veneer {
 namespace VN_ISA {
 
-// The same codes without a search.  Within a decade the levels are evenly spaced, so the code is a line, rounded up and
-// held within the decade; which decade is a count of 8 starts.  Where the line comes within DOUBT of a whole number,
-// rounding might decide: those lanes are searched for.
-constexpr float DOUBT = 1.f / 4096;
+// The same codes without a search.  Within a decade the levels are evenly spaced, so the code is a line, rounded down,
+// of |x| held within the decade; which decade is a count of 8 starts.  Where the line comes within DOUBT of a whole
+// number, rounding might decide: a block that has such numbers is gone through again, and they are searched for.
+// The line rises with |x| however it is rounded, so it is right everywhere if it is on both sides of every midpoint.
+constexpr float DOUBT = 1.f / 32768;
+constexpr int64_t ROUND = 4 * W;  // numbers whose codes are read and written at once
+
+VN_FN VN_INLINE uint32_t doubtful(F line) { return near_whole(line, DOUBT); }
 
 struct Coder {
     const veneer_map8 &map;
@@ -83,53 +87,107 @@ struct Coder {
     VN_FN explicit Coder(const veneer_map8 &m)
         : map(m), decades(m.lines + 1), slope(row(m.lines + 16)), offset(row(m.lines + 32)), most(row(m.lines + 48)) {}
 
-    template <bool SIGNED> VN_FN inline void encode(const float *x, float absmax, uint8_t *codes) const {
-        const float inverse = inverse8(absmax);
-        const F by = set1(inverse);
-        uint32_t doubtful[BLOCK8 / W];
-        for (int64_t i = 0; i < BLOCK8; i += W) {
-            const F scaled = mul(load(x + i), by), t = SIGNED ? magnitude(scaled) : scaled;
-            // a tie goes to the lower level, on either side of 0
-            const I decade = decades.of(SIGNED ? next_if_negative(t, scaled) : t);
-            const F line = add(mul(t, look_up(slope, decade)), look_up(offset, decade));
-            const F code = smaller(ceiling(line), look_up(most, decade));
-            store_codes8<SIGNED>(codes + i, code, scaled);
-            doubtful[i / W] = near_whole(line, DOUBT);
+    template <bool SIGNED> VN_FN VN_INLINE F line(F scaled) const {
+        const I decade = decades.of<SIGNED>(scaled);
+        const F held = smaller(SIGNED ? magnitude(scaled) : scaled, look_up(most, decade));
+        return fma(held, look_up(slope, decade), look_up(offset, decade));
+    }
+
+    template <bool SIGNED> VN_FN VN_INLINE F encode(const float *x, float inverse, uint8_t *codes, F closest) const {
+        I whole[4];
+        VN_UNROLL for (int q = 0; q < 4; q++) {
+            const F scaled = mul(load(x + q * W), set1(inverse)), code = line<SIGNED>(scaled);
+            closest = closer(closest, code);
+            whole[q] = truncate(SIGNED ? with_sign(code, scaled) : code);
         }
+        store_codes8<SIGNED>(codes, whole);
+        return closest;
+    }
+
+    template <bool SIGNED> VN_FN inline void search(const float *x, float inverse, uint8_t *codes) const {
         for (int64_t i = 0; i < BLOCK8; i += W)
-            for (uint32_t left = doubtful[i / W]; left; left &= left - 1) {
+            for (uint32_t left = doubtful(line<SIGNED>(mul(load(x + i), set1(inverse)))); left; left &= left - 1) {
                 const int64_t at = i + __builtin_ctz(left);
                 codes[at] = scalar::code8(map, x[at] * inverse);
             }
     }
 };
 
-VN_FN inline void adamw8(const AdamW8 &a, int64_t first, int64_t last) {
-    const veneer_adamw8 h = *a.how;  // a copy: nothing written here is part of it
-    const Levels levels1(h.map1.levels), levels2(h.map2.levels);
-    const Coder coder1(h.map1), coder2(h.map2);
+// The moments of a block between their step and their encoding.
+struct Fresh {
     alignas(64) float m[BLOCK8], v[BLOCK8];
-    for (int64_t b = first; b < last; b++) {
-        const int64_t at = b * BLOCK8;
-        levels1.decode(a.codes1 + at, m);
-        levels2.decode(a.codes2 + at, v);
-        const F absmax1 = set1(a.absmax1[b]), absmax2 = set1(a.absmax2[b]);
-        I top1 = zero_i(), top2 = zero_i();
-        for (int64_t i = 0; i < BLOCK8; i += W) {
-            const F g = load(a.gradients + at + i);
-            const F m1 = add(mul(mul(load(m + i), absmax1), set1(h.beta1)), mul(g, set1(h.rest1)));
-            const F v1 = add(mul(mul(load(v + i), absmax2), set1(h.beta2)), mul(mul(g, set1(h.rest2)), g));
+    I top1, top2;
+    F closest1, closest2;
+    float inverse1, inverse2;
+};
+
+struct Stepper {
+    const AdamW8 a;
+    const veneer_adamw8 h;  // a copy: nothing written here is part of it
+    const Levels levels1, levels2;
+    const Coder coder1, coder2;
+
+    VN_FN explicit Stepper(const AdamW8 &given)
+        : a(given), h(*given.how), levels1(h.map1.levels), levels2(h.map2.levels), coder1(given.how->map1),
+          coder2(given.how->map2) {}
+
+    // Numbers i ... i + ROUND - 1 of block b.
+    VN_FN VN_INLINE void update(int64_t b, int64_t i, Fresh &f) const {
+        const int64_t at = b * BLOCK8 + i;
+        levels1.decode(a.codes1 + at, f.m + i);
+        levels2.decode(a.codes2 + at, f.v + i);
+        VN_UNROLL for (int q = 0; q < 4; q++) {
+            float *m = f.m + i + q * W, *v = f.v + i + q * W, *values = a.values + at + q * W;
+            const F g = load(a.gradients + at + q * W);
+            const F m1 = add(mul(mul(load(m), set1(a.absmax1[b])), set1(h.beta1)), mul(g, set1(h.rest1)));
+            const F v1 = add(mul(mul(load(v), set1(a.absmax2[b])), set1(h.beta2)), mul(mul(g, set1(h.rest2)), g));
             const F change = divide(m1, add(mul(root(v1), set1(h.root)), set1(h.eps)));
-            store(a.values + at + i, subtract(mul(load(a.values + at + i), set1(h.keep)), mul(change, set1(h.size))));
-            store(m + i, m1);
-            store(v + i, v1);
-            top1 = max_abs_bits(top1, m1);
-            top2 = max_abs_bits(top2, v1);
+            store(values, subtract(mul(load(values), set1(h.keep)), mul(change, set1(h.size))));
+            store(m, m1);
+            store(v, v1);
+            f.top1 = max_abs_bits(f.top1, m1);
+            f.top2 = max_abs_bits(f.top2, v1);
         }
-        a.absmax1[b] = float_of(max_of(top1));
-        a.absmax2[b] = float_of(max_of(top2));
-        coder1.encode<true>(m, a.absmax1[b], a.codes1 + at);
-        coder2.encode<false>(v, a.absmax2[b], a.codes2 + at);
+    }
+
+    VN_FN VN_INLINE void measure(int64_t b, Fresh &f) const {
+        a.absmax1[b] = float_of(max_of(f.top1));
+        a.absmax2[b] = float_of(max_of(f.top2));
+        f.inverse1 = inverse8(a.absmax1[b]);
+        f.inverse2 = inverse8(a.absmax2[b]);
+    }
+
+    VN_FN VN_INLINE void encode(int64_t b, int64_t i, Fresh &f) const {
+        const int64_t at = b * BLOCK8 + i;
+        f.closest1 = coder1.encode<true>(f.m + i, f.inverse1, a.codes1 + at, f.closest1);
+        f.closest2 = coder2.encode<false>(f.v + i, f.inverse2, a.codes2 + at, f.closest2);
+    }
+
+    VN_FN VN_INLINE void search(int64_t b, const Fresh &f) const {
+        if (doubtful(f.closest1)) coder1.search<true>(f.m, f.inverse1, a.codes1 + b * BLOCK8);
+        if (doubtful(f.closest2)) coder2.search<false>(f.v, f.inverse2, a.codes2 + b * BLOCK8);
+    }
+};
+
+// A block is updated while the one before it is encoded: the first waits for the divider, the second does not need it.
+VN_FN inline void adamw8(const AdamW8 &a, int64_t first, int64_t last) {
+    const Stepper s(a);
+    Fresh fresh[2];
+    for (int64_t b = first; b <= last; b++) {
+        Fresh &now = fresh[b & 1], &before = fresh[~b & 1];
+        now.top1 = now.top2 = zero_i();
+        now.closest1 = now.closest2 = set1(0.5f);
+        if (b == first)
+            for (int64_t i = 0; i < BLOCK8; i += ROUND) s.update(b, i, now);
+        else if (b < last)
+            for (int64_t i = 0; i < BLOCK8; i += ROUND) {
+                s.update(b, i, now);
+                s.encode(b - 1, i, before);
+            }
+        else
+            for (int64_t i = 0; i < BLOCK8; i += ROUND) s.encode(b - 1, i, before);
+        if (b > first) s.search(b - 1, before);
+        if (b < last) s.measure(b, now);
     }
 }
 

@@ -37,6 +37,8 @@ VN_FN inline void make_planes(const float *levels, Planes &planes) {
 
 // 64 codes -> 64 levels in order.
 VN_FN VN_INLINE void look_up_levels(const Planes &planes, I codes, F out[4]) {
+    // four codes of every sixteen side by side, as the bytes of their levels come together below
+    codes = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), codes);
     const __mmask64 upper = _mm512_movepi8_mask(codes);  // codes of 128 and more
     I byte[4];
     for (int p = 0; p < 4; p++) {
@@ -46,14 +48,10 @@ VN_FN VN_INLINE void look_up_levels(const Planes &planes, I codes, F out[4]) {
     }
     const I a = _mm512_unpacklo_epi8(byte[0], byte[1]), b = _mm512_unpackhi_epi8(byte[0], byte[1]);
     const I c = _mm512_unpacklo_epi8(byte[2], byte[3]), d = _mm512_unpackhi_epi8(byte[2], byte[3]);
-    const I q0 = _mm512_unpacklo_epi16(a, c), q1 = _mm512_unpackhi_epi16(a, c);  // quarter q of every 16 codes
-    const I q2 = _mm512_unpacklo_epi16(b, d), q3 = _mm512_unpackhi_epi16(b, d);
-    const I t0 = _mm512_shuffle_i32x4(q0, q1, 0x44), t1 = _mm512_shuffle_i32x4(q0, q1, 0xee);
-    const I t2 = _mm512_shuffle_i32x4(q2, q3, 0x44), t3 = _mm512_shuffle_i32x4(q2, q3, 0xee);
-    out[0] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t0, t2, 0x88));
-    out[1] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t0, t2, 0xdd));
-    out[2] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t1, t3, 0x88));
-    out[3] = _mm512_castsi512_ps(_mm512_shuffle_i32x4(t1, t3, 0xdd));
+    out[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(a, c));
+    out[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(a, c));
+    out[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(b, d));
+    out[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(b, d));
 }
 
 // Codes fetched ahead of use: a matrix-vector product comes for a row's at a time, too rarely for hardware to do so.

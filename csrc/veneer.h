@@ -46,7 +46,7 @@ typedef struct {
 typedef struct {
     const float *levels;  // 256, rising
     const float *bounds;  // 255: the midpoints of neighbors
-    const float *lines;   // 4 x 16, by decade of |x|, 0 to 8: start, slope, offset, largest code counted from level 0
+    const float *lines;   // 4 x 16, by decade of |x|, 0 to 8: start, slope, offset, last level (adamw8.h)
 } veneer_map8;
 
 typedef struct {

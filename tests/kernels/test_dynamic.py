@@ -25,11 +25,11 @@ def test_entries() -> None:
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_the_lines_find_every_level(signed: bool) -> None:
-    """start < |x|: the decade; ceil(slope |x| + offset), at most the decade's last: the code."""
+    """start < |x|: the decade; slope |x| + offset, rounded down, |x| held to the last level of its decade: the code."""
     table = dynamic_map(signed)
     start, slope, offset, most = table.lines.double()
     for code, level in enumerate(table.levels.tolist()):
         if level >= 0:
             decade = int((start[1:9] < level).sum())
-            line = torch.ceil(slope[decade] * level + offset[decade]).clamp(max=most[decade])
+            line = torch.floor(slope[decade] * min(level, most[decade]) + offset[decade])
             assert line == code - table.zero

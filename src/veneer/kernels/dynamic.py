@@ -21,7 +21,7 @@ class DynamicMap(NamedTuple):
     bounds: Tensor
     """(255,) float32: midpoints of neighbors; the code of x is how many are below it."""
     lines: Tensor
-    """(4, 16) float32, by decade of |x|: start, slope, offset, largest code counted from `zero` (csrc/adamw8.h)."""
+    """(4, 16) float32, by decade of |x|: start, slope, offset, last level (csrc/adamw8.h)."""
     zero: int
 
 
@@ -40,20 +40,21 @@ def dynamic_map(signed: bool = True) -> DynamicMap:
     levels = torch.tensor(sorted(values), dtype=torch.float32)
     bounds = (levels[:-1] + levels[1:]) / 2
     zero = 127 if signed else 0
-    return DynamicMap(levels, bounds, _lines(bounds[zero:], signed), zero)
+    return DynamicMap(levels, bounds, _lines(levels[zero:], bounds[zero:], signed), zero)
 
 
-def _lines(bounds: Tensor, signed: bool) -> Tensor:
-    """`lines` for the bounds above 0: within a decade the code is slope * |x| + offset, rounded up."""
+def _lines(levels: Tensor, bounds: Tensor, signed: bool) -> Tensor:
+    """`lines` for the levels from 0 on: within a decade the code, counted from that of 0, is slope * |x| + offset,
+    rounded down, of |x| cut to the decade's last level."""
     lines = torch.zeros(4, 16)
     lines[0] = torch.inf
-    lines[2, 0] = -0.5  # decade 0 and the last hold one level each, half a code from any doubt
+    lines[2, 0] = 0.5  # decade 0 and the last hold one level each, half a code from any doubt
     first = 1
     for i in range(DECADES):
         cells = 2 ** (i + (not signed))
         last = first + cells - 1
-        slope, offset = cells / (0.9 * 10.0 ** (i - 6)), first - 1 - cells / 9
-        lines[:, i + 1] = torch.tensor([float(bounds[first - 1]), slope, offset, last])
+        slope, offset = cells / (0.9 * 10.0 ** (i - 6)), first - cells / 9
+        lines[:, i + 1] = torch.tensor([float(bounds[first - 1]), slope, offset, float(levels[last])])
         first = last + 1
-    lines[:, DECADES + 1] = torch.tensor([float(bounds[first - 1]), 0.0, first - 0.5, first])
+    lines[:, DECADES + 1] = torch.tensor([float(bounds[first - 1]), 0.0, first + 0.5, 1.0])
     return lines
