@@ -1,12 +1,23 @@
 """Parts add up, follow the recipe, and are compared with what there is."""
 
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from veneer.methods.base import METHODS
-from veneer.plan.memory import Estimate, Room, _holes, _passes, certainly_too_large, estimate, room_for, verdict
+from veneer.plan.memory import (
+    IN_CACHE,
+    Estimate,
+    Room,
+    _holes,
+    _passes,
+    certainly_too_large,
+    estimate,
+    room_for,
+    verdict,
+)
 from veneer.plan.step import Step
 from veneer.train.prepare import order_of_steps, read_examples
 from veneer.train.settings import Recipe
@@ -130,11 +141,39 @@ def test_only_what_lies_beyond_the_margin_is_refused(memory: int, disk: int, ref
     assert certainly_too_large(found, Room(memory * MIB, disk * MIB, "this machine")) is refused
 
 
-def test_the_budget_outranks_the_machine(recipe: Make) -> None:
-    assert room_for(recipe(**{"memory.budget": "2GiB"})).memory == 2 * 2**30
+def test_the_smaller_of_budget_and_machine_counts(recipe: Make) -> None:
+    budget = recipe(**{"memory.budget": "2GiB"})
+    assert room_for(budget, available=lambda: 5 * 2**30).memory == 2 * 2**30
+    assert room_for(budget, available=lambda: None).memory == 2 * 2**30
+    room = room_for(recipe(**{"memory.budget": "64GiB"}), available=lambda: 5 * 2**30)
+    assert room.memory is not None and 5 * 2**30 < room.memory < 64 * 2**30
+    assert room.source == "memory.budget is 64 GiB, but this machine"
     room = room_for(recipe(), available=lambda: 5 * 2**30)
     assert room.memory is not None and room.memory > 5 * 2**30  # with what this process holds
     assert room_for(recipe(), available=lambda: None).memory is None
+
+
+def test_a_cache_on_another_disk_has_room_of_its_own(recipe: Make, monkeypatch: Any) -> None:
+    assert room_for(recipe()).cache is None
+    monkeypatch.setenv("VENEER_CACHE", "/proc/cache")  # a file system of its own wherever tests run
+    assert room_for(recipe()).cache == shutil.disk_usage("/proc").free
+    monkeypatch.setenv("VENEER_CACHE", "/elsewhere")
+    found = Estimate({}, "head", 0, {"adapter": 50 * MIB, IN_CACHE[0]: 400 * MIB, IN_CACHE[1]: 400 * MIB}, 1)
+    assert verdict(found, Room(None, 60 * MIB, "this machine", 900 * MIB)) == []
+    small = Room(None, 40 * MIB, "this machine", 700 * MIB)
+    assert certainly_too_large(found, small)
+    assert verdict(found, small) == [
+        "disk: 50 MiB to be written to the run, but 40 MiB are free there",
+        "disk: 800 MiB to be written to the cache /elsewhere, but 700 MiB are free there; set VENEER_CACHE to a "
+        "folder with more room",
+    ]
+
+
+def test_weights_to_be_paged_lie_twice_on_the_disk_while_they_are_quantized(recipe: Make) -> None:
+    storage, lean = {"name": "nf4", "double_quant": False}, {"train.recompute": True}
+    kept = foreseen(recipe(storage=storage, **lean)).disk
+    paged = foreseen(recipe(storage=storage, **lean, **{"memory.page_weights": True})).disk
+    assert IN_CACHE[1] not in kept and paged[IN_CACHE[1]] == paged[IN_CACHE[0]] == kept[IN_CACHE[0]]
 
 
 def test_a_budget_that_is_no_size_is_refused(recipe: Make) -> None:

@@ -88,7 +88,8 @@ def command(
         if found.droppable_bytes:
             lines += [f"what is paged fills {format_bytes(found.droppable_bytes)} more while there is room"]
         left = "unknown" if room.memory is None else format_bytes(room.memory)
-        lines += [f"{room.source} leaves {left} of memory; {format_bytes(room.disk)} of disk are free"]
+        cache = "" if room.cache is None else f", {format_bytes(room.cache)} where the cache is"
+        lines += [f"{room.source} leaves {left} of memory; {format_bytes(room.disk)} of disk are free{cache}"]
         lines += [] if times is None else _spent(times)
         lines += [f"memory.auto picks {fits[0].flags}"] if picked else []
         lines += [f"warning: {warning}" for warning in warnings]

@@ -51,6 +51,8 @@ NATIVE = 55 * MIB
 """Code and scratch of the matrix libraries after the first steps; measured 28 to 75 MiB with nothing else alive."""
 BYTES_8_BITS = 2 + 8 / 256
 """A number's two moments in 8 bits, with an absmax each for every 256."""
+IN_CACHE = ("quantized base in the cache", "its scratch file, as it is made")
+"""Parts of the disk that veneer's cache takes; weights that will be paged go through a scratch file there."""
 MARGIN = 0.1
 """`train` refuses only where even this share less than foreseen would not fit."""
 
@@ -174,7 +176,9 @@ def _disk(plain: Plain, base: int, trained: int, past: int, inputs: int) -> dict
     disk = {"adapter": 4 * trained + past, "checkpoints": (train.keep_checkpoints + 1) * (12 * trained + past)}
     _, fresh = files_to_load(plain)
     if fresh:
-        disk["quantized base in the cache"] = base
+        disk[IN_CACHE[0]] = base
+    if fresh and plain.recipe.memory.page_weights:
+        disk[IN_CACHE[1]] = base
     if inputs:
         disk["paged activations"] = inputs
     return disk
@@ -187,18 +191,31 @@ class Room:
     memory: int | None
     """Bytes a run may hold; None where the system does not tell."""
     disk: int
+    """Bytes free where the run is written."""
     source: str
     """Where the limit on memory comes from."""
+    cache: int | None = None
+    """Bytes free where veneer's cache is, if that is another file system."""
 
 
 def room_for(recipe: Recipe, available: Callable[[], int | None] = machine.available_bytes) -> Room:
-    """The budget of the recipe, else what this process holds and can still take."""
-    folder = Path(recipe.run).absolute()
-    disk = shutil.disk_usage(next(p for p in [folder, *folder.parents] if p.exists())).free
-    if recipe.memory.budget is not None:
-        return Room(parse_bytes(recipe.memory.budget), disk, "memory.budget")
+    """The budget of the recipe, but no more than this process holds and can still take."""
+    run, cache = _existing(Path(recipe.run)), _existing(machine.cache_dir())
+    disk = shutil.disk_usage(run).free
+    apart = shutil.disk_usage(cache).free if cache.stat().st_dev != run.stat().st_dev else None
     free = available()
-    return Room(None if free is None else free + machine.rss_bytes(), disk, "this machine")
+    here = None if free is None else free + machine.rss_bytes()
+    if recipe.memory.budget is None:
+        return Room(here, disk, "this machine", apart)
+    budget = parse_bytes(recipe.memory.budget)
+    if here is not None and here < budget:
+        return Room(here, disk, f"memory.budget is {size(budget)}, but this machine", apart)
+    return Room(budget, disk, "memory.budget", apart)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the part of its path that is there."""
+    return next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
 
 
 def verdict(found: Estimate, room: Room) -> list[str]:
@@ -210,12 +227,26 @@ def verdict(found: Estimate, room: Room) -> list[str]:
             f"memory: {size(found.peak_bytes)} at the peak ({found.moment}), but {room.source} leaves "
             f"{size(room.memory)}{floor}"
         )
-    if found.disk_bytes > room.disk:
-        problems.append(f"disk: {size(found.disk_bytes)} to be written, but {size(room.disk)} are free")
+    return problems + _disk_problems(found, room)
+
+
+def _disk_problems(found: Estimate, room: Room) -> list[str]:
+    if room.cache is None:
+        short = found.disk_bytes > room.disk
+        return [f"disk: {size(found.disk_bytes)} to be written, but {size(room.disk)} are free"] if short else []
+    cached = sum(found.disk.get(part, 0) for part in IN_CACHE)
+    run, problems = found.disk_bytes - cached, []
+    if run > room.disk:
+        problems.append(f"disk: {size(run)} to be written to the run, but {size(room.disk)} are free there")
+    if cached > room.cache:
+        problems.append(
+            f"disk: {size(cached)} to be written to the cache {machine.cache_dir()}, but {size(room.cache)} are free "
+            "there; set VENEER_CACHE to a folder with more room"
+        )
     return problems
 
 
 def certainly_too_large(found: Estimate, room: Room) -> bool:
     """Whether it would not fit even if the estimate were `MARGIN` too high, or its disk is too small."""
     memory = room.memory is not None and found.peak_bytes * (1 - MARGIN) > room.memory
-    return memory or found.disk_bytes > room.disk
+    return memory or bool(_disk_problems(found, room))

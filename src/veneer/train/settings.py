@@ -158,7 +158,7 @@ class MemorySettings(Section):
     """How much memory there is, and what is kept on disk between uses; paging gives the same result, bit for bit."""
 
     budget: str | int | None = None
-    """Most memory the run may take, like 6GiB; if absent what the machine and its cgroup have left."""
+    """Most memory the run may take, like 6GiB; if absent, or if that is less, what machine and cgroup have left."""
     auto: bool = False
     """Where the run would not fit, make the change that costs least and fits: smaller portions, recomputing, 8-bit
     state, 4-bit weights, paging. `memory: auto` says so too; what was picked is told and stands in the run's recipe."""
