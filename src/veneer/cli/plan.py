@@ -12,7 +12,7 @@ from veneer.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from veneer.plan.fit import Fit
-    from veneer.plan.memory import Estimate
+    from veneer.plan.memory import Estimate, Room
     from veneer.plan.time import Times
     from veneer.train.prepare import Plan, Rows
     from veneer.train.settings import Recipe
@@ -87,9 +87,7 @@ def command(
         lines = [f"memory at the peak ({found.moment}):", *_table(found.parts), "disk:", *_table(found.disk)]
         if found.droppable_bytes:
             lines += [f"what is paged fills {format_bytes(found.droppable_bytes)} more while there is room"]
-        left = "unknown" if room.memory is None else format_bytes(room.memory)
-        cache = "" if room.cache is None else f", {format_bytes(room.cache)} where the cache is"
-        lines += [f"{room.source} leaves {left} of memory; {format_bytes(room.disk)} of disk are free{cache}"]
+        lines += [_left(room)]
         lines += [] if times is None else _spent(times)
         lines += [f"memory.auto picks {fits[0].flags}"] if picked else []
         lines += [f"warning: {warning}" for warning in warnings]
@@ -99,6 +97,12 @@ def command(
         others = [f"  {f.flags}   ({_costs(f, s)})" for f, s in zip_longest(fits, each)]
         ways = ["with these flags it would:", *others] if fits else ["no change of storage, portions or paging helps"]
         raise Refused("\n".join(["it does not fit:", *[f"  {p}" for p in problems], *ways]))
+
+
+def _left(room: "Room") -> str:
+    memory = "unknown" if room.memory is None else format_bytes(room.memory)
+    cache = "" if room.cache is None else f", {format_bytes(room.cache)} where the cache is"
+    return f"{room.source} leaves {memory} of memory; {format_bytes(room.disk)} of disk are free{cache}"
 
 
 def _each_timed(settings: "Recipe", rows: "Rows", fits: "list[Fit]", room: int | None) -> list[float | None]:
