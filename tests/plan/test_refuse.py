@@ -15,7 +15,7 @@ from veneer.plan.refuse import refusing
 from veneer.train.changes import with_changes
 from veneer.train.events import Event
 from veneer.train.loop import train
-from veneer.train.prepare import order_of_steps, read_examples, with_dtype
+from veneer.train.prepare import order_of_steps, read_examples, steps_of, with_dtype
 from veneer.train.recipe import load_recipe, write_recipe
 from veneer.train.settings import Recipe
 
@@ -57,10 +57,12 @@ def test_a_model_that_cannot_be_sized_is_trained(recipe: Make, monkeypatch: Any)
 
     monkeypatch.setattr(refuse, "estimate", unknown)
     said: list[str] = []
-    assert refusing(said.append)(recipe(), None, [], False) == recipe()  # type: ignore[arg-type]
+    rows = read_examples(recipe())
+    order = steps_of(recipe(), rows.examples)
+    assert refusing(said.append)(recipe(), rows, order, False) == recipe()
     assert said == ["whether it fits is not known: no blocks"]
     with pytest.raises(Refused, match=r"memory.auto has nothing to go by, .*: no blocks"):
-        refusing(said.append)(recipe(memory="auto"), None, [], False)  # type: ignore[arg-type]
+        refusing(said.append)(recipe(memory="auto"), rows, order, False)
 
 
 def room_between(monkeypatch: Any, recipe: Recipe, changes: dict[str, Any]) -> None:

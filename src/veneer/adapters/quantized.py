@@ -54,10 +54,7 @@ def load_base(
     if paged and torch.device(device).type != "cpu":
         raise ConfigError(f"memory.page_weights reads weights for a CPU, not for {device}; set it to false")
     if paged and storage is None and not is_quantized(folder):
-        raise ConfigError(
-            f"memory.page_weights reads weights as they are computed with, and {model} is dense; set storage to nf4, "
-            "fp4 or int8, or memory.page_weights to false"
-        )
+        raise dense_paged(model)
     furnisher, base = Furnisher(storage), folder
     if storage is None or is_quantized(folder):
         loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
@@ -72,6 +69,14 @@ def load_base(
     if paged:
         page_weights_(loaded.model, open_tensors(base), furnisher.homes, say=say)
     return loaded
+
+
+def dense_paged(model: str | Path) -> ConfigError:
+    """For weights that are to be paged, and are not quantized."""
+    return ConfigError(
+        f"memory.page_weights reads weights as they are computed with, and {model} is dense; set storage to nf4, fp4 "
+        "or int8, or memory.page_weights to false"
+    )
 
 
 def _from_cache(

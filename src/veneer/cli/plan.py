@@ -40,16 +40,20 @@ def command(
     """
     from veneer.plan.fit import nearest
     from veneer.plan.memory import estimate, room_for, verdict
+    from veneer.plan.sound import check_sound
     from veneer.plan.waits import slow_disk
     from veneer.train.changes import with_changes
     from veneer.train.prepare import read_examples, steps_of, with_dtype
     from veneer.train.recipe import load_recipe, parse_flags
+    from veneer.train.suited import check_suited
 
     if recipe.startswith("--"):
         raise ConfigError(f"the recipe comes first: veneer plan RECIPE {recipe} ...")
     settings = with_dtype(load_recipe(recipe, parse_flags(context.args)))
+    check_suited(settings)
     rows = read_examples(settings, lambda text: stderr.print(text, style="dim", markup=False, soft_wrap=True))
     order = steps_of(settings, rows.examples)
+    check_sound(settings, rows, order)
     found, room = estimate(settings, rows, order), room_for(settings)
     problems = verdict(found, room)
     fits = nearest(settings, rows, room, found.parts["runtime"]) if problems else []

@@ -7,6 +7,7 @@ from typing import Any
 from veneer.errors import VeneerError
 from veneer.plan.memory import Estimate, Room, estimate, has_matrices, verdict
 from veneer.plan.skeleton import Plain
+from veneer.plan.sound import check_sound
 from veneer.train.changes import Changes, with_changes
 from veneer.train.prepare import Rows, steps_of
 from veneer.train.settings import NONE, Recipe
@@ -78,7 +79,9 @@ def _tried(recipe: Recipe, rows: Rows, room: Room, runtime: int, changes: Change
     """One fit, or none."""
     try:
         other = with_changes(recipe, changes)
-        found = estimate(other, rows, steps_of(other, rows.examples), runtime)
+        order = steps_of(other, rows.examples)
+        check_sound(other, rows, order)
+        found = estimate(other, rows, order, runtime)
     except VeneerError:  # a change that this recipe cannot take
         return []
     return [] if verdict(found, room) else [Fit(changes, found)]

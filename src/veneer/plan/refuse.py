@@ -1,10 +1,12 @@
 """Before the weights are read: refuse a run that cannot fit, instead of being ended by the system in the middle."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
-from veneer.errors import Refused, VeneerError
+from veneer.errors import ModelError, Refused, VeneerError
 from veneer.plan.fit import nearest
 from veneer.plan.memory import certainly_too_large, estimate, room_for, verdict
+from veneer.plan.sound import check_sound
 from veneer.train.changes import with_changes
 from veneer.train.prepare import Check, Plan, Rows
 from veneer.train.settings import Recipe
@@ -14,12 +16,16 @@ from veneer.units import format_bytes
 def refusing(say: Callable[[str], None], *, force: bool = False) -> Check:
     """A check for `train`: raises Refused for a run that will not fit; what may just fit is only said.
 
+    What training would refuse after loading is refused here, before (`sound`).
+
     With `memory.auto` it returns the recipe with the cheapest change that fits, and says which; only where there is
     none is the run refused.
     force    say it and go on
     """
 
     def check(recipe: Recipe, rows: Rows, order: Plan, begun: bool) -> Recipe:
+        with suppress(ModelError):  # not to be followed without weights: said below
+            check_sound(recipe, rows, order)
         picking = recipe.memory.auto and not begun
         try:
             found = estimate(recipe, rows, order)

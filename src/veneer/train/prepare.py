@@ -107,7 +107,7 @@ def prepare(
     paged = recipe.memory.page_weights
     loaded = load_base(recipe.model, storage=storage, dtype=recipe.train.dtype, paged=paged, say=say)
     front = 0 if recipe.prompt.name == NONE else prompt_config(recipe.prompt.name, recipe.prompt.own).tokens
-    _check_lengths(loaded.model, [*rows.examples, *rows.held_out], front)
+    check_lengths(loaded.model, [*rows.examples, *rows.held_out], front)
     adapter = change_for(loaded.model, recipe, rows.examples, plan, begun)
     check_restarts(recipe, adapter, len(plan))
     check_in_backward(recipe, adapter, plan)
@@ -188,7 +188,7 @@ def with_dtype(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": dtype})})
 
 
-def _check_lengths(model: Any, examples: Sequence[Example], front: int) -> None:
+def check_lengths(model: Any, examples: Sequence[Example], front: int) -> None:
     """Raises ConfigError if a row, with `front` virtual tokens before it, is longer than the model can read."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(examples, key=len)

@@ -178,16 +178,21 @@ def adamw(groups: Groups, settings: OptimizerSettings, folder: Path | None) -> t
 
     Raises ConfigError for 8 bits where nothing would be kept in them.
     """
+    refuse_idle_bits(groups, settings)
+    if groups[0]["params"][0].is_cuda and (settings.bits == 8 or settings.paged is True):
+        return on_cuda(groups, settings)
+    betas, paged = settings.betas or BETAS, settings.paged
+    return FlatAdamW(groups, betas, settings.eps, settings.bits, paged, folder, settings.in_backward)
+
+
+def refuse_idle_bits(groups: Groups, settings: OptimizerSettings) -> None:
+    """Raise ConfigError for 8 bits where nothing would be kept in them."""
     roles = {group["role"] for group in groups}
     if settings.bits == 8 and roles <= set(NOT_DECAYED):
         raise ConfigError(
             f"optimizer.bits is 8, but this method trains only {' and '.join(sorted(roles))} parameters, whose state "
             "stays in 32 bits; leave it at 32"
         )
-    if groups[0]["params"][0].is_cuda and (settings.bits == 8 or settings.paged is True):
-        return on_cuda(groups, settings)
-    betas, paged = settings.betas or BETAS, settings.paged
-    return FlatAdamW(groups, betas, settings.eps, settings.bits, paged, folder, settings.in_backward)
 
 
 def on_cuda(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimizer:

@@ -1,0 +1,36 @@
+"""What `train` would refuse only once the weights are there, found without them.
+
+The checks are those of training, on the model and the change on torch's meta device.
+"""
+
+from veneer.adapters.quantized import dense_paged
+from veneer.plan.skeleton import Plain
+from veneer.plan.step import foreseeing
+from veneer.prompts.base import config_from
+from veneer.train.optim.adamw import refuse_idle_bits
+from veneer.train.optim.at_once import check_in_backward
+from veneer.train.optim.groups import parameter_groups
+from veneer.train.prepare import Plan, Rows, check_lengths
+from veneer.train.recompute import chosen_blocks
+from veneer.train.restarts import check_restarts
+from veneer.train.settings import NONE, Recipe
+
+
+def check_sound(recipe: Recipe, rows: Rows, order: Plan) -> None:
+    """Raise what training on these rows in this order of steps would raise before its first step.
+
+    Not looked for is what `check_suited` finds, which needs no rows.  Raises ModelError for a model that cannot be
+    followed without weights.
+    """
+    with foreseeing(recipe):
+        plain = Plain.of(recipe)
+        if recipe.memory.page_weights and plain.storage is None:
+            raise dense_paged(recipe.model)
+        model = plain.model()
+        front = 0 if recipe.prompt.name == NONE else config_from(recipe.prompt.name, recipe.prompt.own).tokens
+        check_lengths(model, [*rows.examples, *rows.held_out], front)
+        chosen_blocks(model, recipe.train.recompute)
+        change = plain.change(model)
+        check_restarts(recipe, change, len(order))
+        check_in_backward(recipe, change, order)
+        refuse_idle_bits(parameter_groups(change.named(), recipe.optimizer), recipe.optimizer)
