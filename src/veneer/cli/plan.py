@@ -67,14 +67,7 @@ def command(
     if as_json:
         emit_json(
             {
-                "peak_bytes": found.peak_bytes,
-                "floor_bytes": found.floor_bytes,
-                "moment": found.moment,
-                "parts": found.parts,
-                "droppable_bytes": found.droppable_bytes,
-                "disk_bytes": found.disk_bytes,
-                "disk": found.disk,
-                "memory_bytes": room.memory,
+                **_bytes(found, room),
                 "fits": not problems,
                 "picked": picked,
                 "nearest": [
@@ -101,6 +94,20 @@ def command(
         others = [f"  {f.flags}   ({_costs(f, s)})" for f, s in zip_longest(fits, each)]
         ways = ["with these flags it would:", *others] if fits else ["no change of storage, portions or paging helps"]
         raise Refused("\n".join(["it does not fit:", *[f"  {p}" for p in problems], *ways]))
+
+
+def _bytes(found: "Estimate", room: "Room") -> dict[str, Any]:
+    """For --json."""
+    return {
+        "peak_bytes": found.peak_bytes,
+        "floor_bytes": found.floor_bytes,
+        "moment": found.moment,
+        "parts": found.parts,
+        "droppable_bytes": found.droppable_bytes,
+        "disk_bytes": found.disk_bytes,
+        "disk": found.disk,
+        "memory_bytes": room.memory,
+    }
 
 
 def _left(room: "Room") -> str:
