@@ -79,13 +79,26 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "no C++ compiler found (looked for $CXX, g++, clang++, c++)" in why
 
 
+def test_a_compiler_that_does_not_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "odd"
+    compiler.write_bytes(b"no program at all")
+    compiler.chmod(0o755)
+    make_sources(tmp_path / "csrc")
+    (tmp_path / "csrc" / "veneer.cpp").touch()
+    monkeypatch.setattr(native, "HERE", tmp_path)
+    monkeypatch.setenv("CXX", str(compiler))
+    path, why = native.locate()
+    assert path is None
+    assert why.startswith(f"the C++ compiler {compiler} does not run (Exec format error)")
+
+
 def test_a_built_library_in_the_package_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native, "HERE", tmp_path)
     (tmp_path / "libveneer.so").write_bytes(b"no library at all")
     assert native.locate() == (tmp_path / "libveneer.so", "built into the package")
     found = native.load.__wrapped__()
     assert isinstance(found, native.Status)
-    assert "could not be loaded" in found.reason
+    assert "could not be loaded" in found.reason and "remove it to" in found.reason
 
 
 def make_sources(folder: Path) -> Path:

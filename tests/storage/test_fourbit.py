@@ -13,6 +13,7 @@ from tests.kernels.conftest import isa  # noqa: F401
 from tests.oracles import fourbit as oracle
 from tests.storage.cases import SHAPES, weight
 from veneer.errors import ConfigError, ModelError
+from veneer.kernels import native
 from veneer.kernels.dynamic import dynamic_map
 from veneer.storage import STORAGES, config_from, from_tensors
 from veneer.storage.fourbit import STATE, FourBit
@@ -134,6 +135,22 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
 # ---- files that are wrong
 
 
+def test_numbers_whose_mean_overflows_are_refused() -> None:
+    w = torch.full((4, 64), 3e38)
+    with pytest.raises(ModelError, match="too large for double quantization; set double_quant to false"):
+        make("nf4", w)
+    assert torch.equal(make("nf4", w, double_quant=False).dense(torch.float32), w)
+
+
+def test_a_wrong_instruction_set_is_no_fault_of_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ConfigError("VENEER_ISA=sse9 is no instruction set")
+
+    monkeypatch.setattr(native, "library", refuse)
+    with pytest.raises(ConfigError, match=r"^VENEER_ISA=sse9"):
+        make("nf4", torch.ones(2, 64))
+
+
 def whole(nested: bool = True) -> dict[str, Tensor]:
     return make("nf4", weight((8, 96)), double_quant=nested).tensors("m.weight")
 
@@ -192,6 +209,19 @@ BAD: list[tuple[Callable[[dict[str, Tensor]], None], str]] = [
     (changed(nested_offset=float("inf")), "nested_offset is inf, should be a finite number"),
     (changed(nested_blocksize=0), "nested_blocksize is 0, should be a positive number"),
     (changed(extra=1), "extra: not a key of the quantization state"),
+    (changed(blocksize=64.0), "blocksize is 64.0, should be one of 32, 64"),
+    (changed(dtype=["float16"]), "dtype is ['float16'], should be one of float32"),
+    (changed(nested_offset=1e39), "nested_offset is 1e+39, should be a finite number of float32"),
+    (changed(nested_offset=True), "nested_offset is True, should be a finite number"),
+    (changed(nested_blocksize=1 << 40), "nested_blocksize is 1099511627776, should be a positive number"),
+    (lambda t: with_state(t, "[" * 100_000), "holds no JSON"),
+    (put(f".{STATE}nf4", torch.zeros(2)), "is torch.float32, should be the bytes of JSON, torch.uint8"),
+    (put(".absmax", torch.zeros(1, 12, dtype=torch.uint8)), "absmax is (1, 12) torch.uint8, should be (12,)"),
+    (
+        lambda t: t.update({f"m.weight.{STATE}nf5": t.pop(f"m.weight.{STATE}nf4")}),
+        "there should be one key quant_state.bitsandbytes__nf4 or quant_state.bitsandbytes__fp4, "
+        "found quant_state.bitsandbytes__nf5",
+    ),
     (without("blocksize"), "blocksize: missing from the quantization state"),
     (without("nested_offset"), "nested_offset: missing from the quantization state"),
 ]

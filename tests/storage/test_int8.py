@@ -58,12 +58,19 @@ def test_what_is_not_finite_is_named() -> None:
         STORAGES["int8"].of(w, config_from("int8", {}), "m.weight")
 
 
+def test_numbers_of_8_bits_are_no_weight_to_quantize() -> None:
+    w = weight((4, 8)).to(torch.float8_e4m3fn)
+    with pytest.raises(ModelError, match=r"m\.weight: \(4, 8\) torch.float8_e4m3fn is no matrix of floating-point numbers"):
+        STORAGES["int8"].of(w, config_from("int8", {}), "m.weight")
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         ({"m.SCB": torch.ones(3)}, r"m\.SCB should be \(4,\) float32"),
         ({"m.SCB": torch.full((4,), float("nan"))}, r"m\.SCB holds numbers that are not finite"),
         ({"m.weight_format": torch.tensor(2)}, r"m\.weight_format is 2; only 0"),
+        ({"m.weight_format": torch.zeros(2)}, r"m\.weight_format is \[0.0, 0.0\]; only 0"),
         ({"m.weight": torch.zeros(4, dtype=torch.int8)}, "the weight should be an int8 matrix"),
     ],
 )

@@ -1,10 +1,14 @@
-"""Look at this machine: cores, memory, compiler, and which dtype it computes faster in."""
+"""Look at this machine: cores, memory, compiler, kernels, and which dtype it computes faster in."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from veneer import machine
 from veneer.cli.console import AsJson, emit_json, stdout
 from veneer.units import format_bytes
+
+if TYPE_CHECKING:
+    from veneer.kernels.native import Status
 
 
 def command(as_json: AsJson = False) -> None:
@@ -14,15 +18,19 @@ def command(as_json: AsJson = False) -> None:
 
     Example: veneer doctor --json
     """
-    found = machine.describe()
+    from veneer.kernels import native
+
+    found, kernels = machine.describe(), native.status()
     probe = machine.probe_dtype(anew=True)
-    for label, value in _rows(found, probe):
+    for label, value in _rows(found, kernels, probe):
         stdout.print(f"{label:<12} {value}", markup=False, soft_wrap=True)
     if as_json:
-        emit_json(asdict(found) | {"compute_dtype": probe.chosen, "probe": asdict(probe) | {"ratio": probe.ratio}})
+        built = {"kernels": {"instructions": kernels.isa, "reason": kernels.reason}}
+        chosen = {"compute_dtype": probe.chosen, "probe": asdict(probe) | {"ratio": probe.ratio}}
+        emit_json(asdict(found) | built | chosen)
 
 
-def _rows(found: machine.Machine, probe: machine.Probe) -> list[tuple[str, str]]:
+def _rows(found: machine.Machine, kernels: "Status", probe: machine.Probe) -> list[tuple[str, str]]:
     quota = f", a cgroup allows {found.cpu_quota:g}" if found.cpu_quota is not None else ""
     limit = f" (limited by a cgroup to {format_bytes(found.memory_limit)})" if found.memory_limit is not None else ""
     physical = "unknown" if found.physical_cores is None else found.physical_cores
@@ -39,6 +47,7 @@ def _rows(found: machine.Machine, probe: machine.Probe) -> list[tuple[str, str]]
         ("swap", _size(found.swap_total)),
         ("disk", f"{format_bytes(found.disk_free)} free at {found.disk_path}"),
         ("compiler", found.compiler or "no C++ compiler found"),
+        ("kernels", f"{kernels.isa or 'none, plain torch computes instead, slower'}: {kernels.reason}"),
         ("cuda", ", ".join(found.cuda) or "no device"),
         ("openmp", set_up or "nothing set"),
         ("dtype", f"{probe.chosen}: {probe.reason}"),

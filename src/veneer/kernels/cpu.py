@@ -16,7 +16,8 @@ from veneer.kernels.reference import Packed
 
 FEW = 64
 """Rows up to which LoRA segments are computed row by row; torch's matrix products are faster above."""
-FAILURES = {-1: "this machine lacks the instruction set", -2: "an argument does not fit", -3: "no memory for scratch"}
+MISALIGNED = "a tensor begins at an address that is no multiple of its numbers' size; give a .clone() of it"
+FAILURES = {-1: "this machine lacks the instruction set", -2: MISALIGNED, -3: "no memory for scratch"}
 
 
 def done(op: str, code: int) -> None:

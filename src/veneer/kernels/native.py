@@ -89,7 +89,7 @@ def load() -> Native | Status:
     try:
         lib = ctypes.CDLL(str(path))
     except OSError as error:
-        return Status(False, path, None, f"{path} could not be loaded: {error}")
+        return Status(False, path, None, f"{path} could not be loaded ({error}); remove it to have it built anew")
     found = getattr(lib, "veneer_abi", lambda: None)()
     if found != ABI:
         return Status(False, path, None, f"{path} has ABI {found}, this veneer needs {ABI}")
@@ -171,7 +171,11 @@ def locate() -> tuple[Path | None, str]:
     compiler = find_compiler()
     if compiler is None:
         return None, "no C++ compiler found (looked for $CXX, g++, clang++, c++); install one, or the built wheel"
-    built = cache_dir() / "kernels" / f"libveneer-{key_of(sources, compiler)}.so"
+    try:
+        key = key_of(sources, compiler)
+    except OSError as error:
+        return None, f"the C++ compiler {compiler} does not run ({error.strerror}); install one, or set CXX to another"
+    built = cache_dir() / "kernels" / f"libveneer-{key}.so"
     if built.is_file():
         return built, "built earlier on this machine"
     problem = build(sources, compiler, built)

@@ -115,8 +115,8 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Storage:
 
 def check_matrix(w: Tensor, name: str) -> None:
     """Refuse what is no weight matrix of finite floating-point numbers (finiteness is left to the quantizer)."""
-    if w.dim() != 2 or w.numel() == 0 or not w.is_floating_point():
-        raise ModelError(f"{name}: {tuple(w.shape)} {w.dtype} is no matrix of floating-point numbers")
+    if w.dim() != 2 or w.numel() == 0 or not w.is_floating_point() or w.dtype.itemsize < 2:
+        raise ModelError(f"{name}: {tuple(w.shape)} {w.dtype} is no matrix of floating-point numbers from 16 bits on")
 
 
 def check_ids(ids: Tensor, rows: int) -> None:

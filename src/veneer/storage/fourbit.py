@@ -28,6 +28,7 @@ from veneer.storage.base import Storage, StorageConfig, check_ids, check_matrix
 NESTED_BLOCK = 256
 """Absmax values that share one float32 under double quantization."""
 STATE = "quant_state.bitsandbytes__"
+KINDS = ("nf4", "fp4")
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,11 +85,15 @@ class FourBit(Storage):
         levels, bounds, order = (t.to(w.device) for t in cls.tables())
         try:
             codes, absmax = ops.quantize_4bit(w.detach(), bounds, order, block)
+        except ConfigError:  # of VENEER_ISA, no fault of the weight
+            raise
         except InputError as error:
             raise ModelError(f"{name}: {error}") from error
         if not double_quant:
             return Packed(codes, absmax, levels, None, None, 0.0, NESTED_BLOCK, block)
         offset = absmax.mean()
+        if not bool(offset.isfinite()):
+            raise ModelError(f"{name}: its numbers are too large for double quantization; set double_quant to false")
         nested_levels = dynamic_map().levels.to(w.device)
         absmax_codes, nested = ops.quantize_absmax(absmax - offset, nested_levels, NESTED_BLOCK)
         return Packed(codes, absmax_codes, levels, nested, nested_levels, float(offset), NESTED_BLOCK, block)
@@ -175,7 +180,7 @@ class FourBit(Storage):
     def recognizes(cls, keys: Mapping[str, Tensor], name: str) -> bool:
         if f"{name}.{STATE}{cls.quant_type}" in keys:
             return True
-        stateless = not any(k.startswith(f"{name}.{STATE}") for k in keys)
+        stateless = not any(f"{name}.{STATE}{kind}" in keys for kind in KINDS)
         return stateless and cls.quant_type == "nf4" and f"{name}.quant_map" in keys  # so that NF4 reports what lacks
 
     @classmethod
@@ -212,12 +217,14 @@ def read_state(mine: Mapping[str, Tensor], quant_type: str) -> tuple[dict[str, A
     states = [k for k in mine if k.startswith(STATE)]
     known = {*PARTS, *states}
     problems = [f"{k}: not a key of this layout" for k in mine if k not in known]
-    if len(states) != 1:
+    if len(states) != 1 or states[0].removeprefix(STATE) not in KINDS:
         found = ", ".join(states) or "none"
         return {}, [*problems, f"there should be one key {STATE}nf4 or {STATE}fp4, found {found}"]
+    if mine[states[0]].dtype != torch.uint8:
+        return {}, [*problems, f"{states[0]} is {mine[states[0]].dtype}, should be the bytes of JSON, torch.uint8"]
     try:
         state = json.loads(bytes(mine[states[0]].reshape(-1).tolist()), object_pairs_hook=without_duplicates)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         return {}, [*problems, f"{states[0]} holds no JSON: {error}"]
     if not isinstance(state, dict):
         return {}, [*problems, f"{states[0]} should hold a JSON object, found {type(state).__name__}"]
@@ -238,21 +245,21 @@ def check_state(state: Mapping[str, Any], quant_type: str) -> list[str]:
     wanted = {"quant_type", "blocksize", "dtype", "shape"} | (nested if nested & set(state) else set())
     problems = [f"{k}: missing from the quantization state" for k in sorted(wanted - set(state))]
     problems += [f"{k}: not a key of the quantization state" for k in sorted(set(state) - wanted - nested)]
-    shape = state.get("shape")
+    shape, block = state.get("shape"), state.get("blocksize")
     checks = [
         ("quant_type", state.get("quant_type") == quant_type, repr(quant_type)),
-        ("blocksize", state.get("blocksize") in BLOCKS, f"one of {', '.join(map(str, BLOCKS))}"),
-        ("dtype", state.get("dtype") in DTYPES, f"one of {', '.join(DTYPES)}"),
+        ("blocksize", is_count(block) and block in BLOCKS, f"one of {', '.join(map(str, BLOCKS))}"),
+        ("dtype", state.get("dtype") in tuple(DTYPES), f"one of {', '.join(DTYPES)}"),
         ("shape", is_shape(shape), "two positive numbers"),
         ("nested_blocksize", is_count(state.get("nested_blocksize", 1)), "a positive number"),
         ("nested_dtype", state.get("nested_dtype", "float32") == "float32", "'float32'"),
-        ("nested_offset", is_finite(state.get("nested_offset", 0.0)), "a finite number"),
+        ("nested_offset", is_finite(state.get("nested_offset", 0.0)), "a finite number of float32"),
     ]
     return problems + [f"{k} is {state[k]!r}, should be {want}" for k, fits, want in checks if k in state and not fits]
 
 
 def is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value < 1 << 31
 
 
 def is_shape(value: Any) -> bool:
@@ -260,7 +267,7 @@ def is_shape(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    return isinstance(value, float | int) and abs(value) < float("inf")
+    return type(value) in (float, int) and abs(value) <= torch.finfo(torch.float32).max
 
 
 def check_parts(mine: Mapping[str, Tensor], state: Mapping[str, Any], codes: Tensor | None) -> list[str]:
@@ -281,7 +288,7 @@ def check_parts(mine: Mapping[str, Tensor], state: Mapping[str, Any], codes: Ten
         if key not in mine:
             continue
         part = mine[key]
-        if part.numel() != count or part.dtype != dtype:
+        if tuple(part.shape) != (count,) or part.dtype != dtype:
             problems.append(f"{key} is {tuple(part.shape)} {part.dtype}, should be ({count},) {dtype}")
         elif part.is_floating_point() and not bool(part.isfinite().all()):
             problems.append(f"{key} holds numbers that are not finite")

@@ -122,8 +122,9 @@ class Int8(Storage):
             problems.append(f"{module}SCB should be ({codes.shape[0]},) float32, one absmax per row")
         elif not bool(absmax.isfinite().all()):
             problems.append(f"{module}SCB holds numbers that are not finite")
-        if kind is not None and int(kind) != 0:
-            problems.append(f"{module}weight_format is {int(kind)}; only 0, rows as they are, can be read")
+        form: Any = 0 if kind is None else kind.tolist()
+        if form != 0:
+            problems.append(f"{module}weight_format is {form}; only 0, rows as they are, can be read")
         if problems or codes is None or absmax is None:
             raise ModelError("\n".join([f"{name} is no whole 8-bit weight:", *problems, "Nothing was loaded."]))
         return cls(codes, absmax, torch.float16)
