@@ -295,6 +295,9 @@ def test_quantized_folders_stay_as_they_are(tiny_model: Path, tmp_path: Path) ->
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="holds weights quantized by gptq"):
         loaded(folder, "dense")
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": ["nf4"]}))
+    with pytest.raises(ModelError, match="transformers builds no causal model from it"):
+        loaded(folder, "dense")
 
 
 def test_weights_that_cannot_be_quantized_are_named_together(tiny_model: Path, tmp_path: Path) -> None:

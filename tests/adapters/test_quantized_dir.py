@@ -164,6 +164,19 @@ def test_the_hash_is_of_contents(wide: Path, tmp_path: Path) -> None:
     assert content_hash(other) != before
 
 
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    tmp_path: Path, wide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hash that cannot be kept is computed, and the model is quantized at each start."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "model.safetensors").write_bytes(b"x" * (2 << 20))
+    assert content_hash(tmp_path) == content_hash(tmp_path)
+    told: list[str] = []
+    load_base(wide, storage=base_storage("nf4"), dtype="float32", say=told.append)
+    assert told[1].startswith("the quantized weights are not kept for the next start")
+
+
 def test_a_large_files_hash_is_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 

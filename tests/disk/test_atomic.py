@@ -145,6 +145,24 @@ except DiskError as error:
 """
 
 
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Not what is being written by another, nor what is of another folder, nor what is too young to be held."""
+    place = tmp_path / "run[1]"
+    killed, held, other, young = (tmp_path / f".{n}.tmp" for n in ("run[1].00", "run[1].01", "run1.02", "run[1].03"))
+    for folder in (killed, held, other, young):
+        folder.mkdir()
+        (folder / "half").write_text("half")
+        if folder != young:
+            os.utime(folder, (0, 0))
+    with atomic._locked(held):
+        put_folder(place, "new")
+    assert names(tmp_path) == sorted([held.name, other.name, young.name, place.name])
+    with replacing_folder(place) as mine:
+        os.utime(mine, (0, 0))
+        put_folder(place, "of another process")
+        assert mine.is_dir()
+
+
 def test_a_real_write_that_fails_midway(tmp_path: Path) -> None:
     path = tmp_path / "file"
     put(path, "old")

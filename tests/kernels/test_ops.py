@@ -24,6 +24,7 @@ def calls() -> list[tuple[str, tuple[object, ...]]]:
         ("matmul_4bit", (torch.randn(2, 3, 64, requires_grad=True), *nested, 8)),
         ("matmul_4bit", (torch.randn(3, 64), *plain, 8)),
         ("matmul_4bit_backward", (torch.randn(3, 8), *plain, 64)),
+        ("matmul_4bit_backward", (torch.randn(3, 8, requires_grad=True), *nested, 64)),
         ("lora_segments", (torch.randn(3, 8), torch.randn(2, 4, 8), torch.randn(2, 5, 4), torch.ones(2), *segments)),
     ]
 
@@ -43,6 +44,18 @@ def test_the_gradient_of_x_is_that_of_the_dense_weight(isa: str, cols: int) -> N
     (got,) = torch.autograd.grad(ops.matmul_4bit(x, w, 24), x, g)
     (want,) = torch.autograd.grad(x @ whole.T, x, g)
     assert torch.allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("cols", [64, 72])
+def test_second_derivatives_are_those_of_the_dense_weight(isa: str, cols: int) -> None:
+    w, x = packed(8, cols), torch.randn(3, cols, requires_grad=True)
+    dense = ops.dequantize_4bit(w, (8, cols), torch.float32)
+
+    def second(y: Tensor) -> Tensor:
+        (first,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    torch.testing.assert_close(second(ops.matmul_4bit(x, w, 8)), second(x @ dense.T), rtol=1e-3, atol=1e-2)
 
 
 def test_nothing_flows_to_the_weight_and_nothing_dense_is_kept() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from veneer.adapters.base_storage import BaseStorage
 from veneer.disk.atomic import replacing, replacing_folder
 from veneer.disk.model_dir import COPIED, open_model_dir
 from veneer.disk.tensors import INDEX, Tensors, open_tensors, weight_files, write_model_tensors
+from veneer.errors import DiskError
 from veneer.storage import Storage, bnb
 from veneer.storage.fourbit import FourBit
 
@@ -56,7 +58,7 @@ def _file_hash(file: Path) -> str:
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if about.st_size > 1 << 20:  # smaller files are hashed faster than looked up
-        with replacing(kept) as temporary:
+        with suppress(DiskError), replacing(kept) as temporary:  # where it cannot be kept, it is computed each time
             temporary.write_text(found, encoding="ascii")
     return found
 

@@ -1,16 +1,22 @@
 """Files that are either whole or as they were: written beside their place, synced, then renamed over it."""
 
 import errno
+import fcntl
+import glob
 import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from veneer.errors import DiskError
+
+YOUNG = 10.0
+"""Seconds after its last change in which a temporary folder is left alone."""
 
 
 @contextmanager
@@ -39,16 +45,20 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes `path`'s place, and the older folder is removed.
 
     Two renames do it. A process killed between them leaves the older folder, whole, beside `path` as `.NAME.*.old`.
+    One killed before leaves the temporary folder, which the next that writes to `path` removes.
     Raises DiskError as `replacing` does, and for a `path` that is a file.
     """
     path = Path(os.path.realpath(path))
     temporary, old = _beside(path, "tmp"), _beside(path, "old")
-    with _explaining(path):
+    with _explaining(path), ExitStack() as held:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _clear_killed(path)
             if path.exists() and not path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "there is a file in the folder's place")
             temporary.mkdir()
+            with suppress(OSError):  # some network disks know no locks; there nothing is cleared either
+                held.enter_context(_locked(temporary))
             yield temporary
             for file in [*temporary.rglob("*"), temporary]:
                 _sync(file)
@@ -84,6 +94,26 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
         except OSError:
             return
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder, which ends with the process; raises BlockingIOError where another holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear_killed(path: Path) -> None:
+    """Remove temporary folders of `path` that nobody holds any more; young ones may be about to be held."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError):
+            if left.is_dir() and time.time() - left.stat().st_mtime > YOUNG:
+                with _locked(left):
+                    _remove(left)
 
 
 def _sync(path: Path) -> None:

@@ -175,6 +175,21 @@ def matmul_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd("veneer::matmul_4bit", matmul_gradient, setup_context=keep_weight, lib=LIBRARY)
 
 
+def keep_weight_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    keep_weight(ctx, inputs, output)
+    ctx.rows = inputs[0].shape[-1]
+
+
+def matmul_backward_gradient(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of dx = dy W for dy, for second derivatives: ddx W^T."""
+    return (torch.ops.veneer.matmul_4bit(ddx, *ctx.saved_tensors, *ctx.numbers, ctx.rows), *([None] * 9))
+
+
+torch.library.register_autograd(
+    "veneer::matmul_4bit_backward", matmul_backward_gradient, setup_context=keep_weight_backward, lib=LIBRARY
+)
+
+
 def segmenter(kernel: Kernel, values: bool = True) -> Kernel:
     def op(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
         contract.check_segments(x, a, b, scale, starts, slots)

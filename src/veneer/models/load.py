@@ -141,7 +141,7 @@ def build(folder: Path, dtype: torch.dtype, *, quantized: bool, blocks: int | No
             model = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     except ModelError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = str(error).partition("\n")[0]  # without its list of all architectures
         raise ModelError(
             f"{folder}/config.json: transformers builds no causal model from it: {why} Give a causal language model."
