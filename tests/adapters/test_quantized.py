@@ -169,6 +169,14 @@ def test_other_settings_and_other_weights_are_quantized_anew(tiny_model: Path, t
     assert model.model.layers[0].mlp.down_proj.storage.dense(torch.float32).mean() > 0.9
 
 
+def test_what_a_killed_quantization_left_is_cleared(tiny_model: Path, cache: Path) -> None:
+    left = cache / f".{'ab' * 32}.0123abcd.tmp"  # of another model
+    left.mkdir(parents=True)
+    (left / "model.safetensors").touch()
+    loaded(tiny_model)
+    assert not left.exists()
+
+
 def test_a_damaged_copy_is_made_anew(tiny_model: Path, cache: Path) -> None:
     told: list[str] = []
     want = logits(loaded(tiny_model).model)

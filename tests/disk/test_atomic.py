@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from veneer.disk import atomic
-from veneer.disk.atomic import replacing, replacing_folder, write_json
+from veneer.disk.atomic import clear_leftovers, replacing, replacing_folder, write_json
 from veneer.errors import ConfigError, DiskError
 
 
@@ -131,6 +131,57 @@ def test_interrupted_between_the_two_renames_the_earlier_folder_comes_back(
     assert names(tmp_path) == ["adapter"]
 
 
+WRITING = """
+import sys, time
+from pathlib import Path
+from veneer.disk.atomic import clear_leftovers, replacing, replacing_folder
+with (replacing_folder if sys.argv[2] == "folder" else replacing)(Path(sys.argv[1])) as temporary:
+    print(temporary.name, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_writes_stays(kind: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITING, str(tmp_path / "thing[1]"), kind]
+    mine = tmp_path / ".thing[1].tmp"  # of somebody else
+    other = tmp_path / ".thing1.0123abcd.tmp"  # of another name
+    mine.touch()
+    other.touch()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
+        assert killed.stdout is not None
+        left = tmp_path / killed.stdout.readline().strip()
+        write = put if kind == "file" else put_folder
+        try:
+            write(tmp_path / "thing[1]", "first")
+            assert left.exists()
+        finally:
+            killed.kill()
+            killed.wait()
+    assert left.exists()
+    write(tmp_path / "thing[1]", "second")
+    assert names(tmp_path) == sorted([mine.name, other.name, "thing[1]"])
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == [mine.name, "thing[1]"]
+
+
+@pytest.mark.parametrize("way", [replacing, replacing_folder])
+def test_a_temporary_that_is_cleared_before_it_is_locked_is_made_again(
+    way: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, cleared = atomic.fcntl.flock, []
+
+    def late(handle: int, how: int) -> None:
+        if not cleared:
+            cleared.append(True)
+            clear_leftovers(tmp_path)
+        lock(handle, how)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", late)
+    (put if way is replacing else put_folder)(tmp_path / "thing", "new")
+    assert cleared and names(tmp_path) == ["thing"]
+
+
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
@@ -143,24 +194,6 @@ try:
 except DiskError as error:
     print(error)
 """
-
-
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    """Not what is being written by another, nor what is of another folder, nor what is too young to be held."""
-    place = tmp_path / "run[1]"
-    killed, held, other, young = (tmp_path / f".{n}.tmp" for n in ("run[1].00", "run[1].01", "run1.02", "run[1].03"))
-    for folder in (killed, held, other, young):
-        folder.mkdir()
-        (folder / "half").write_text("half")
-        if folder != young:
-            os.utime(folder, (0, 0))
-    with atomic._locked(held):
-        put_folder(place, "new")
-    assert names(tmp_path) == sorted([held.name, other.name, young.name, place.name])
-    with replacing_folder(place) as mine:
-        os.utime(mine, (0, 0))
-        put_folder(place, "of another process")
-        assert mine.is_dir()
 
 
 def test_a_real_write_that_fails_midway(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from veneer.adapters.base_storage import BaseStorage, config_of
 from veneer.adapters.paged import page_weights_
 from veneer.adapters.quantized_dir import cache_folder, is_quantized, write_quantized
 from veneer.adapters.targets import output_head
+from veneer.disk.atomic import clear_leftovers
 from veneer.disk.scratch import Spill
 from veneer.disk.tensors import Tensors, open_tensors
 from veneer.errors import ConfigError, DiskError, ModelError
@@ -61,6 +62,7 @@ def load_base(
     else:
         base = cache_folder(folder, storage)
         if not base.is_dir() or (found := _from_cache(base, furnisher, dtype, device, say)) is None:
+            clear_leftovers(base.parent)
             say(f"quantizing {model} to {storage} (once)")
             found = (_through_disk if paged else _quantized)(folder, base, furnisher, dtype, device, say)
         loaded = found

@@ -1,22 +1,25 @@
-"""Files that are either whole or as they were: written beside their place, synced, then renamed over it."""
+"""Files that are either whole or as they were: written beside their place, synced, then renamed over it.
+
+What is being written is locked by its process.  A killed one leaves it unlocked, and the next to write the same clears
+it away.
+"""
 
 import errno
 import fcntl
-import glob
 import json
 import os
+import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from veneer.errors import DiskError
 
-YOUNG = 10.0
-"""Seconds after its last change in which a temporary folder is left alone."""
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
+"""What `_beside` calls them."""
 
 
 @contextmanager
@@ -27,17 +30,14 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises DiskError (what, where, how much is free) when the disk is full or may not be written.
     """
     path = Path(os.path.realpath(path))
-    temporary = _beside(path, "tmp")
     with _explaining(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.touch(exist_ok=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(path.parent, path.name)
+        with _locked(path, folder=False) as temporary:
             yield temporary
             _sync(temporary)
             temporary.replace(path)
             _sync(path.parent)
-        finally:
-            _remove(temporary)
 
 
 @contextmanager
@@ -45,34 +45,47 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes `path`'s place, and the older folder is removed.
 
     Two renames do it. A process killed between them leaves the older folder, whole, beside `path` as `.NAME.*.old`.
-    One killed before leaves the temporary folder, which the next that writes to `path` removes.
     Raises DiskError as `replacing` does, and for a `path` that is a file.
     """
     path = Path(os.path.realpath(path))
-    temporary, old = _beside(path, "tmp"), _beside(path, "old")
-    with _explaining(path), ExitStack() as held:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _clear_killed(path)
-            if path.exists() and not path.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, "there is a file in the folder's place")
-            temporary.mkdir()
-            with suppress(OSError):  # some network disks know no locks; there nothing is cleared either
-                held.enter_context(_locked(temporary))
-            yield temporary
-            for file in [*temporary.rglob("*"), temporary]:
-                _sync(file)
-            if path.exists():
-                path.replace(old)
-            temporary.replace(path)
-            _sync(path.parent)
-        except DiskError as error:  # about a file in the temporary folder: named by the place it was meant for
-            raise DiskError(str(error).replace(str(temporary), str(path))) from error
-        finally:
-            if old.exists() and not path.exists():  # interrupted between the two renames
-                old.replace(path)
-            _remove(temporary)
-            _remove(old)
+    old = _beside(path, "old")
+    with _explaining(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "there is a file in the folder's place")
+        clear_leftovers(path.parent, path.name)
+        with _locked(path, folder=True) as temporary:
+            try:
+                yield temporary
+                for file in [*temporary.rglob("*"), temporary]:
+                    _sync(file)
+                if path.exists():
+                    path.replace(old)
+                temporary.replace(path)
+                _sync(path.parent)
+            except DiskError as error:  # about a file in the temporary folder: named by the place it was meant for
+                raise DiskError(str(error).replace(str(temporary), str(path))) from error
+            finally:
+                if old.exists() and not path.exists():  # interrupted between the two renames
+                    old.replace(path)
+                _remove(old)
+
+
+def clear_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left of their writing to `name`, or to anything, in `folder`; what a living one
+    writes stays.
+    """
+    for left in folder.glob(".*.tmp"):
+        found = TEMPORARY.fullmatch(left.name)
+        if found is None or name not in (None, found[1]):
+            continue
+        with suppress(OSError):  # locked, gone, or a file system that locks nothing
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(left)
+            finally:
+                os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -85,6 +98,38 @@ def _beside(path: Path, ending: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
 
 
+@contextmanager
+def _locked(path: Path, *, folder: bool) -> Iterator[Path]:
+    """A temporary file or folder beside `path`, locked by this process; removed at the end unless it was renamed."""
+    temporary, handle = _beside(path, "tmp"), -1
+    try:
+        while handle < 0:
+            if folder:
+                temporary.mkdir()
+            else:
+                temporary.touch(exist_ok=False)
+            handle = _lock(temporary)
+        yield temporary
+    finally:
+        _remove(temporary)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _lock(path: Path) -> int:
+    """A handle that keeps `path` locked; -1 if `clear_leftovers` of another process was faster and removed it."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return -1
+    with suppress(OSError):  # a file system that locks nothing
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    if path.exists():
+        return handle
+    os.close(handle)
+    return -1
+
+
 def _remove(path: Path) -> None:
     """Remove a file or a folder if it is there; a failure to clean up does not hide an earlier error."""
     if path.is_dir():
@@ -94,26 +139,6 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
         except OSError:
             return
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder, which ends with the process; raises BlockingIOError where another holds it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _clear_killed(path: Path) -> None:
-    """Remove temporary folders of `path` that nobody holds any more; young ones may be about to be held."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError):
-            if left.is_dir() and time.time() - left.stat().st_mtime > YOUNG:
-                with _locked(left):
-                    _remove(left)
 
 
 def _sync(path: Path) -> None:
