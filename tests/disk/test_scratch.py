@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from veneer.disk.scratch import ENDING, Spill, clear_scratch, open_scratch
+from veneer.disk.scratch import ENDING, Spill, clear_scratch, filesystem_of, open_scratch, refuse_memory
 from veneer.errors import DiskError
 
 
@@ -38,6 +38,21 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("kept")
     clear_scratch(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_the_file_system_of_a_folder_that_need_not_be_there(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\ntmpfs {tmp_path} tmpfs rw 0 0\n")
+    assert filesystem_of(tmp_path / "new", mounts) == "tmpfs"
+    assert filesystem_of(Path("/"), mounts) == "ext4"
+    assert filesystem_of(tmp_path, tmp_path / "absent") is None
+
+
+def test_a_folder_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_memory(Path("/proc"), "memory.page_weights", "put it on a disk")
+    monkeypatch.setattr("veneer.disk.scratch.filesystem_of", lambda folder: "ramfs")
+    with pytest.raises(DiskError, match=r"memory.page_weights: .* is a ramfs, which lies in memory; put it on a disk"):
+        refuse_memory(tmp_path, "memory.page_weights", "put it on a disk")
 
 
 def test_spilled_tensors_are_equal_and_outlive_the_file(tmp_path: Path) -> None:

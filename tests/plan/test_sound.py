@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from veneer.cli.main import invoke
-from veneer.errors import ConfigError
+from veneer.errors import ConfigError, DiskError
 from veneer.plan.fit import nearest
 from veneer.plan.memory import Room, estimate
 from veneer.plan.refuse import refusing
@@ -47,6 +47,28 @@ def test_the_words_are_those_of_training(changes: dict[str, Any], recipe: Make, 
 
     monkeypatch.setattr("veneer.train.prepare.load_base", never)
     assert by_plan == refused(lambda: train(of, check=refusing(print)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"memory.page_activations": True, "train.recompute": True}, "put the run on a disk"),
+        ({"optimizer.paged": True}, "put the run on a disk"),
+        (
+            {"memory.page_weights": True, "train.recompute": True, "storage.name": "nf4"},
+            "set VENEER_CACHE to a folder on a disk",
+        ),
+    ],
+)
+def test_paging_into_memory_is_refused(changes: Any, advice: str, recipe: Make, monkeypatch: Any) -> None:
+    of = recipe(**changes)
+    rows = read_examples(of)
+    check_sound(of, rows, order := steps_of(of, rows.examples))
+    monkeypatch.setattr("veneer.disk.scratch.filesystem_of", lambda folder: "tmpfs")
+    with pytest.raises(DiskError, match=f"is a tmpfs, which lies in memory; {advice}"):
+        check_sound(of, rows, order)
+    with pytest.raises(DiskError, match=f"is a tmpfs, which lies in memory; {advice}"):
+        train(of)
 
 
 def test_plan_is_status_2_for_them_and_for_an_encoder(recipe: Make, tmp_path: Any, capsys: Any) -> None:

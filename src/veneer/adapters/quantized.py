@@ -21,7 +21,7 @@ from veneer.adapters.paged import page_weights_
 from veneer.adapters.quantized_dir import cache_folder, is_quantized, write_quantized
 from veneer.adapters.targets import output_head
 from veneer.disk.atomic import clear_leftovers
-from veneer.disk.scratch import Spill
+from veneer.disk.scratch import Spill, refuse_memory
 from veneer.disk.tensors import Tensors, open_tensors
 from veneer.errors import ConfigError, DiskError, ModelError
 from veneer.models.load import Loaded, load_model, resolve
@@ -56,6 +56,8 @@ def load_base(
         raise ConfigError(f"memory.page_weights reads weights for a CPU, not for {device}; set it to false")
     if paged and storage is None and not is_quantized(folder):
         raise dense_paged(model)
+    if paged:
+        refuse_weights_in_memory(folder)
     furnisher, base = Furnisher(storage), folder
     if storage is None or is_quantized(folder):
         loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
@@ -79,6 +81,14 @@ def dense_paged(model: str | Path) -> ConfigError:
         f"memory.page_weights reads weights as they are computed with, and {model} is dense; set storage to nf4, fp4 "
         "or int8, or memory.page_weights to false"
     )
+
+
+def refuse_weights_in_memory(folder: Path) -> None:
+    """Raise DiskError where the weights that are paged would be read from memory."""
+    if is_quantized(folder):
+        refuse_memory(folder, "memory.page_weights", "put the model on a disk")
+    else:
+        refuse_memory(machine.cache_dir(), "memory.page_weights", "set VENEER_CACHE to a folder on a disk")
 
 
 def _from_cache(

@@ -59,6 +59,26 @@ def clear_scratch(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def refuse_memory(folder: Path, key: str, advice: str) -> None:
+    """Raise DiskError where `folder` lies in memory itself, which paging would fill instead of sparing.
+
+    key      of the recipe, that asks for paging
+    """
+    if (kind := filesystem_of(folder)) in ("tmpfs", "ramfs"):
+        raise DiskError(f"{key}: {folder} is a {kind}, which lies in memory; {advice}")
+
+
+def filesystem_of(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The kind of file system that `folder` lies on; None where the system does not tell."""
+    try:
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return None
+    place = folder.resolve()
+    found = [(len(line[1]), line[2]) for line in lines if len(line) > 2 and place.is_relative_to(line[1])]
+    return max(found, default=(0, None), key=lambda pair: pair[0])[1]
+
+
 class Spill:
     """Tensors moved out of memory into one scratch file, and mapped from there: pages the system may drop."""
 

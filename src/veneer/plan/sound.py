@@ -3,7 +3,10 @@
 The checks are those of training, on the model and the change on torch's meta device.
 """
 
-from veneer.adapters.quantized import dense_paged
+from pathlib import Path
+
+from veneer.adapters.quantized import dense_paged, refuse_weights_in_memory
+from veneer.disk.scratch import refuse_memory
 from veneer.plan.skeleton import Plain
 from veneer.plan.step import foreseeing
 from veneer.prompts.base import config_from
@@ -24,8 +27,7 @@ def check_sound(recipe: Recipe, rows: Rows, order: Plan) -> None:
     """
     with foreseeing(recipe):
         plain = Plain.of(recipe)
-        if recipe.memory.page_weights and plain.storage is None:
-            raise dense_paged(recipe.model)
+        _check_places(plain)
         model = plain.model()
         front = 0 if recipe.prompt.name == NONE else config_from(recipe.prompt.name, recipe.prompt.own).tokens
         check_lengths(model, [*rows.examples, *rows.held_out], front)
@@ -34,3 +36,16 @@ def check_sound(recipe: Recipe, rows: Rows, order: Plan) -> None:
         check_restarts(recipe, change, len(order))
         check_in_backward(recipe, change, order)
         refuse_idle_bits(parameter_groups(change.named(), recipe.optimizer), recipe.optimizer)
+
+
+def _check_places(plain: Plain) -> None:
+    """Where things are paged to and from."""
+    recipe, run = plain.recipe, Path(plain.recipe.run)
+    if recipe.memory.page_weights:
+        if plain.storage is None:
+            raise dense_paged(recipe.model)
+        refuse_weights_in_memory(plain.folder)
+    if recipe.memory.page_activations:
+        refuse_memory(run, "memory.page_activations", "put the run on a disk")
+    if recipe.optimizer.paged is True:
+        refuse_memory(run, "optimizer.paged", "put the run on a disk")

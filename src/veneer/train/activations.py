@@ -19,7 +19,7 @@ from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from veneer.data.example import Example
 from veneer.disk.readahead import PAGE, pages
-from veneer.disk.scratch import no_room, open_scratch
+from veneer.disk.scratch import no_room, open_scratch, refuse_memory
 from veneer.errors import DiskError
 from veneer.models.blocks import blocks_of
 from veneer.train.prepare import Job, Plan
@@ -151,6 +151,7 @@ def paged_inputs(recipe: Recipe, job: Job, folder: Path) -> Iterator[Inputs | No
     elif on_cuda(job.model):
         yield PinnedMemory()
     else:
+        refuse_memory(folder, "memory.page_activations", "put the run on a disk")
         file = ActivationFile(folder, len(blocks_of(job.model)), largest_input(job.model, job.examples, job.plan))
         try:
             yield file

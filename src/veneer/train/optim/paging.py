@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from veneer import machine
-from veneer.disk.scratch import open_scratch
+from veneer.disk.scratch import open_scratch, refuse_memory
 from veneer.errors import DiskError
 from veneer.units import format_bytes
 
@@ -32,8 +32,7 @@ class Pages:
 
     def __init__(self, folder: Path, nbytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        if (kind := filesystem_of(folder)) in ("tmpfs", "ramfs"):
-            raise DiskError(f"optimizer.paged: {folder} is a {kind}, which lies in memory; put the run on a disk")
+        refuse_memory(folder, "optimizer.paged", "put the run on a disk")
         self.nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self._handle = open_scratch(folder, self.nbytes)
         self._map = mmap.mmap(self._handle, self.nbytes)
@@ -76,17 +75,6 @@ class Pages:
         begin = part.data_ptr() - self._bytes.data_ptr()
         start = begin // mmap.PAGESIZE * mmap.PAGESIZE
         return start, -(-(begin + part.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE - start if part.numel() else 0
-
-
-def filesystem_of(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The kind of file system that `folder` lies on; None where the system does not tell."""
-    try:
-        lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return None
-    place = folder.resolve()
-    found = [(len(line[1]), line[2]) for line in lines if len(line) > 2 and place.is_relative_to(line[1])]
-    return max(found, default=(0, None), key=lambda pair: pair[0])[1]
 
 
 def _start_writing(handle: int, start: int, size: int) -> None:
