@@ -404,6 +404,18 @@ def test_a_merge_is_dequantized_everywhere(tiny_model: Path, tmp_path: Path) -> 
         assert torch.allclose(logits(merged), want, atol=1e-4)
 
 
+def test_an_int8_folder_is_merged_in_its_models_number_type(tiny_model: Path, tmp_path: Path) -> None:
+    """Its layout does not say which; float16, which bitsandbytes computes in, ends at 65504."""
+    from veneer.adapters.quantized_dir import write_quantized
+
+    made = quantized.Furnisher(base_storage("int8"))
+    load_model(tiny_model, dtype="float32", furnish=made)
+    write_quantized(tiny_model, tmp_path / "int8", made)
+    base = load_base(tmp_path / "int8", storage=None, dtype="bfloat16")
+    merge(attach(base.model, config_from("lora", {"rank": 2})), base.path, tmp_path / "merged")
+    assert {entry.dtype for entry in open_tensors(tmp_path / "merged").values()} == {torch.float32}
+
+
 def test_an_adapter_knows_its_base_and_how_it_was_kept(tiny_model: Path, tiny_untied: Path, tmp_path: Path) -> None:
     adapter = attach(loaded(tiny_model).model, config_from("lora", {"rank": 2, "init": "random"}))
     adapter.save(tmp_path / "nf4")

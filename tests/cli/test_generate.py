@@ -39,6 +39,17 @@ def test_the_answer_is_the_models(tiny_model: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == said(tiny_model, ASKED, 12) + "\n"
 
 
+def test_what_takes_a_while_is_said(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VENEER_CACHE", str(tmp_path))
+    assert run(tiny_model, "--prompt", "Which city?", "--storage", "nf4") == 0
+    said = capsys.readouterr()
+    assert said.err == f"quantizing {tiny_model} to nf4 (block 64, double_quant True) (once)\n"
+    assert run(tiny_model, "--prompt", "Which city?", "--storage", "nf4") == 0
+    assert capsys.readouterr() == (said.out, "")
+
+
 def test_an_adapter_changes_it(
     tiny_model: Path, random_adapter: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from veneer.adapters.base_storage import base_storage, storage_of
 from veneer.adapters.quantized import load_base
+from veneer.cli import quantize
 from veneer.cli.main import invoke
 from veneer.disk.tensors import open_tensors
 
@@ -95,3 +96,15 @@ def test_what_is_there_is_not_replaced_and_nothing_is_quantized_twice(
     assert run(tiny_model, "--to", tmp_path / "q") == 0
     assert run(tmp_path / "q", "--to", tmp_path / "again") == 2
     assert "is quantized already; give the model it was made from" in capsys.readouterr().err
+
+
+def test_what_another_process_put_there_meanwhile_stays(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def meanwhile(*_: object) -> None:
+        (tmp_path / "q").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(quantize.Errors, "__call__", meanwhile)
+    assert run(tiny_model, "--to", tmp_path / "q") == 2
+    assert "q exists already; write into a new folder" in capsys.readouterr().err
+    assert list((tmp_path / "q").iterdir()) == []

@@ -27,6 +27,7 @@ from veneer.errors import ConfigError, DiskError, ModelError
 from veneer.models.load import Loaded, load_model, resolve
 from veneer.storage import STORAGES, Storage, from_tensors
 from veneer.storage.fourbit import FourBit
+from veneer.storage.int8 import Int8
 from veneer.storage.layers import Keep, StoredEmbedding, StoredLinear, keep, store_
 
 Progress = Callable[[int, int], None]
@@ -230,7 +231,7 @@ class Furnisher:
     def _read(
         self, homes: dict[str, str], packed: dict[str, list[str]], tensors: Tensors, layers: dict[str, nn.Module]
     ) -> list[str]:
-        problems = []
+        problems, plain = [], _plain_dtype(tensors, packed)
         for path, home in homes.items():
             try:
                 kept = from_tensors({name: tensors.map(name) for name in packed[home]}, home)
@@ -242,6 +243,8 @@ class Furnisher:
                 problems.append(f"{home}: {kept.shape} in the files, {wanted} in the model")
             elif asked is not None and config_of(kept) != asked:
                 problems.append(f"{home} is kept as {_named(config_of(kept))} already, asked for is {_named(asked)}")
+            if isinstance(kept, Int8):  # whose layout does not say what it was made from
+                kept.dtype = plain
             self.kept[path] = kept
         if problems:
             raise ModelError(
@@ -272,6 +275,13 @@ def packed_names(tensors: Tensors) -> dict[str, list[str]]:
         if home in tensors:
             names.insert(0, home)
     return found
+
+
+def _plain_dtype(tensors: Tensors, packed: dict[str, list[str]]) -> torch.dtype:
+    """The number type of the files' other weights; bitsandbytes' float16 where there are none."""
+    parts = {name for names in packed.values() for name in names}
+    plain = (entry.dtype for name, entry in tensors.items() if name not in parts and entry.dtype.is_floating_point)
+    return next(plain, torch.float16)
 
 
 def _layers(model: Any) -> dict[str, nn.Module]:

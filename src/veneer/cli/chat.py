@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, Model, stderr
+from veneer.cli.console import AllowOtherBase, Model, remark
 
 HELP = """\
 /adapter NAME   answer with this adapter from now on; /adapter none without any; /adapter lists them
@@ -51,7 +51,7 @@ def command(
     sampler = sampler_of(temperature, top_p, top_k, seed)
     folders = adapter_names(adapter or [])
     forms = {name: form for name, folder in folders.items() if (form := form_for(folder, format))}
-    loaded = load_base(model, storage=storage_for([*folders.values()], storage), dtype=dtype)
+    loaded = load_base(model, storage=storage_for([*folders.values()], storage), dtype=dtype, say=remark)
     adapters = {
         name: load_adapter(loaded.model, folder, allow_other_base=allow_other_base).detach()
         for name, folder in folders.items()
@@ -60,7 +60,7 @@ def command(
         loaded.model, loaded.tokenizer, adapters, forms=forms, sampler=sampler, max_new_tokens=max_tokens
     )
     talk.system = system
-    _say(f"{model}, {talk.switch(next(iter(adapters), NONE))}. /help for commands, Ctrl-D to leave.")
+    remark(f"{model}, {talk.switch(next(iter(adapters), NONE))}. /help for commands, Ctrl-D to leave.")
     while (line := _read()) is not None:
         if not _command(talk, line.strip()):
             break
@@ -78,22 +78,22 @@ def _command(talk: Any, line: str) -> bool:
             case "/quit" | "/exit":
                 return False
             case "/help":
-                _say(HELP)
+                remark(HELP)
             case "/reset":
                 talk.reset()
-                _say("The conversation begins anew.")
+                remark("The conversation begins anew.")
             case "/system":
                 talk.system = rest.strip() or None
                 talk.reset()
-                _say("The conversation begins anew.")
+                remark("The conversation begins anew.")
             case "/adapter":
-                _say(talk.switch(rest.strip()) if rest.strip() else talk.listing())
+                remark(talk.switch(rest.strip()) if rest.strip() else talk.listing())
             case _ if word.startswith("/"):
-                _say(f"there is no command {word}\n{HELP}")
+                remark(f"there is no command {word}\n{HELP}")
             case _:
                 _answer(talk, line)
     except InputError as error:
-        _say(str(error))
+        remark(str(error))
     return True
 
 
@@ -102,7 +102,7 @@ def _answer(talk: Any, line: str) -> None:
         talk.ask(line, lambda piece: print(piece, end="", flush=True))
     except KeyboardInterrupt:
         print(flush=True)
-        _say("(stopped)")
+        remark("(stopped)")
         return
     print(flush=True)
 
@@ -119,7 +119,3 @@ def _read() -> str | None:
     except (EOFError, KeyboardInterrupt):
         print(flush=True)
         return None
-
-
-def _say(text: str) -> None:
-    stderr.print(text, markup=False, soft_wrap=True, style="dim")

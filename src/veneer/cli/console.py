@@ -14,6 +14,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 AllowOtherBase = Annotated[bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")]
 
 
+def remark(text: str) -> None:
+    """A line on stderr about what takes a while or was not done."""
+    stderr.print(text, style="dim", markup=False, soft_wrap=True)
+
+
 def emit_json(result: dict[str, Any]) -> None:
     """One line of JSON on stdout; it is the last thing a verb prints."""
     print(json.dumps(result, ensure_ascii=False), flush=True)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, emit_json, remark, stderr, stdout
 
 
 def command(
@@ -75,7 +75,7 @@ def command(
             f"there would be no answers to write: {', '.join(settings.metrics)} need none; name a --metric"
         )
     showing_here = partial(showing, console=stderr)
-    old, new = measure(subject, found, settings, before=before, progress=showing_here)
+    old, new = measure(subject, found, settings, before=before, progress=showing_here, say=remark)
     if predictions is not None:
         _write(predictions, prediction_rows(old, new))
     for count, what in ((new.truncated, "prompts were too long and lost their beginning"),

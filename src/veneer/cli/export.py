@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, Model, emit_json, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, Model, emit_json, remark, stderr, stdout
 from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
@@ -47,7 +47,7 @@ def command(
     from veneer.merge.gguf_adapter import write_gguf_adapter
 
     _refuse(to, into, rank)
-    loaded = load_base(model, storage=storage_for([adapter], None), dtype="float32")
+    loaded = load_base(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
     trained = load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
     if to == "peft":
         _refuse_unknown_to_peft(trained)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, Model, emit_json, stderr
+from veneer.cli.console import AllowOtherBase, AsJson, Model, emit_json, remark, stderr
 
 
 def command(
@@ -52,7 +52,7 @@ def command(
         raise DataError("the prompt is empty" + (": standard input held nothing" if prompt == "-" else ""))
     form = form_for(adapter, format, raw=raw)
     kept = storage_for([] if adapter is None else [adapter], storage)
-    loaded = load_base(model, storage=kept, dtype=dtype)
+    loaded = load_base(model, storage=kept, dtype=dtype, say=remark)
     if adapter is not None:
         load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]

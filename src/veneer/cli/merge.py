@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, Model, emit_json, stderr, stdout
+from veneer.cli.console import AsJson, Model, emit_json, remark, stdout
 from veneer.errors import ConfigError, DataError, did_you_mean
 from veneer.units import format_bytes
 
@@ -58,12 +58,12 @@ def command(
     refuse_taken(into, Path(model))
     kept = storage_for([adapter], storage)
     # in float32, so that what is compared is the fold, not the rounding of sums
-    loaded = load_base(model, storage=kept, dtype="float32")
+    loaded = load_base(model, storage=kept, dtype="float32", say=remark)
     attached = load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
     templates = {"prompt": prompt, "completion": "", "text": None} if prompt is not None else {}
     prompts = _prompts(loaded, adapter, data, templates | ({"format": format} if format is not None else {}), rows)
     merged = merge_and_verify(
-        loaded, attached, into, prompts, dtype=None if dtype == "keep" else compute_dtype(dtype), say=_say
+        loaded, attached, into, prompts, dtype=None if dtype == "keep" else compute_dtype(dtype), say=remark
     )
     drift = merged.drift
     if as_json:
@@ -107,7 +107,3 @@ def _mapping(tree: dict[str, Any], key: str) -> dict[str, Any]:
     """What stands under a key of somebody's JSON, if it is a mapping."""
     value = tree.get(key)
     return value if isinstance(value, dict) else {}
-
-
-def _say(message: str) -> None:
-    stderr.print(message, style="dim", markup=False, soft_wrap=True)

@@ -42,8 +42,7 @@ def command(
     kept = base_storage(settings | ({"double_quant": False} if no_double_quant else {}))
     if kept is None:
         raise ConfigError(f"--storage {DENSE} quantizes nothing; choose nf4, fp4 or int8")
-    if to.exists() or to.is_symlink():
-        raise ConfigError(f"{to} exists already; write into a new folder, or remove that one")
+    _refuse_taken(to)
     folder = resolve(model)
     if is_quantized(folder):
         raise ConfigError(f"{model} is quantized already; give the model it was made from")
@@ -53,6 +52,7 @@ def command(
         load_model(folder, dtype="bfloat16", furnish=made)  # of the rest, which is copied from the files
     if not made.homes:
         raise ModelError(f"{model} keeps its weights in another arrangement than its files; it cannot be written so")
+    _refuse_taken(to)  # by another process meanwhile
     with ExitStack() as shown:
         size = write_quantized(folder, to, made, _bar("writing tensors", shown))
     misread = misread_on_cpu(made)
@@ -71,6 +71,13 @@ def command(
         return
     stdout.print(f"{to}: {format_bytes(size)}, {kept}", markup=False, soft_wrap=True)
     stdout.print(errors.text(), markup=False, soft_wrap=True)
+
+
+def _refuse_taken(to: Path) -> None:
+    from veneer.errors import ConfigError
+
+    if to.exists() or to.is_symlink():
+        raise ConfigError(f"{to} exists already; write into a new folder, or remove that one")
 
 
 def _bar(what: str, shown: ExitStack) -> Callable[[int, int], None]:

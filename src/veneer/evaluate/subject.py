@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from veneer.adapters.attach import load_adapter
 from veneer.adapters.base_storage import storage_for
-from veneer.adapters.quantized import load_base
+from veneer.adapters.quantized import Say, load_base
 from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row, read_rows
@@ -98,14 +98,20 @@ def default_metrics(subject: Subject, rows: Sequence[Row], reference: str | None
 
 
 def measure(
-    subject: Subject, rows: Sequence[Row], settings: EvalSettings, *, before: bool = True, progress: Progress = silent
+    subject: Subject,
+    rows: Sequence[Row],
+    settings: EvalSettings,
+    *,
+    before: bool = True,
+    progress: Progress = silent,
+    say: Say = lambda _: None,
 ) -> tuple[Evaluation | None, Evaluation]:
     """The evaluation without the adapter (None if there is none, or not `before`), and as it is.
 
     Raises what loading the model, loading the adapter and evaluating raise.
     """
     storage = storage_for([] if subject.adapter is None else [subject.adapter], subject.storage)
-    loaded = load_base(subject.model, storage=storage, dtype=subject.dtype)
+    loaded = load_base(subject.model, storage=storage, dtype=subject.dtype, say=say)
     adapter = None
     if subject.adapter is not None:
         adapter = load_adapter(loaded.model, subject.adapter, allow_other_base=subject.allow_other_base)
