@@ -30,6 +30,9 @@ def test_a_name_and_its_settings() -> None:
     ("given", "message"),
     [
         ("nf5", r"there is no storage 'nf5'\. Did you mean 'nf4'"),
+        (4, r"storage is 4, a name is needed: dense, fp4, int8, nf4"),
+        (None, r"storage is None, a name is needed"),
+        ({"name": ["nf4"]}, r"storage is \['nf4'\], a name is needed"),
         ({"name": "nf4", "blok": 64}, r"storage nf4 has no setting 'blok'\. Did you mean 'block'"),
         ({"name": "nf4", "block": 65}, r"nf4: block is 65, should be one of 32, 64"),
         ({"name": "nf4", "block": "many"}, r"nf4\.block is 'many': input should be a valid integer"),

@@ -52,10 +52,11 @@ def test_names_on_disk() -> None:
 
 
 def test_what_is_not_finite_is_named() -> None:
-    w = weight((4, 8))
-    w[2, 3] = float("inf")
-    with pytest.raises(ModelError, match=r"m\.weight: row 2 holds numbers that are not finite"):
-        STORAGES["int8"].of(w, config_from("int8", {}), "m.weight")
+    for wrong in (float("inf"), float("nan"), 3e38):
+        w = weight((4, 8))
+        w[2, 3] = wrong
+        with pytest.raises(ModelError, match=r"m\.weight: row 2 holds numbers that are not finite or too large"):
+            STORAGES["int8"].of(w, config_from("int8", {}), "m.weight")
 
 
 def test_numbers_of_8_bits_are_no_weight_to_quantize() -> None:

@@ -51,8 +51,9 @@ def base_storage(settings: str | Mapping[str, Any]) -> BaseStorage | None:
 
     Raises ConfigError for an unknown name or setting.
     """
-    given = {"name": settings} if isinstance(settings, str) else dict(settings)
-    name = given.pop("name", DENSE)
+    given = dict(settings) if isinstance(settings, Mapping) else {"name": settings}
+    if not isinstance(name := given.pop("name", DENSE), str):
+        raise ConfigError(f"storage is {name!r}, a name is needed: {', '.join(STORAGES)}")
     which: dict[str, Any] = {key: given.pop(key, False) for key in ("head", "embeddings")}
     if wrong := [f"storage.{key} is {value!r}, true or false is needed" for key, value in which.items()
                  if not isinstance(value, bool)]:  # fmt: skip

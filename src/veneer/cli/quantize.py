@@ -20,7 +20,10 @@ def command(
     model: Model,
     to: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; it must not exist yet.")],
     storage: Annotated[str, typer.Option(metavar="nf4|fp4|int8", help="How weights are kept.")] = "nf4",
-    block: Annotated[int | None, typer.Option(help="4-bit: weights that share one absmax, 32 to 4096.")] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(help="4-bit: weights that share one absmax, a power of two from 32 to 4096; 64 if not given."),
+    ] = None,
     no_double_quant: Annotated[
         bool, typer.Option("--no-double-quant", help="4-bit: keep absmax in 32 bits, not in 8.")
     ] = False,

@@ -78,9 +78,10 @@ class Int8(Storage):
     @staticmethod
     def pack(w: Tensor, name: str) -> tuple[Tensor, Tensor]:
         absmax = w.detach().abs().amax(1).float()
-        if not bool(absmax.isfinite().all()):
-            row = int((~absmax.isfinite()).nonzero()[0])
-            raise ModelError(f"{name}: row {row} holds numbers that are not finite; they cannot be quantized")
+        fits = (absmax * 127).isfinite()
+        if not bool(fits.all()):
+            row = int((~fits).nonzero()[0])
+            raise ModelError(f"{name}: row {row} holds numbers that are not finite or too large to be quantized")
         scale = torch.where(absmax > 0, 127.0 / absmax, 0.0)
         return (w.detach().float() * scale[:, None]).round().to(torch.int8), absmax
 
