@@ -1,5 +1,6 @@
 """What a step keeps, foreseen from a few blocks, against what autograd really keeps in all of them."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -26,20 +27,31 @@ def batches(recipe: Recipe) -> list[Batch]:
     return largest_batches(recipe, rows.examples, order)
 
 
+class Saved:
+    """A tensor, for as long as the graph holds it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
 def really_kept(recipe: Recipe, batch: Batch) -> int:
     """Bytes of distinct storages that the graph holds beside weights, and of the result."""
     job = prepare(recipe)
     frozen = [*job.model.parameters(), *job.model.buffers(), *job.adapter.parameters()]
     seen = {t.untyped_storage().data_ptr() for t in frozen}
-    kept: dict[int, Any] = {}
+    graph: weakref.WeakSet[Saved] = weakref.WeakSet()
 
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        if t.untyped_storage().data_ptr() not in seen:
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage()
-        return t
+    def pack(t: torch.Tensor) -> Saved:
+        graph.add(saved := Saved(t))
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), recomputing(job.model, recipe.train.recompute):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor),
+        recomputing(job.model, recipe.train.recompute),
+    ):
         out = hidden_states(job.model, batch, packed=recipe.data.packing)
+    kept = {s.tensor.untyped_storage().data_ptr(): s.tensor.untyped_storage() for s in graph}
+    kept = {place: storage for place, storage in kept.items() if place not in seen}
     given = {t.untyped_storage().data_ptr() for t in (batch.supervised, batch.input_ids, batch.position_ids)}
     return sum(s.nbytes() for key, s in kept.items() if key not in given) + out.nbytes
 
@@ -113,3 +125,25 @@ def test_an_architecture_that_needs_numbers_is_a_model_that_cannot_be_sized(reci
     monkeypatch.setattr(module, "hidden_states", broken)
     with pytest.raises(ModelError, match=r"cannot be foreseen \(RuntimeError: needs numbers\)$"):
         step_bytes(Plain.of(recipe()), batches(recipe())[0], 2)
+
+
+@pytest.mark.parametrize("again", [False, True, 2, [3]])
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"layers": [3]},
+        {"layers": [1, 3]},
+        {"targets": r"model\.layers\.2\..*", "rank": 8},
+        {"targets": ["lm_head"]},
+        {"targets": ["embed_tokens", "3.mlp.up_proj"]},
+    ],
+    ids=str,
+)
+def test_blocks_before_the_first_that_is_changed_keep_nothing(
+    method: dict[str, Any], again: Any, recipe: Make, made_model: Callable[..., Any], tmp_path: Any
+) -> None:
+    deep = made_model(tmp_path / "deep", num_hidden_layers=5)
+    wanted = recipe(model=str(deep), method={"name": "lora", **method}, **{"train.recompute": again})
+    batch = batches(wanted)[0]
+    found = step_bytes(Plain.of(wanted), batch, 5).kept
+    assert found == pytest.approx(really_kept(wanted, batch), rel=0.12, abs=20_000)

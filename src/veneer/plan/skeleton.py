@@ -1,7 +1,7 @@
 """The model of a recipe without its weights: real modules, storages and deltas on torch's meta device."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from veneer.adapters.change import Change
 from veneer.adapters.prompted import attach_prompt, shape_of
 from veneer.adapters.quantized import Furnisher, packed_names
 from veneer.adapters.quantized_dir import is_quantized
-from veneer.adapters.targets import choose
+from veneer.adapters.targets import Targeting, choose, output_head
 from veneer.adapters.together import Together
 from veneer.disk.tensors import Tensors, open_tensors
 from veneer.errors import ModelError
@@ -22,6 +22,7 @@ from veneer.methods.base import METHODS, MethodConfig, config_from
 from veneer.models.blocks import blocks_of
 from veneer.models.load import build, compute_dtype, resolve
 from veneer.plan.ledger import Ledger
+from veneer.plan.places import Places
 from veneer.prompts import PROMPTS
 from veneer.prompts.base import config_from as prompt_config
 from veneer.storage import Storage, StorageConfig, from_tensors
@@ -67,15 +68,33 @@ class Plain:
                     object.__setattr__(module.storage, "_direct", _Never())
         return model.eval().requires_grad_(False)
 
-    def change(self, model: Any) -> Change:
-        """The recipe's method, prompt or both on a model without weights, or with made ones."""
-        method, prompt, there = self.recipe.method, self.recipe.prompt, len(blocks_of(model))
-        targeting = replace(targeting_of(method), layers=tuple(n for n in method.layers if n < there))
+    @cached_property
+    def places(self) -> Places:
+        """Where the whole model is changed."""
+        model, prompt = self.model(), self.recipe.prompt.name != NONE
+        chosen = [] if self.recipe.method.name == NONE else self.targets(model)[1]
+        return Places.of(list(blocks_of(model)), chosen, output_head(model), prompt=prompt)
+
+    def _targeting(self, model: Any, alike: bool | None) -> Targeting:
+        own, paths = targeting_of(self.recipe.method), list(blocks_of(model))
+        if alike is None and len(paths) == self.places.blocks:
+            return own
+        if alike is not False and own == Targeting():  # all linear layers
+            return own
+        return self.places.in_(paths[:1] if alike is False else paths)
+
+    def change(self, model: Any, alike: bool | None = None) -> Change:
+        """The recipe's method, prompt or both on a model without weights, or with made ones.
+
+        alike    whether each block is changed, as they are anywhere, or only the first; None is as the recipe says on a
+                 whole model, and each block of one that has fewer
+        """
+        method, prompt = self.recipe.method, self.recipe.prompt
         adapter = None
         with Ledger():
             if method.name != NONE:  # `begun`: methods that look at data before they begin do not
                 config = config_from(method.name, method.own)
-                adapter = attach(model, config, targeting, seed=0, begun=[])
+                adapter = attach(model, config, self._targeting(model, alike), seed=0, begun=[])
             if prompt.name == NONE and adapter is not None:
                 return adapter
             front = attach_prompt(model, prompt_config(prompt.name, prompt.own), seed=0)

@@ -1,5 +1,6 @@
 """What one micro-batch takes, traced on the first few blocks and carried on to all of them."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,22 +60,28 @@ def largest_batches(recipe: Recipe, examples: Sequence[Example], plan: Plan, *, 
 
 def step_bytes(plain: Plain, batch: Batch, blocks: int) -> Step:
     """What `batch` takes in a model of so many blocks."""
-    recipe, wanted = plain.recipe, plain.recipe.train.recompute
-    again = blocks if wanted is True else wanted if isinstance(wanted, int) else len(set(wanted))
-    counts = {k: n for k, n in ((False, blocks - again), (True, again)) if n}
-    traced = {k: _traced(plain, batch, k) for k in counts}
+    recipe, wanted, places = plain.recipe, plain.recipe.train.recompute, plain.places
+    again = range(blocks if wanted is True else wanted) if isinstance(wanted, int) else wanted
+    counts = Counter((i in again, places.changes(i)) for i in range(places.first, blocks))
+    traced = {k: _traced(plain, batch, *k) for k in counts or [(False, True)]}
     slopes = {k: slope for k, (_, slope) in traced.items()}
-    outside = max(few.kept - TRACED * slopes[k] for k, (few, _) in traced.items())
+    alike = [k for k in traced if k[1]] or list(traced)
+    outside = max(traced[k][0].kept - TRACED * slopes[k] for k in alike)
     kept = outside + sum(slopes[k] * n for k, n in counts.items())
-    paged = slopes.get(True, 0) * blocks if recipe.memory.page_activations else 0
-    waiting = min(paged, IN_FLIGHT * paged // blocks)
+    inputs = {k: slope for k, slope in slopes.items() if k[0] and recipe.memory.page_activations}
+    paged = sum(slope * counts[k] for k, slope in inputs.items())
+    waiting = min(paged, IN_FLIGHT * max(inputs.values(), default=0))
     forward, head, block = (max(getattr(t, part) for t, _ in traced.values()) for part in ("forward", "head", "block"))
     return Step(max(kept - paged + waiting, 0), forward, head, block, paged)
 
 
-def _traced(plain: Plain, batch: Batch, again: bool) -> tuple[Step, int]:
+def _traced(plain: Plain, batch: Batch, again: bool, changed: bool) -> tuple[Step, int]:
+    """A step of the first blocks, and what one block more would keep.
+
+    changed    whether a block more would be changed; only the first is if not
+    """
     with foreseeing(plain.recipe):
-        return _trace(plain, batch, again)
+        return _trace(plain, batch, again, changed)
 
 
 @contextmanager
@@ -94,9 +101,9 @@ def foreseeing(recipe: Recipe) -> Iterator[None]:
 class Followed:
     """The first blocks of a recipe's model with its change, all without numbers, and a ledger of what they compute."""
 
-    def __init__(self, plain: Plain, blocks: int) -> None:
+    def __init__(self, plain: Plain, blocks: int, alike: bool | None = None) -> None:
         self.model: Any = plain.model(blocks)
-        self.change: Change = plain.change(self.model)
+        self.change: Change = plain.change(self.model, alike)
         known = [*self.model.parameters(), *self.model.buffers(), *self.change.parameters()]
         known += [b for holder in self.change.holders().values() for b in holder.buffers()]
         self.ledger = Ledger(known)
@@ -107,9 +114,9 @@ class Followed:
             block.register_forward_hook(lambda *_: self.after.append(self.ledger.live))
 
 
-def _trace(plain: Plain, batch: Batch, again: bool) -> tuple[Step, int]:
-    """A step of `TRACED` blocks, and what one block more would keep."""
-    seen = Followed(plain, TRACED)
+def _trace(plain: Plain, batch: Batch, again: bool, alike: bool) -> tuple[Step, int]:
+    """A step of `TRACED` blocks, each of them changed or only the first, and what one block more would keep."""
+    seen = Followed(plain, TRACED, alike)
     model, ledger, after = seen.model, seen.ledger, seen.after
     for parameter in seen.change.parameters():  # gradients go into a buffer of their own as soon as they are there
         parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
@@ -124,7 +131,8 @@ def _trace(plain: Plain, batch: Batch, again: bool) -> tuple[Step, int]:
         two_chunks = there.targets[: 2 * chunk_rows(words)]  # more of them take no more
         backward(hidden.detach(), two_chunks, head_of(model), words, 1)
         head = ledger.mark()
-        torch.autograd.backward(hidden, torch.zeros_like(hidden))
+        if hidden.requires_grad:  # not so where only the head is changed
+            torch.autograd.backward(hidden, torch.zeros_like(hidden))
         block_bytes = ledger.mark()
     return Step(kept, max(forward - kept, 0), max(head - kept, 0), max(block_bytes - kept, 0)), slope
 
