@@ -33,7 +33,7 @@ def test_other_blocks_are_changed_alike() -> None:
     places = Places.of(BLOCKS, ["model.layers.10.q", "lm_head"], "lm_head", prompt=False)
     targets = places.in_(BLOCKS[:2]).targets
     assert isinstance(targets, str)
-    found = [p for p in ["model.layers.0.q", "model.layers.1.q", "lm_head", "model.layers.10.q", "model.layers.0.v"]]
-    assert [p for p in found if re.fullmatch(targets, p)] == ["model.layers.0.q", "model.layers.1.q", "lm_head"]
+    others = ["model.layers.0.q", "model.layers.1.q", "lm_head", "model.layers.10.q", "model.layers.0.v"]
+    assert [p for p in others if re.fullmatch(targets, p)] == ["model.layers.0.q", "model.layers.1.q", "lm_head"]
     whole = Places.of(BLOCKS, ["model.layers.1"], None, prompt=False)
     assert whole.in_(BLOCKS[:1]).targets == re.escape(BLOCKS[0])
