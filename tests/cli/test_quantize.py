@@ -94,8 +94,12 @@ def test_what_is_there_is_not_replaced_and_nothing_is_quantized_twice(
     assert run(tiny_model, "--to", tmp_path / "taken") == 2
     assert "taken exists already; write into a new folder" in capsys.readouterr().err
     assert run(tiny_model, "--to", tmp_path / "q") == 0
-    assert run(tmp_path / "q", "--to", tmp_path / "again") == 2
-    assert "is quantized already; give the model it was made from" in capsys.readouterr().err
+    for _ in range(2):  # second, with a config.json that does not say so
+        assert run(tmp_path / "q", "--to", tmp_path / "again") == 2
+        assert "is quantized already; give the model it was made from" in capsys.readouterr().err
+        about = json.loads((tmp_path / "q" / "config.json").read_text())
+        about.pop("quantization_config", None)
+        (tmp_path / "q" / "config.json").write_text(json.dumps(about))
 
 
 def test_what_another_process_put_there_meanwhile_stays(

@@ -24,8 +24,10 @@ FORMAT = 1
 
 
 def is_quantized(folder: Path) -> bool:
-    """Whether config.json says that the weights are quantized."""
-    return open_model_dir(folder).config.get("quantization_config") is not None
+    """Whether config.json says, or the names in the files show, that the weights are quantized."""
+    if open_model_dir(folder).config.get("quantization_config") is not None:
+        return True
+    return any(name.endswith((".weight.quant_map", ".SCB")) for name in open_tensors(folder))
 
 
 def cache_folder(base: Path, storage: BaseStorage) -> Path:
