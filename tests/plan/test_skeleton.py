@@ -1,5 +1,7 @@
 """The model without weights has the sizes of the one with them."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,3 +65,15 @@ def test_layers_of_one_shape_share_no_bytes(recipe: Make) -> None:
     model = Plain.of(recipe(**{"storage.name": "nf4"})).model()
     codes = [m.storage.codes for m in model.modules() if isinstance(m, Stored)]
     assert len(codes) == len({c.untyped_storage()._cdata for c in codes}) == 14
+
+
+def test_files_that_are_not_quantized_as_their_config_says(recipe: Make, tmp_path: Path) -> None:
+    base = recipe().model
+    folder = tmp_path / "said"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    said = Plain.of(recipe(model=str(folder)))
+    assert said.storage is None
+    assert tensor_bytes(said.model()) == tensor_bytes(Plain.of(recipe()).model())

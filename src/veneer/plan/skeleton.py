@@ -50,7 +50,9 @@ class Plain:
         if asked is not None or not is_quantized(self.folder):
             return asked
         tensors = open_tensors(self.folder)
-        home, names = next(iter(packed_names(tensors).items()))
+        if not (packed := packed_names(tensors)):  # what config.json says is not so
+            return None
+        home, names = next(iter(packed.items()))
         return BaseStorage(config=config_of(from_tensors({n: tensors.map(n) for n in names}, home)))
 
     def model(self, blocks: int | None = None) -> Any:
