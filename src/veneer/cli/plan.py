@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AsJson, emit_json, remark, stderr, stdout
 from veneer.errors import ConfigError, Refused
 from veneer.units import format_bytes, format_seconds
 
@@ -51,7 +51,7 @@ def command(
         raise ConfigError(f"the recipe comes first: veneer plan RECIPE {recipe} ...")
     settings = with_dtype(load_recipe(recipe, parse_flags(context.args)))
     check_suited(settings)
-    rows = read_examples(settings, lambda text: stderr.print(text, style="dim", markup=False, soft_wrap=True))
+    rows = read_examples(settings, remark)
     order = steps_of(settings, rows.examples)
     check_sound(settings, rows, order)
     found, room = estimate(settings, rows, order), room_for(settings)

@@ -9,14 +9,13 @@ from veneer.adapters.quantized import dense_paged, refuse_weights_in_memory
 from veneer.disk.scratch import refuse_memory
 from veneer.plan.skeleton import Plain
 from veneer.plan.step import foreseeing
-from veneer.prompts.base import config_from
 from veneer.train.optim.adamw import refuse_idle_bits
 from veneer.train.optim.at_once import check_in_backward
 from veneer.train.optim.groups import parameter_groups
 from veneer.train.prepare import Plan, Rows, check_lengths
 from veneer.train.recompute import chosen_blocks
 from veneer.train.restarts import check_restarts
-from veneer.train.settings import NONE, Recipe
+from veneer.train.settings import Recipe
 
 
 def check_sound(recipe: Recipe, rows: Rows, order: Plan) -> None:
@@ -29,8 +28,7 @@ def check_sound(recipe: Recipe, rows: Rows, order: Plan) -> None:
         plain = Plain.of(recipe)
         _check_places(plain)
         model = plain.model()
-        front = 0 if recipe.prompt.name == NONE else config_from(recipe.prompt.name, recipe.prompt.own).tokens
-        check_lengths(model, [*rows.examples, *rows.held_out], front)
+        check_lengths(model, recipe, rows)
         chosen_blocks(model, recipe.train.recompute)
         change = plain.change(model)
         check_restarts(recipe, change, len(order))

@@ -106,8 +106,7 @@ def prepare(
     storage = base_storage(recipe.storage.model_dump())
     paged = recipe.memory.page_weights
     loaded = load_base(recipe.model, storage=storage, dtype=recipe.train.dtype, paged=paged, say=say)
-    front = 0 if recipe.prompt.name == NONE else prompt_config(recipe.prompt.name, recipe.prompt.own).tokens
-    check_lengths(loaded.model, [*rows.examples, *rows.held_out], front)
+    check_lengths(loaded.model, recipe, rows)
     adapter = change_for(loaded.model, recipe, rows.examples, plan, begun)
     check_restarts(recipe, adapter, len(plan))
     check_in_backward(recipe, adapter, plan)
@@ -188,10 +187,11 @@ def with_dtype(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": dtype})})
 
 
-def check_lengths(model: Any, examples: Sequence[Example], front: int) -> None:
-    """Raises ConfigError if a row, with `front` virtual tokens before it, is longer than the model can read."""
+def check_lengths(model: Any, recipe: Recipe, rows: Rows) -> None:
+    """Raises ConfigError if a row, with the prompt's virtual tokens before it, is longer than the model can read."""
+    front = 0 if recipe.prompt.name == NONE else prompt_config(recipe.prompt.name, recipe.prompt.own).tokens
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(examples, key=len)
+    longest = max([*rows.examples, *rows.held_out], key=len)
     if most is not None and len(longest) + front > most:
         prompt = f" and {front} of the prompt in front" if front else ""
         raise ConfigError(
