@@ -6,11 +6,9 @@
 
 #ifndef VN_ADAMW8_H
 #define VN_ADAMW8_H
-#include "common.h"
+#include "dynamic.h"
 
 namespace veneer {
-
-constexpr int64_t BLOCK8 = 256;
 
 struct AdamW8 {
     const veneer_adamw8 *how;
@@ -20,15 +18,7 @@ struct AdamW8 {
     float *absmax1, *absmax2;
 };
 
-inline float inverse8(float absmax) { return 1.f / (absmax > 1e-38f ? absmax : 1e-38f); }
-
 namespace scalar {
-
-inline uint8_t code8(const veneer_map8 &map, float x) {
-    int below = 0;
-    for (int step = 128; step; step /= 2) below += (map.bounds[below + step - 1] < x) * step;
-    return uint8_t(below);
-}
 
 // The step of one block's values; m and v, each in 256 numbers, are decoded and brought up to date.
 inline void adamw8_block(const AdamW8 &a, int64_t b, float *m, float *v) {
@@ -44,21 +34,13 @@ inline void adamw8_block(const AdamW8 &a, int64_t b, float *m, float *v) {
     }
 }
 
-inline float encode8(const veneer_map8 &map, const float *x, uint8_t *codes) {
-    float top = 0.f;
-    for (int64_t i = 0; i < BLOCK8; i++) top = std::fabs(x[i]) > top ? std::fabs(x[i]) : top;
-    const float inverse = inverse8(top);
-    for (int64_t i = 0; i < BLOCK8; i++) codes[i] = code8(map, x[i] * inverse);
-    return top;
-}
-
 // Blocks [first, last).
 inline void adamw8(const AdamW8 &a, int64_t first, int64_t last) {
     float m[BLOCK8], v[BLOCK8];
     for (int64_t b = first; b < last; b++) {
         adamw8_block(a, b, m, v);
-        a.absmax1[b] = encode8(a.how->map1, m, a.codes1 + b * BLOCK8);
-        a.absmax2[b] = encode8(a.how->map2, v, a.codes2 + b * BLOCK8);
+        a.absmax1[b] = encode8(a.how->map1, m, BLOCK8, a.codes1 + b * BLOCK8);
+        a.absmax2[b] = encode8(a.how->map2, v, BLOCK8, a.codes2 + b * BLOCK8);
     }
 }
 
@@ -69,49 +51,6 @@ inline void adamw8(const AdamW8 &a, int64_t first, int64_t last) {
 #ifdef VN_ISA
 namespace veneer {
 namespace VN_ISA {
-
-// The same codes without a search.  Within a decade the levels are evenly spaced, so the code is a line, rounded down,
-// of |x| held within the decade; which decade is a count of 8 starts.  Where the line comes within DOUBT of a whole
-// number, rounding might decide: a block that has such numbers is gone through again, and they are searched for.
-// The line rises with |x| however it is rounded, so it is right everywhere if it is on both sides of every midpoint.
-constexpr float DOUBT = 1.f / 32768;
-constexpr int64_t ROUND = 4 * W;  // numbers whose codes are read and written at once
-
-VN_FN VN_INLINE uint32_t doubtful(F line) { return near_whole(line, DOUBT); }
-
-struct Coder {
-    const veneer_map8 &map;
-    Decades decades;
-    Row slope, offset, most;
-
-    VN_FN explicit Coder(const veneer_map8 &m)
-        : map(m), decades(m.lines + 1), slope(row(m.lines + 16)), offset(row(m.lines + 32)), most(row(m.lines + 48)) {}
-
-    template <bool SIGNED> VN_FN VN_INLINE F line(F scaled) const {
-        const I decade = decades.of<SIGNED>(scaled);
-        const F held = smaller(SIGNED ? magnitude(scaled) : scaled, look_up(most, decade));
-        return fma(held, look_up(slope, decade), look_up(offset, decade));
-    }
-
-    template <bool SIGNED> VN_FN VN_INLINE F encode(const float *x, float inverse, uint8_t *codes, F closest) const {
-        I whole[4];
-        VN_UNROLL for (int q = 0; q < 4; q++) {
-            const F scaled = mul(load(x + q * W), set1(inverse)), code = line<SIGNED>(scaled);
-            closest = closer(closest, code);
-            whole[q] = truncate(SIGNED ? with_sign(code, scaled) : code);
-        }
-        store_codes8<SIGNED>(codes, whole);
-        return closest;
-    }
-
-    template <bool SIGNED> VN_FN inline void search(const float *x, float inverse, uint8_t *codes) const {
-        for (int64_t i = 0; i < BLOCK8; i += W)
-            for (uint32_t left = doubtful(line<SIGNED>(mul(load(x + i), set1(inverse)))); left; left &= left - 1) {
-                const int64_t at = i + __builtin_ctz(left);
-                codes[at] = scalar::code8(map, x[at] * inverse);
-            }
-    }
-};
 
 // The moments of a block between their step and their encoding.
 struct Fresh {

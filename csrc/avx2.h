@@ -123,9 +123,20 @@ VN_FN VN_INLINE uint32_t max_of(I v) {
     return uint32_t(_mm_cvtsi128_si32(m));
 }
 
+// 16 numbers of 16 bits -> the largest of their magnitudes, as bits, in each 16 bits of `top`.
+VN_FN VN_INLINE I max_abs_halves(I top, const uint16_t *p) {
+    const I v = _mm256_loadu_si256(reinterpret_cast<const I *>(p));
+    return _mm256_max_epu16(top, _mm256_and_si256(v, _mm256_set1_epi16(0x7fff)));
+}
+
+VN_FN VN_INLINE uint32_t max_of_halves(I v) {
+    return max_of(_mm256_max_epu32(_mm256_srli_epi32(v, 16), _mm256_and_si256(v, _mm256_set1_epi32(0xffff))));
+}
+
 struct Intervals {
     const float *bounds;
     __m128i order;
+    static constexpr bool apart = true;  // for any bounds
 };
 
 VN_FN VN_INLINE Intervals intervals_of(const float *bounds, const uint8_t *order) {

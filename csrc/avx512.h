@@ -111,35 +111,56 @@ VN_FN VN_INLINE I max_abs_bits(I top, F v) {
 
 VN_FN VN_INLINE uint32_t max_of(I v) { return uint32_t(_mm512_reduce_max_epi32(v)); }
 
-struct Intervals {
-    F bounds;  // the 15 bounds, then infinity
-    I order;
-};
-
-VN_FN VN_INLINE Intervals intervals_of(const float *bounds, const uint8_t *order) {
-    const F b = _mm512_mask_loadu_ps(set1(3.4028234663852886e38f), 0x7fff, bounds);
-    return {b, _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(order)))};
+// 32 numbers of 16 bits -> the largest of their magnitudes, as bits, in each 16 bits of `top`.
+VN_FN VN_INLINE I max_abs_halves(I top, const uint16_t *p) {
+    return _mm512_max_epu16(top, _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi16(0x7fff)));
 }
 
-// How many bounds are below each lane: a binary search in a register.
-VN_FN VN_INLINE I interval(F v, const Intervals &q) {
-    I below = zero_i();
-    for (int step = 8; step; step /= 2) {
-        const F bound = _mm512_permutexvar_ps(_mm512_add_epi32(below, _mm512_set1_epi32(step - 1)), q.bounds);
-        below = _mm512_mask_add_epi32(below, _mm512_cmp_ps_mask(bound, v, _CMP_LT_OQ), below, _mm512_set1_epi32(step));
+VN_FN VN_INLINE uint32_t max_of_halves(I v) {
+    return max_of(_mm512_max_epu32(_mm512_srli_epi32(v, 16), _mm512_and_si512(v, _mm512_set1_epi32(0xffff))));
+}
+
+// [-1, 1] in 32 cells, each of which holds at most one bound: the cell says which, and the codes on its two sides.
+struct Intervals {
+    F bound[2];  // infinity in a cell without one
+    I codes[2];  // of what is not above the bound; 256 times that of what is
+    bool apart = true;  // whether no cell holds two
+};
+
+VN_FN VN_INLINE I cell_of(F v) { return _mm512_cvttps_epi32(fma(v, set1(15.99f), set1(16.f))); }
+
+VN_FN VN_INLINE Intervals intervals_of(const float *bounds, const uint8_t *order) {
+    alignas(64) int32_t cell[16], codes[32];
+    alignas(64) float bound[32];
+    _mm512_store_si512(cell, cell_of(_mm512_maskz_loadu_ps(0x7fff, bounds)));
+    Intervals q;
+    for (int c = 0, below = 0; c < 32; c++) {
+        const bool here = below < 15 && cell[below] == c;
+        bound[c] = here ? bounds[below] : 3.4028234663852886e38f;
+        codes[c] = order[below] | order[below + here] << 8;
+        below += here;
+        q.apart &= c < 31 ? below == 15 || cell[below] > c : below == 15;
     }
-    return below;
+    for (int i = 0; i < 2; i++) q.bound[i] = load(bound + 16 * i), q.codes[i] = _mm512_load_si512(codes + 16 * i);
+    return q;
+}
+
+// The code of each lane in its lowest 8 bits, the others of no meaning.  The cell's rounding cannot be wrong: it is the
+// same for v and for the bound, and rises with both.
+VN_FN VN_INLINE I interval(F v, const Intervals &q) {
+    const I cell = cell_of(v), codes = _mm512_permutex2var_epi32(q.codes[0], cell, q.codes[1]);
+    const __mmask16 above = _mm512_cmp_ps_mask(_mm512_permutex2var_ps(q.bound[0], cell, q.bound[1]), v, _CMP_LT_OQ);
+    return _mm512_mask_srli_epi32(codes, above, codes, 8);
 }
 
 // 16 codes -> 8 bytes in the low bytes of 64-bit lanes.
-VN_FN VN_INLINE I pairs_of(I below, const Intervals &q) {
-    const I code = _mm512_permutexvar_epi32(below, q.order);
+VN_FN VN_INLINE I pairs_of(I code) {
     return _mm512_or_si512(_mm512_slli_epi32(code, 4), _mm512_srli_epi64(code, 32));
 }
 
-VN_FN VN_INLINE void store_codes(uint8_t *to, I a, I b, const Intervals &q) {
-    _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm512_cvtepi64_epi8(pairs_of(a, q)));
-    _mm_storel_epi64(reinterpret_cast<__m128i *>(to + 8), _mm512_cvtepi64_epi8(pairs_of(b, q)));
+VN_FN VN_INLINE void store_codes(uint8_t *to, I a, I b, const Intervals &) {
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm512_cvtepi64_epi8(pairs_of(a)));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(to + 8), _mm512_cvtepi64_epi8(pairs_of(b)));
 }
 
 }  // namespace avx512

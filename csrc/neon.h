@@ -100,9 +100,17 @@ VN_INLINE I max_abs_bits(I top, F v) {
 
 VN_INLINE uint32_t max_of(I v) { return vmaxvq_u32(v); }
 
+// 8 numbers of 16 bits -> the largest of their magnitudes, as bits, in each 16 bits of `top`.
+VN_INLINE I max_abs_halves(I top, const uint16_t *p) {
+    return vreinterpretq_u32_u16(vmaxq_u16(vreinterpretq_u16_u32(top), vandq_u16(vld1q_u16(p), vdupq_n_u16(0x7fff))));
+}
+
+VN_INLINE uint32_t max_of_halves(I v) { return vmaxvq_u16(vreinterpretq_u16_u32(v)); }
+
 struct Intervals {
     const float *bounds;
     uint8x16_t order;
+    static constexpr bool apart = true;  // for any bounds
 };
 
 VN_INLINE Intervals intervals_of(const float *bounds, const uint8_t *order) { return {bounds, vld1q_u8(order)}; }

@@ -1,4 +1,4 @@
-// Quantize: x -> 4-bit codes and one absmax per block of G; and absmax -> 8-bit codes (double quantization).
+// Quantize: x -> 4-bit codes and one absmax per block of G.
 // Bit-identical to bitsandbytes 0.50 on the CPU: in whole blocks v = x * (1 / max(absmax, 1e-38)); in a last, shorter
 // block v = x / absmax with an absmax of at least 1e-38, which is also what is stored.
 
@@ -53,44 +53,6 @@ inline int64_t quantize(const Quantize &q, int64_t first, int64_t last) {
     return -1;
 }
 
-// `count` values of at most LANES, scaled -> the nearest of 256 rising levels; a tie goes to the lower.  Side by side
-// and without branches, so that the searches overlap.
-constexpr int64_t LANES = 16;
-
-inline void nearest_levels(const float *c, int64_t count, float inverse, const float *levels, uint8_t *codes) {
-    float v[LANES] = {};
-    int right[LANES] = {};  // the first level that is not below v
-    for (int64_t i = 0; i < count; i++) {
-        const float scaled = c[i] * inverse;
-        v[i] = scaled < -1.f ? -1.f : scaled > 1.f ? 1.f : scaled;
-    }
-    for (int step = 128; step; step /= 2)
-        for (int64_t i = 0; i < LANES; i++) right[i] += (levels[right[i] + step - 1] < v[i]) * step;
-    for (int64_t i = 0; i < count; i++) {
-        const int left = right[i] - (right[i] > 0);
-        const bool upper = std::fabs(levels[right[i]] - v[i]) < std::fabs(v[i] - levels[left]);
-        codes[i] = uint8_t(upper ? right[i] : left);
-    }
-}
-
-// Nested blocks [first, last) of centered absmax -> codes and their own absmax; a block of zeros gets code 0.
-inline void encode_absmax(const float *c, int64_t n, int64_t nested_block, const float *levels, uint8_t *codes,
-                          float *nested_absmax, int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; b++) {
-        const int64_t begin = b * nested_block, end = least(n, begin + nested_block);
-        float top = 0.f;
-        for (int64_t i = begin; i < end; i++) top = std::fabs(c[i]) > top ? std::fabs(c[i]) : top;
-        nested_absmax[b] = top;
-        if (top == 0.f) {
-            std::memset(codes + begin, 0, size_t(end - begin));
-            continue;
-        }
-        const float inverse = 1.f / top;
-        for (int64_t i = begin; i < end; i += LANES)
-            nearest_levels(c + i, least(LANES, end - i), inverse, levels, codes + i);
-    }
-}
-
 }  // namespace scalar
 }  // namespace veneer
 #endif
@@ -99,29 +61,50 @@ inline void encode_absmax(const float *c, int64_t n, int64_t nested_block, const
 namespace veneer {
 namespace VN_ISA {
 
+// The bits of the largest magnitude of x[begin ... end - 1], 2 W at a time: magnitudes rise with their bits, and so do
+// those of 16 bits as they are.
+VN_FN VN_INLINE uint32_t top_bits(const Quantize &q, int64_t begin, int64_t end) {
+    I top = zero_i();
+    if (q.dtype == VENEER_F32) {
+        for (int64_t i = begin; i < end; i += W) top = max_abs_bits(top, load(static_cast<const float *>(q.x) + i));
+        return max_of(top);
+    }
+    for (int64_t i = begin; i < end; i += 2 * W) top = max_abs_halves(top, static_cast<const uint16_t *>(q.x) + i);
+    const uint16_t half = uint16_t(max_of_halves(top));
+    return bits_of(q.dtype == VENEER_BF16 ? from_bf16(half) : from_f16(half));
+}
+
+constexpr int64_t GROUP = 32;  // blocks whose absmax are found before any is used: finding one takes long, many little
+
+// absmax of `count` whole blocks, and what they are multiplied by; returns the first that is not finite, or -1.
+VN_FN inline int64_t measure(const Quantize &q, int64_t first, int64_t count, float *inverse) {
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t bits = top_bits(q, (first + i) * q.block, (first + i + 1) * q.block);
+        if (bits >= 0x7f800000u) return first + i;
+        q.absmax[first + i] = inverse[i] = float_of(bits);
+    }
+    for (int64_t i = 0; i < count; i++) inverse[i] = 1.f / (inverse[i] > LEAST_ABSMAX ? inverse[i] : LEAST_ABSMAX);
+    return -1;
+}
+
 // The same with W values at a time; a short last block and blocks of no multiple of 2 W are left to the meaning.
 // Nothing is clamped: what the rounding of 1 / absmax puts beyond 1 is beyond all bounds anyway.
 VN_FN inline int64_t quantize(const Quantize &q, int64_t first, int64_t last) {
     const Intervals intervals = intervals_of(q.bounds, q.order);
-    for (int64_t b = first; b < last; b++) {
-        const int64_t begin = b * q.block, end = begin + q.block;
-        if (end > q.n || q.block % (2 * W)) {
-            if (scalar::quantize(q, b, b + 1) >= 0) return b;
-            continue;
-        }
-        I top = zero_i();
-        for (int64_t i = begin; i < end; i += W) top = max_abs_bits(top, load_any(q.x, q.dtype, i));
-        const uint32_t bits = max_of(top);
-        if (bits >= 0x7f800000u) return b;
-        const float absmax = float_of(bits);
-        q.absmax[b] = absmax;
-        const F inverse = set1(1.f / (absmax > LEAST_ABSMAX ? absmax : LEAST_ABSMAX));
-        for (int64_t i = begin; i < end; i += 2 * W) {
-            const F v0 = mul(load_any(q.x, q.dtype, i), inverse), v1 = mul(load_any(q.x, q.dtype, i + W), inverse);
-            store_codes(q.codes + i / 2, interval(v0, intervals), interval(v1, intervals), intervals);
-        }
+    const int64_t whole = q.block % (2 * W) || !intervals.apart ? first : least(last, q.n / q.block);
+    const int64_t group = q.block < 256 ? GROUP : 1;  // a group stays in cache
+    float inverse[GROUP];
+    for (int64_t b = first; b < whole; b += group) {
+        const int64_t count = least(group, whole - b), bad = measure(q, b, count, inverse);
+        if (bad >= 0) return bad;
+        for (int64_t k = 0; k < count; k++)
+            for (int64_t i = (b + k) * q.block; i < (b + k + 1) * q.block; i += 2 * W) {
+                const F v0 = mul(load_any(q.x, q.dtype, i), set1(inverse[k]));
+                const F v1 = mul(load_any(q.x, q.dtype, i + W), set1(inverse[k]));
+                store_codes(q.codes + i / 2, interval(v0, intervals), interval(v1, intervals), intervals);
+            }
     }
-    return -1;
+    return scalar::quantize(q, whole > first ? whole : first, last);
 }
 
 }  // namespace VN_ISA

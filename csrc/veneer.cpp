@@ -3,6 +3,7 @@
 
 #include "adamw8.h"
 #include "dequantize.h"
+#include "dynamic.h"
 #include "matmul.h"
 #include "matvec.h"
 #include "quantize.h"
@@ -13,7 +14,7 @@
 #include "avx2.h"
 #include "avx512.h"
 #include "avx512bf16_matvec.h"
-#include "adamw8_x86.h"
+#include "dynamic_x86.h"
 #endif
 #ifdef VN_ARM
 #include "neon.h"
@@ -224,17 +225,15 @@ const InstructionSets &instruction_sets() {
 
 bool map_ok(const veneer_map8 &m) { return aligned(m.levels, 4) && aligned(m.bounds, 4) && aligned(m.lines, 4); }
 
-typedef void (*StepBlocks)(const AdamW8 &, int64_t, int64_t);
-
-StepBlocks adamw8_of(int isa) {
+// The same for 8-bit numbers, which have their own lanes (dynamic_x86.h).
 #ifdef VN_X86
-    if (isa == VENEER_AVX512BF16) return vbmi::adamw8;
-    if (isa == VENEER_AVX512) return avx512::adamw8;
-    if (isa == VENEER_AVX2) return avx2::adamw8;
+#define VN_CHOOSE8(isa, f)                              \
+    (isa == VENEER_AVX512BF16 ? vbmi::f                 \
+     : isa == VENEER_AVX512   ? avx512::f               \
+     : isa == VENEER_AVX2     ? avx2::f : scalar::f)
+#else
+#define VN_CHOOSE8(isa, f) (scalar::f)
 #endif
-    (void)isa;
-    return scalar::adamw8;
-}
 
 int status(bool good) { return good ? VENEER_OK : VENEER_NO_MEMORY; }
 
@@ -267,14 +266,16 @@ int veneer_quantize(int isa, int threads, const void *x, int dtype, int64_t n, i
     return VENEER_OK;
 }
 
-int veneer_encode_absmax(int threads, const float *centered, int64_t n, int64_t nested_block, const float *levels,
-                         uint8_t *codes, float *nested_absmax) {
-    if (!aligned(centered, 4) || n < 1 || nested_block < 1 || !aligned(levels, 4) || !codes || !aligned(nested_absmax, 4))
+int veneer_encode_absmax(int isa, int threads, const float *centered, int64_t n, int64_t nested_block,
+                         const veneer_map8 *map, uint8_t *codes, float *nested_absmax) {
+    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    if (!aligned(centered, 4) || n < 1 || nested_block < 1 || !map || !map_ok(*map) || !codes ||
+        !aligned(nested_absmax, 4))
         return VENEER_BAD_ARGUMENT;
-    const int64_t blocks = ceil_div(n, nested_block), step = 16;
+    const EncodeAbsmax e{map, centered, n, nested_block, codes, nested_absmax};
+    const int64_t blocks = ceil_div(n, nested_block), step = ceil_div(1 << 14, nested_block);
     return status(parallel(threads, ceil_div(blocks, step), [&](int64_t i) {
-        scalar::encode_absmax(centered, n, nested_block, levels, codes, nested_absmax, i * step,
-                              least(blocks, (i + 1) * step));
+        VN_CHOOSE8(isa, encode_absmax)(e, i * step, least(blocks, (i + 1) * step));
         return true;
     }));
 }
@@ -346,9 +347,8 @@ int veneer_adamw8_step(int isa, int threads, const veneer_adamw8 *how, int64_t b
     // tasks are long: of 64 blocks two threads took 1.4 times as long.  At least 8 for each thread, for balance.
     const int64_t task = least(4096, ceil_div(blocks, 8 * int64_t(threads > 1 ? threads : 1)));
     const AdamW8 a{how, values, gradients, codes1, codes2, absmax1, absmax2};
-    const StepBlocks step = adamw8_of(isa);
     return status(parallel(threads, task ? ceil_div(blocks, task) : 0, [&](int64_t i) {
-        step(a, i * task, least(blocks, (i + 1) * task));
+        VN_CHOOSE8(isa, adamw8)(a, i * task, least(blocks, (i + 1) * task));
         return true;
     }));
 }

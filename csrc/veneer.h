@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define VENEER_ABI 1
+#define VENEER_ABI 2
 
 // Instruction sets, each one a build of the same meaning.
 enum { VENEER_SCALAR = 0, VENEER_AVX2 = 1, VENEER_AVX512 = 2, VENEER_AVX512BF16 = 3, VENEER_NEON = 4, VENEER_ISAS = 5 };
@@ -46,7 +46,7 @@ typedef struct {
 typedef struct {
     const float *levels;  // 256, rising
     const float *bounds;  // 255: the midpoints of neighbors
-    const float *lines;   // 4 x 16, by decade of |x|, 0 to 8: start, slope, offset, last level (adamw8.h)
+    const float *lines;   // 4 x 16, by decade of |x|, 0 to 8: start, slope, offset, last level (dynamic.h)
 } veneer_map8;
 
 typedef struct {
@@ -66,9 +66,9 @@ VENEER_API void veneer_use_pool(void *gomp_parallel);
 // bad[0] becomes the first block that holds a NaN or an infinity, or -1; the outputs are then not to be used.
 VENEER_API int veneer_quantize(int isa, int threads, const void *x, int dtype, int64_t n, int64_t block,
                                const float *bounds, const uint8_t *order, uint8_t *codes, float *absmax, int64_t *bad);
-// absmax (n) less its mean -> one byte each and a float32 absmax per nested_block of them.  levels (256) rising.
-VENEER_API int veneer_encode_absmax(int threads, const float *centered, int64_t n, int64_t nested_block,
-                                    const float *levels, uint8_t *codes, float *nested_absmax);
+// absmax (n) less its mean -> one byte each, by a signed map, and a float32 absmax per nested_block of them.
+VENEER_API int veneer_encode_absmax(int isa, int threads, const float *centered, int64_t n, int64_t nested_block,
+                                    const veneer_map8 *map, uint8_t *codes, float *nested_absmax);
 // The float32 absmax of every block: (ceil(O * D / G)).
 VENEER_API int veneer_decode_absmax(int isa, int threads, const veneer_weight *w, float *out);
 // W (O, D) in dtype.

@@ -230,9 +230,9 @@ void test_segments(int isa) {
     }
 }
 
-// Two steps over an odd number of blocks, with the tables of a map of 256 even levels in [0, 1]: every code is in doubt
+// 8-bit numbers: two steps of AdamW over an odd number of blocks, and absmax encoded, with the tables of a map of 256 even levels in [0, 1]: every code is in doubt
 // or a search, so the lines may be anything that finds decade 0.
-void test_adamw8(int isa) {
+void test_dynamic(int isa) {
     constexpr int64_t blocks = 67, n = 256 * blocks;
     float levels[256], bounds[255], lines[64] = {};
     for (int i = 0; i < 256; i++) levels[i] = float(i) / 255.f;
@@ -255,6 +255,15 @@ void test_adamw8(int isa) {
     }
     expect(!std::memcmp(absmax1[0].get(), absmax1[1].get(), blocks * 4), "adamw8 absmax", NAMES[isa]);
     expect(!std::memcmp(absmax2[0].get(), absmax2[1].get(), blocks * 4), "adamw8 absmax", NAMES[isa]);
+    const auto *centered = reinterpret_cast<const float *>(g.get());
+    for (int64_t count : {n, n - 100, int64_t(3)})
+        for (int block : {256, 96}) {
+            Buffer<uint8_t> codes[2] = {Buffer<uint8_t>(count), Buffer<uint8_t>(count)};
+            Buffer<float> nested[2] = {Buffer<float>((count + block - 1) / block), Buffer<float>((count + block - 1) / block)};
+            for (int k = 0; k < 2; k++)
+                veneer_encode_absmax(k ? isa : int(VENEER_SCALAR), 2, centered, count, block, &map, codes[k].get(), nested[k].get());
+            expect(codes[0].same_as(codes[1]) && nested[0].same_as(nested[1]), "encoded absmax", NAMES[isa], count, block);
+        }
     expect(veneer_adamw8_step(isa, 1, nullptr, 1, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr) ==
                VENEER_BAD_ARGUMENT, "adamw8 without anything", NAMES[isa]);
 }
@@ -301,7 +310,7 @@ int main() {
             if (!threads) test_dequantize(isa);
             test_products(isa);
             test_segments(isa);
-            test_adamw8(isa);
+            test_dynamic(isa);
         }
     }
     std::printf("%s\n", failures ? "FAILED" : "ok");

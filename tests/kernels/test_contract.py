@@ -40,8 +40,8 @@ def test_what_is_not_finite_is_named_with_its_place(value: float, shown: str, dt
 
 def test_absmax_ops_refuse() -> None:
     levels = torch.linspace(-1, 1, 256)
-    refuses("0 values in blocks of 256", ops.quantize_absmax, torch.ones(0), levels, 256)
-    refuses("values is (3,) torch.float64", ops.quantize_absmax, torch.ones(3).double(), levels, 256)
+    refuses("0 values in blocks of 256", ops.quantize_absmax, torch.ones(0), 256)
+    refuses("values is (3,) torch.float64", ops.quantize_absmax, torch.ones(3).double(), 256)
     codes = torch.zeros(300, dtype=torch.uint8)
     refuses("nested_absmax is (1,)", ops.dequantize_absmax, codes, torch.ones(1), levels, 0.0, 256)
     refuses("levels is (5,)", ops.dequantize_absmax, codes, torch.ones(2), levels[:5], 0.0, 256)

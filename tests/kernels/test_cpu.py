@@ -8,6 +8,7 @@ from tests.kernels.weights import dense, packed, tables
 from tests.oracles import fourbit as oracle
 from veneer.errors import VeneerError
 from veneer.kernels import cpu, native, reference
+from veneer.kernels.dynamic import dynamic_map
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(48, 576, 64), (50, 128, 32), (7, 256, 256), (33, 192, 64), (5, 4096, 4096), (65, 96, 32), (130, 1152, 128)]
@@ -32,6 +33,18 @@ def test_quantize_is_bit_identical(isa: str, kind: str, dtype: torch.dtype) -> N
             cpu.quantize(x, bounds, order, block), reference.quantize(x, bounds, order, block), strict=True
         ):
             assert torch.equal(got, want), (n, block)
+
+
+@pytest.mark.parametrize("bounds", [tables("nf4")[1], tables("fp4")[1], torch.linspace(-0.1, 0.1, 15)])
+def test_numbers_next_to_a_bound_are_on_their_side_of_it(isa: str, bounds: Tensor) -> None:
+    """Of bounds that lie apart, as a format's do, and of others, which are searched without a table."""
+    order = torch.arange(16, dtype=torch.uint8).flip(0)
+    near = [bounds, *(bounds.nextafter(torch.tensor(s)) for s in (-2.0, 2.0)), torch.linspace(-1, 1, 4096)]
+    x = torch.cat([*near, torch.zeros(2), -torch.zeros(2), torch.zeros(-(sum(map(len, near)) + 4) % 63)])
+    x = torch.cat([torch.ones(len(x) // 63, 1), x.view(-1, 63)], 1)  # so that absmax is 1
+    codes, _ = cpu.quantize(x, bounds, order, 64)
+    got = torch.stack([codes >> 4, codes & 15], 1).view(x.shape)
+    assert torch.equal(got, 15 - (bounds < x[..., None]).sum(-1).to(torch.uint8))
 
 
 def test_quantize_takes_numbers_of_any_size(isa: str) -> None:
@@ -77,12 +90,15 @@ def test_nested_absmax_decode_bit_exactly(isa: str) -> None:
 
 
 def test_nested_absmax_encode_as_the_meaning_does(isa: str) -> None:
-    levels = torch.tensor(oracle.dynamic_map(), dtype=torch.float32)
-    c = torch.randn(5000, generator=torch.Generator().manual_seed(3)) * 0.01
+    """Blocks of 256 go through lanes; those of zeros, of tiny numbers, other sizes and the last through the meaning."""
+    c = torch.randn(40000, generator=torch.Generator().manual_seed(3)) * 0.01
     c[:256] = 0
-    c[256:260] = torch.tensor([1.0, -1.0, 0.5, -0.25])
-    for got, want in zip(cpu.quantize_absmax(c, levels, 256), reference.quantize_absmax(c, levels, 256), strict=True):
-        assert torch.equal(got, want)
+    c[256:512] *= 1e-38
+    c[512:767], c[767] = dynamic_map().bounds, 1.0
+    c[768:1023], c[1023] = dynamic_map().bounds.nextafter(torch.tensor(2.0)), -1.0
+    for n, block in ((40000, 256), (39999, 256), (100, 256), (4096, 100), (4096, 512)):
+        for got, want in zip(cpu.quantize_absmax(c[:n], block), reference.quantize_absmax(c[:n], block), strict=True):
+            assert torch.equal(got, want), (n, block)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

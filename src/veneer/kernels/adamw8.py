@@ -16,8 +16,8 @@ from torch import Tensor
 from veneer.errors import InputError
 from veneer.kernels import native
 from veneer.kernels.contract import check_tensor
-from veneer.kernels.cpu import done
-from veneer.kernels.dynamic import DynamicMap, dynamic_map
+from veneer.kernels.cpu import done, map8
+from veneer.kernels.dynamic import dynamic_map
 from veneer.kernels.ops import Kernel, define
 
 BLOCK = 256
@@ -64,18 +64,12 @@ class Rates(NamedTuple):
         }
 
 
-class CMap(ctypes.Structure):
-    """`veneer_map8`."""
-
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("levels", "bounds", "lines"))
-
-
 class CAdamW8(ctypes.Structure):
     """`veneer_adamw8`."""
 
     _fields_ = (
-        ("map1", CMap),
-        ("map2", CMap),
+        ("map1", native.Map8),
+        ("map2", native.Map8),
         *((name, ctypes.c_float) for name in ("beta1", "beta2", "rest1", "rest2", "size", "root", "eps", "keep")),
     )
 
@@ -124,7 +118,7 @@ def step_cpu(values: Tensor, gradients: Tensor, moments: Moments, rates: Rates) 
     found = native.library()
     if found is None:
         return step_plain(values, gradients, moments, rates)
-    how = CAdamW8(_c_map(dynamic_map(True)), _c_map(dynamic_map(False)), **rates.factors())
+    how = CAdamW8(map8(dynamic_map(True)), map8(dynamic_map(False)), **rates.factors())
     where = (t.data_ptr() for t in (values, gradients, *moments))
     blocks, threads = values.numel() // BLOCK, torch.get_num_threads()
     if blocks:
@@ -155,7 +149,3 @@ define(
 def adamw_8bit_(values: Tensor, gradients: Tensor, moments: Moments, rates: Rates) -> None:
     """Step values (256 B,) by their gradients; `moments` becomes the new state."""
     torch.ops.veneer.adamw_8bit_(values, gradients, *moments, *rates)
-
-
-def _c_map(table: DynamicMap) -> CMap:
-    return CMap(table.levels.data_ptr(), table.bounds.data_ptr(), table.lines.data_ptr())

@@ -103,10 +103,9 @@ def check_finite(x: Tensor, begin: int = 0) -> None:
         )
 
 
-def check_absmax(op: str, values: Tensor, dtype: torch.dtype, levels: Tensor, block: int) -> None:
+def check_absmax(op: str, values: Tensor, dtype: torch.dtype, block: int) -> None:
     require(values.numel() > 0 and block > 0, f"{op}: {values.numel()} values in blocks of {block}")
     check_tensor(op, "values", values, (values.numel(),), dtype)
-    check_tensor(op, "levels", levels, (256,), torch.float32)
 
 
 def check_dequantize(w: Packed, shape: Sequence[int], dtype: torch.dtype) -> int:

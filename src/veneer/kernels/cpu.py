@@ -12,6 +12,7 @@ from torch import Tensor
 from veneer.errors import VeneerError
 from veneer.kernels import contract, native, reference
 from veneer.kernels.contract import DTYPES
+from veneer.kernels.dynamic import DynamicMap, dynamic_map
 from veneer.kernels.reference import Packed
 
 FEW = 64
@@ -46,6 +47,11 @@ def as_struct(w: Packed, rows: int, cols: int) -> Any:
     return ctypes.byref(made)
 
 
+def map8(table: DynamicMap) -> native.Map8:
+    """`veneer_map8`; the table must outlive it."""
+    return native.Map8(table.levels.data_ptr(), table.bounds.data_ptr(), table.lines.data_ptr())
+
+
 def quantize(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
     found = native.library()
     if found is None:
@@ -63,14 +69,14 @@ def quantize(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tens
     return codes, absmax
 
 
-def quantize_absmax(centered: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def quantize_absmax(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
     found = native.library()
     if found is None:
-        return reference.quantize_absmax(centered, levels, block)
-    n, threads = centered.numel(), torch.get_num_threads()
+        return reference.quantize_absmax(centered, block)
+    n = centered.numel()
     codes, nested = centered.new_empty(n, dtype=torch.uint8), centered.new_empty(-(-n // block))
-    where = (levels.data_ptr(), codes.data_ptr(), nested.data_ptr())
-    done("quantize_absmax", found.lib.veneer_encode_absmax(threads, centered.data_ptr(), n, block, *where))
+    given = (found.isa, torch.get_num_threads(), centered.data_ptr(), n, block, ctypes.byref(map8(dynamic_map())))
+    done("quantize_absmax", found.lib.veneer_encode_absmax(*given, codes.data_ptr(), nested.data_ptr()))
     return codes, nested
 
 

@@ -21,7 +21,7 @@ class DynamicMap(NamedTuple):
     bounds: Tensor
     """(255,) float32: midpoints of neighbors; the code of x is how many are below it."""
     lines: Tensor
-    """(4, 16) float32, by decade of |x|: start, slope, offset, last level (csrc/adamw8.h)."""
+    """(4, 16) float32, by decade of |x|: start, slope, offset, last level (csrc/dynamic.h)."""
     zero: int
 
 

@@ -24,7 +24,7 @@ from veneer.machine import cache_dir
 
 ISAS = ("scalar", "avx2", "avx512", "avx512bf16", "neon")
 """By the number that csrc/veneer.h gives them; the best that the machine has is chosen."""
-ABI = 1
+ABI = 2
 HERE = Path(__file__).parent
 
 
@@ -36,6 +36,12 @@ class Status:
     path: Path | None
     isa: str | None
     reason: str
+
+
+class Map8(ctypes.Structure):
+    """`veneer_map8` of csrc/veneer.h."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("levels", "bounds", "lines"))
 
 
 class Weight(ctypes.Structure):
@@ -127,7 +133,7 @@ def declare(lib: ctypes.CDLL) -> None:
         "veneer_has": [i32],
         "veneer_use_pool": [p],
         "veneer_quantize": [i32, i32, p, i32, i64, i64, p, p, p, p, ctypes.POINTER(i64)],
-        "veneer_encode_absmax": [i32, p, i64, i64, p, p, p],
+        "veneer_encode_absmax": [i32, i32, p, i64, i64, ctypes.POINTER(Map8), p, p],
         "veneer_decode_absmax": [i32, i32, weight, p],
         "veneer_dequantize": [i32, i32, weight, p, i32],
         "veneer_matmul": [i32, i32, weight, p, i32, i64, p],

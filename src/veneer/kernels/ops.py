@@ -58,29 +58,30 @@ define(
 
 
 def absmax_quantizer(kernel: Kernel) -> Kernel:
-    def op(centered: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        contract.check_absmax("quantize_absmax", centered, torch.float32, levels, block)
-        codes, nested = kernel(centered, levels, block)
+    def op(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        contract.check_absmax("quantize_absmax", centered, torch.float32, block)
+        codes, nested = kernel(centered, block)
         return codes, nested
 
     return op
 
 
-def quantize_absmax_fake(centered: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def quantize_absmax_fake(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
     n = centered.numel()
     return centered.new_empty(n, dtype=torch.uint8), centered.new_empty(-(-n // block))
 
 
 define(
-    "quantize_absmax(Tensor centered, Tensor levels, int block) -> (Tensor, Tensor)",
+    "quantize_absmax(Tensor centered, int block) -> (Tensor, Tensor)",
     *map(absmax_quantizer, (reference.quantize_absmax, cpu.quantize_absmax, quantize_absmax_fake)),
 )
 
 
 def absmax_dequantizer(kernel: Kernel) -> Kernel:
     def op(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offset: float, block: int) -> Tensor:
-        contract.check_absmax("dequantize_absmax", codes, torch.uint8, levels, block)
+        contract.check_absmax("dequantize_absmax", codes, torch.uint8, block)
         blocks = -(-codes.numel() // block)
+        contract.check_tensor("dequantize_absmax", "levels", levels, (256,), torch.float32)
         contract.check_tensor("dequantize_absmax", "nested_absmax", nested_absmax, (blocks,), torch.float32)
         out: Tensor = kernel(codes, nested_absmax, levels, offset, block)
         return out
@@ -244,9 +245,9 @@ def quantize_4bit(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple
     return codes, absmax
 
 
-def quantize_absmax(centered: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def quantize_absmax(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """reference.quantize_absmax."""
-    codes, nested = torch.ops.veneer.quantize_absmax(centered, levels, block)
+    codes, nested = torch.ops.veneer.quantize_absmax(centered, block)
     return codes, nested
 
 

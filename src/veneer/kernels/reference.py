@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from veneer.kernels.dynamic import dynamic_map
+
 LEAST_ABSMAX = 1e-38
 """What a block is divided by at least, as bitsandbytes does."""
 PANEL = 1 << 22
@@ -61,18 +63,16 @@ def quantize(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tens
     return (codes[::2] << 4) | codes[1::2], absmax
 
 
-def quantize_absmax(centered: Tensor, levels: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """absmax less its mean (n,) -> uint8 codes (n,) of the nearest level, nested absmax (ceil(n / block),).
+def quantize_absmax(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """absmax less its mean (n,) -> uint8 codes (n,), nested absmax (ceil(n / block),).
 
-    A tie goes to the lower level; a block of zeros gets code 0.
+    A code is that of the dynamic map's nearest level, of the lower at a tie; a block of zeros gets code 0.
     """
     n = centered.numel()
     blocks = F.pad(centered, (0, -n % block)).view(-1, block)
     nested = blocks.abs().amax(1)
-    v = (blocks * (1.0 / nested)[:, None]).clamp(-1, 1).nan_to_num(0.0)
-    right = torch.searchsorted(levels, v).clamp(0, 255)
-    left = (right - 1).clamp(0)
-    codes = torch.where((levels[right] - v).abs() < (v - levels[left]).abs(), right, left)
+    scaled = blocks * (1.0 / nested.clamp(min=LEAST_ABSMAX))[:, None]
+    codes = torch.bucketize(scaled, dynamic_map().bounds.to(centered.device), out_int32=True)
     codes[nested == 0] = 0
     return codes.reshape(-1)[:n].to(torch.uint8), nested
 

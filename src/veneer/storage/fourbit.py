@@ -94,8 +94,8 @@ class FourBit(Storage):
         offset = absmax.mean()
         if not bool(offset.isfinite()):
             raise ModelError(f"{name}: its numbers are too large for double quantization; set double_quant to false")
+        absmax_codes, nested = ops.quantize_absmax(absmax - offset, NESTED_BLOCK)
         nested_levels = dynamic_map().levels.to(w.device)
-        absmax_codes, nested = ops.quantize_absmax(absmax - offset, nested_levels, NESTED_BLOCK)
         return Packed(codes, absmax_codes, levels, nested, nested_levels, float(offset), NESTED_BLOCK, block)
 
     @property

@@ -1,9 +1,10 @@
-// What the optimizer's kernel needs of x86's lanes beyond avx2.h, avx512.h and avx512bf16.h, and its builds on them.
+// What 8-bit numbers need of x86's lanes beyond avx2.h, avx512.h and avx512bf16.h, and the kernels built on them.
 #pragma once
-#include "adamw8.h"  // first without VN_ISA: its meaning; again below, for each set of lanes
+#include "adamw8.h"  // each first without VN_ISA: its meaning; again below, for each set of lanes
 #include "avx2.h"
 #include "avx512.h"
 #include "avx512bf16.h"
+#include "dynamic.h"
 
 #define VN_ISA avx2
 #define VN_FN __attribute__((target("avx2,fma,f16c")))
@@ -79,6 +80,7 @@ struct Levels {
 }  // namespace avx2
 }  // namespace veneer
 
+#include "dynamic.h"
 #include "adamw8.h"
 #undef VN_ISA
 #undef VN_FN
@@ -164,6 +166,7 @@ struct Levels {
 }  // namespace avx512
 }  // namespace veneer
 
+#include "dynamic.h"
 #include "adamw8.h"
 #undef VN_ISA
 #undef VN_FN
@@ -192,6 +195,7 @@ struct Levels {
 }  // namespace vbmi
 }  // namespace veneer
 
+#include "dynamic.h"
 #include "adamw8.h"
 #undef VN_ISA
 #undef VN_FN
