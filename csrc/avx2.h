@@ -133,21 +133,32 @@ VN_FN VN_INLINE uint32_t max_of_halves(I v) {
     return max_of(_mm256_max_epu32(_mm256_srli_epi32(v, 16), _mm256_and_si256(v, _mm256_set1_epi32(0xffff))));
 }
 
+// The bounds by the steps of a binary search: 1, 2, 4 and 8 of them.
 struct Intervals {
-    const float *bounds;
+    F step[4];
     __m128i order;
     static constexpr bool apart = true;  // for any bounds
 };
 
 VN_FN VN_INLINE Intervals intervals_of(const float *bounds, const uint8_t *order) {
-    return {bounds, _mm_loadu_si128(reinterpret_cast<const __m128i *>(order))};
+    Intervals q;
+    for (int s = 0; s < 4; s++) {
+        float at[8] = {};
+        for (int k = 0; k < 1 << s; k++) at[k] = bounds[(2 * k + 1) * (8 >> s) - 1];
+        q.step[s] = load(at);
+    }
+    q.order = _mm_loadu_si128(reinterpret_cast<const __m128i *>(order));
+    return q;
 }
 
 // How many bounds are below each lane.
 VN_FN VN_INLINE I interval(F v, const Intervals &q) {
     I below = zero_i();
-    for (int i = 0; i < 15; i++)
-        below = _mm256_sub_epi32(below, _mm256_castps_si256(_mm256_cmp_ps(set1(q.bounds[i]), v, _CMP_LT_OQ)));
+    for (const F &step : q.step) {
+        const F bound = _mm256_permutevar8x32_ps(step, below);
+        below = _mm256_sub_epi32(_mm256_add_epi32(below, below),
+                                 _mm256_castps_si256(_mm256_cmp_ps(bound, v, _CMP_LT_OQ)));
+    }
     return below;
 }
 
