@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels.weights import packed
@@ -44,6 +46,40 @@ def test_it_is_left_alone_where_more_is_asked_for() -> None:
     assert not Direct(packed(8, 48), 8, 48).takes(torch.randn(2, 48)), "D is no multiple of the block"
     with FlopCounterMode(display=False):
         assert not direct.takes(x), "a mode is watching the ops"
+    with forward_ad.dual_level():
+        assert not direct.takes(x), "tangents would be lost"
+    with torch.device("meta"):
+        assert not direct.takes(x), "a mode is watching the functions"
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert not direct.takes(x)
+
+
+def test_numbers_that_are_not_in_memory_as_they_are_meant() -> None:
+    w = packed(8, 64)
+    direct = Direct(w, 8, 64)
+    x = torch.randn(2, 64)
+    for given, meant in ((torch._neg_view(x), -x), (torch._efficientzerotensor((2, 64)), torch.zeros(2, 64))):
+        assert not direct.takes(given)
+        assert torch.equal(ops.matmul_4bit(given, w, 8), ops.matmul_4bit(meant, w, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_recorded_trace_computes_anew() -> None:
+    w = packed(8, 64)
+    direct = Direct(w, 8, 64)
+    x = torch.randn(2, 64)
+    traced = torch.jit.trace(lambda x: direct.matmul(x) if direct.takes(x) else ops.matmul_4bit(x, w, 8), x)
+    assert torch.equal(traced(2 * x), ops.matmul_4bit(2 * x, w, 8))
+
+
+def test_inference_mode_changes_nothing() -> None:
+    w = packed(8, 64)
+    direct = Direct(w, 8, 64)
+    with torch.inference_mode():
+        x = torch.randn(2, 64)
+        y = direct.matmul(x) if direct.takes(x) else ops.matmul_4bit(x, w, 8)
+    assert y.is_inference()
+    assert torch.equal(y, ops.matmul_4bit(x.clone(), w, 8))
 
 
 def test_a_transform_sees_the_op() -> None:

@@ -81,11 +81,12 @@ def test_no_gradient_is_computed_where_none_is_asked_for() -> None:
 
 def test_segments_have_gradients_for_x_and_the_adapters() -> None:
     x, a, b = (torch.randn(*s, requires_grad=True) for s in ((4, 6), (2, 3, 6), (2, 5, 3)))
-    scale, starts, slots = torch.tensor([0.5, 2.0]), torch.tensor([0, 1, 3, 4]), torch.tensor([1, 0, -1])
+    scale = torch.tensor([0.5, 2.0], requires_grad=True)
+    starts, slots = torch.tensor([0, 1, 3, 4]), torch.tensor([1, 0, -1])
     g = torch.randn(4, 5)
-    got = torch.autograd.grad(ops.lora_segments(x, a, b, scale, starts, slots), (x, a, b), g)
-    rows = [2.0 * b[1] @ (a[1] @ x[0]), 0.5 * b[0] @ (a[0] @ x[1]), 0.5 * b[0] @ (a[0] @ x[2]), torch.zeros(5)]
-    want = torch.autograd.grad(torch.stack(rows), (x, a, b), g)
+    got = torch.autograd.grad(ops.lora_segments(x, a, b, scale, starts, slots), (x, a, b, scale), g)
+    rows = [scale[s] * b[s] @ (a[s] @ x[n]) for n, s in enumerate((1, 0, 0))]
+    want = torch.autograd.grad(torch.stack([*rows, torch.zeros(5)]), (x, a, b, scale), g)
     for one, other in zip(got, want, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from transformers.pytorch_utils import Conv1D
 
 from tests.storage.cases import weight
@@ -146,6 +147,32 @@ def test_gradients_pass_through() -> None:
     dense = model.get_submodule("body.linear").dense(torch.float32)
     assert x.grad is not None
     assert torch.allclose(x.grad, dense.sum(0).expand(2, -1), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch's own forward mode
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_in_forward_mode_and_by_torch_func(kind: str) -> None:
+    kept = StoredLinear.of(layer := nn.Linear(64, 8), config_from(kind, {}))
+    whole = kept.dense(torch.float32)
+    x, t = torch.randn(2, 3, 64)
+    tangent = torch.func.jvp(kept, (x,), (t,))[1]
+    torch.testing.assert_close(tangent, t @ whole.T)
+    gradient = torch.func.grad(lambda x: kept(x).square().sum())(x)
+    torch.testing.assert_close(gradient, 2 * (x @ whole.T + layer.bias) @ whole)
+    torch.testing.assert_close(torch.vmap(kept)(x), kept(x))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # in torch's own forward mode
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # in torch's compiler
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_before_its_first_use_and_used_in_forward_mode(kind: str) -> None:
+    kept = StoredLinear.of(nn.Linear(64, 8), config_from(kind, {}))
+    compiled = torch.compile(kept, fullgraph=True, backend="aot_eager")
+    x, t = torch.randn(2, 3, 64)
+    torch.testing.assert_close(compiled(x), kept(x))
+    with forward_ad.dual_level():
+        y = forward_ad.unpack_dual(compiled(forward_ad.make_dual(x, t)))
+    torch.testing.assert_close(y.tangent, t @ kept.dense(torch.float32).T)
 
 
 def test_casting_a_model_leaves_its_storages_alone() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from veneer.kernels import contract, cpu, native
 from veneer.kernels.contract import DTYPES
@@ -31,6 +32,7 @@ class Direct:
         """Whether x (..., D) can go straight to the library."""
         return (
             self.found is not None
+            and not torch._C._get_tracing_state()
             and type(x) is Tensor
             and x.dtype in (torch.float32, torch.bfloat16)
             and x.is_cpu
@@ -39,8 +41,12 @@ class Direct:
             and x.numel() > 0
             and not (x.requires_grad and torch.is_grad_enabled())
             and not torch.compiler.is_compiling()
+            and not x.is_neg()  # a view whose sign is not in its numbers yet
+            and not x._is_zerotensor()  # has no numbers at all
             and not torch._C._len_torch_dispatch_stack()
+            and not torch._C._len_torch_function_stack()
             and not torch._C._functorch.maybe_current_level()
+            and forward_ad._current_level < 0
         )
 
     def matmul(self, x: Tensor) -> Tensor:

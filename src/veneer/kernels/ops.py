@@ -9,9 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from veneer.kernels import contract, cpu, reference
+from veneer.kernels import contract, cpu, reference, transforms
 from veneer.kernels.reference import Packed
 
 WEIGHT = (
@@ -219,18 +220,19 @@ def keep_segments(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def segments_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    """dx, da, db of y = s B A x, segment by segment; the scale and the segments have none."""
+    """dx, da, db, ds of y = s B A x, segment by segment."""
     x, a, b, scale, starts, slots = ctx.saved_tensors
-    dx, da, db = torch.zeros_like(x), torch.zeros_like(a), torch.zeros_like(b)
+    dx, da, db, ds = map(torch.zeros_like, (x, a, b, scale))
     for (first, last), slot in zip(pairwise(starts.tolist()), slots.tolist(), strict=True):
         if slot < 0:
             continue
-        g, rows = dy[first:last].float() * scale[slot], x[first:last].float()
-        dt = g @ b[slot]
-        dx[first:last] = (dt @ a[slot]).to(x.dtype)
-        da[slot] += dt.T @ rows
-        db[slot] += g.T @ (rows @ a[slot].T)
-    return dx, da, db, None, None, None
+        g, rows = dy[first:last].float(), x[first:last].float()
+        t, dt = rows @ a[slot].T, g @ b[slot]
+        dx[first:last] = (dt @ a[slot] * scale[slot]).to(x.dtype)
+        da[slot] += dt.T @ rows * scale[slot]
+        db[slot] += g.T @ t * scale[slot]
+        ds[slot] += (t * dt).sum()
+    return dx, da, db, ds, None, None
 
 
 torch.library.register_autograd("veneer::lora_segments", segments_gradient, setup_context=keep_segments, lib=LIBRARY)
@@ -267,12 +269,18 @@ def matmul_4bit(x: Tensor, w: Packed, rows: int) -> Tensor:
     """y (..., O) = x (..., D) W^T, W (O, D) rounded to x's dtype, float32 or bfloat16; sums in float32.
 
     For up to 16 rows a kernel may round W's levels instead and multiply by absmax afterwards, which is no less exact.
+    Inside of torch.func and of forward mode W is dense for the time of the product, whose derivatives torch knows.
     """
+    if transforms.differentiating():
+        contract.check_rows("matmul_4bit", "x", x)
+        return F.linear(x, dequantize_4bit(w, (rows, x.shape[-1]), x.dtype))
     y: Tensor = torch.ops.veneer.matmul_4bit(x, *w, rows)
     return y
 
 
 def lora_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
     """reference.lora_segments; raises IndexError for a slot outside [-1, S)."""
+    if transforms.differentiating():  # the meaning is plain torch
+        return segmenter(reference.lora_segments)(x, a, b, scale, starts, slots)  # type: ignore[no-any-return]
     y: Tensor = torch.ops.veneer.lora_segments(x, a, b, scale, starts, slots)
     return y

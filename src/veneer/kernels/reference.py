@@ -147,9 +147,8 @@ def lora_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor
     x (N, D) f32 | bf16; a (S, R, D), b (S, O, R), scale (S,) float32; starts (segments + 1,), slots (segments,) int64.
     Returns (N, O) in x's dtype, exactly 0 where the slot is -1.  Source: Punica, arXiv:2310.18547.
     """
-    y = x.new_zeros(x.shape[0], b.shape[1])
+    parts = [x.new_zeros(0, b.shape[1])]
     for (first, last), slot in zip(pairwise(starts.tolist()), slots.tolist(), strict=True):
-        if slot >= 0:
-            t = F.linear(x[first:last].float(), a[slot]) * scale[slot]
-            y[first:last] = F.linear(t, b[slot]).to(x.dtype)
-    return y
+        t = F.linear(x[first:last].float(), a[slot]) * scale[slot] if slot >= 0 else None
+        parts.append(x.new_zeros(last - first, b.shape[1]) if t is None else F.linear(t, b[slot]).to(x.dtype))
+    return torch.cat(parts)

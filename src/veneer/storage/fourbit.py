@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from veneer.errors import ConfigError, InputError, ModelError
-from veneer.kernels import ops
+from veneer.kernels import ops, transforms
 from veneer.kernels.contract import BLOCKS
 from veneer.kernels.direct import Direct
 from veneer.kernels.dynamic import dynamic_map
@@ -137,13 +137,16 @@ class FourBit(Storage):
         self.backend = backend
 
     def matmul(self, x: Tensor) -> Tensor:
-        if bnb.chosen(self.backend, x):
+        if bnb.chosen(self.backend, x) and not transforms.differentiating():
             return bnb.matmul(x, self._packed, self.shape, self.quant_type)
         if x.dtype == torch.float16:  # no kernel in float16: its range is too small for sums
             return ops.matmul_4bit(x.float(), self._packed, self.shape[0]).half()
-        if self._direct is None:
+        if self._direct is None and not torch.compiler.is_compiling():
             self._direct = Direct(self._packed, *self.shape)
-        return self._direct.matmul(x) if self._direct.takes(x) else ops.matmul_4bit(x, self._packed, self.shape[0])
+        direct = self._direct
+        if direct is not None and direct.takes(x):
+            return direct.matmul(x)
+        return ops.matmul_4bit(x, self._packed, self.shape[0])
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
         check_ids(ids, self.shape[0])

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from veneer.errors import ModelError
+from veneer.kernels import transforms
 from veneer.storage.base import STORAGES, Storage, StorageConfig, check_ids, check_matrix
 
 PANEL = 1 << 22
@@ -33,15 +34,20 @@ def unpack(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return ((codes * scale[:, None]) * (1 / 127)).to(dtype)
 
 
+def product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """y (..., O) = x (..., D) W^T, a panel of W dense at one time."""
+    step = max(PANEL // codes.shape[1], 1)
+    parts = zip(torch.split(codes, step), torch.split(scale, step), strict=True)
+    return torch.cat([F.linear(x, unpack(c, s, x.dtype)) for c, s in parts], -1)
+
+
 class Product(torch.autograd.Function):
     """y = x W^T, a panel of W dense at one time, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(codes, scale)
-        step = max(PANEL // codes.shape[1], 1)
-        parts = zip(torch.split(codes, step), torch.split(scale, step), strict=True)
-        return torch.cat([F.linear(x, unpack(c, s, x.dtype)) for c, s in parts], -1)
+        return product(x, codes, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,6 +102,8 @@ class Int8(Storage):
         self.absmax.copy_(absmax)
 
     def matmul(self, x: Tensor) -> Tensor:
+        if transforms.differentiating():
+            return product(x, self.codes, self.absmax)
         y: Tensor = Product.apply(x, self.codes, self.absmax)  # type: ignore[no-untyped-call]
         return y
 
