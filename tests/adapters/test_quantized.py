@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,12 +190,57 @@ def test_a_damaged_copy_is_made_anew(tiny_model: Path, cache: Path) -> None:
     assert told == []
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "content.sha256"])
+def test_a_copy_with_one_bit_changed_is_made_anew(tiny_model: Path, cache: Path, name: str) -> None:
+    told: list[str] = []
+    want = logits(loaded(tiny_model).model)
+    (file,) = cache.glob(f"*/{name}")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    about = file.stat()
+    time.sleep(0.02)  # the clock of file systems ticks every few milliseconds
+    with file.open("r+b") as opened:  # where it lies: the same inode, size and date
+        opened.write(data)
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert torch.equal(logits(loaded(tiny_model, say=told.append).model), want)
+    assert "damaged and made anew" in told[0] and "does not hold what was written" in told[0]
+    told.clear()
+    loaded(tiny_model, say=told.append)
+    assert told == []
+
+
+def test_a_copy_without_its_hash_is_made_anew(tiny_model: Path, cache: Path) -> None:
+    told: list[str] = []
+    loaded(tiny_model)
+    (seal,) = cache.glob("*/content.sha256")
+    seal.unlink()
+    loaded(tiny_model, say=told.append)
+    assert "content.sha256" in told[0] and "quantizing" in told[1]
+    assert seal.exists()
+
+
+def test_a_base_overwritten_where_it_lies_with_its_old_date_is_quantized_anew(tiny_model: Path, tmp_path: Path) -> None:
+    base, told = tmp_path / "base", []
+    shutil.copytree(tiny_model, base)
+    loaded(base, say=told.append)
+    file = base / "model.safetensors"
+    before, data = file.stat(), bytearray(file.read_bytes())
+    at = open_tensors(base)[UP].start
+    data[at : at + 64] = bytes(64)
+    with file.open("r+b") as opened:
+        time.sleep(0.02)  # the clock of file systems ticks every few milliseconds
+        opened.write(data)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    loaded(base, say=told.append)
+    assert len(told) == 2
+
+
 def test_a_full_disk_costs_only_the_next_start(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> int:
         raise DiskError("the disk is full")
 
     told: list[str] = []
-    monkeypatch.setattr(quantized, "write_quantized", full)
+    monkeypatch.setattr(quantized, "cache_quantized", full)
     assert stored(loaded(tiny_model, say=told.append).model)
     assert told[1] == "the quantized weights are not kept for the next start: the disk is full"
 

@@ -4,8 +4,11 @@ bitsandbytes 0.50.2 dequantizes rows that are no multiple of the block wrongly o
 bfloat16, where no gradient is asked for: so the model is 64 wide, and its outputs are compared with gradients on.
 """
 
+import hashlib
 import json
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,14 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from veneer.adapters.base_storage import base_storage
 from veneer.adapters.quantized import Furnisher, load_base
-from veneer.adapters.quantized_dir import cache_folder, content_hash, is_quantized, write_quantized
+from veneer.adapters.quantized_dir import (
+    cache_folder,
+    cache_quantized,
+    check_cached,
+    content_hash,
+    is_quantized,
+    write_quantized,
+)
 from veneer.errors import DiskError
 from veneer.kernels import native
 from veneer.models.load import load_model
@@ -178,8 +188,6 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
 
 
 def test_a_large_files_hash_is_kept_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
     from veneer.adapters import quantized_dir
 
     big = tmp_path / "model.safetensors"
@@ -193,3 +201,64 @@ def test_a_large_files_hash_is_kept_until_it_changes(tmp_path: Path, monkeypatch
     big.write_bytes(b"y" * (2 << 20))
     assert content_hash(tmp_path) != first
     assert len(read) == 1
+
+
+def test_a_large_file_with_its_old_date_but_other_bytes_is_hashed_again(tmp_path: Path) -> None:
+    big = tmp_path / "model.safetensors"
+    big.write_bytes(b"x" * (2 << 20))
+    before, first = big.stat(), content_hash(tmp_path)
+    time.sleep(0.02)  # the clock of file systems ticks every few milliseconds
+    with big.open("r+b") as opened:
+        opened.write(b"y")
+    os.utime(big, ns=(before.st_atime_ns, before.st_mtime_ns))
+    now = big.stat()
+    assert (now.st_size, now.st_ino, now.st_mtime_ns) == (before.st_size, before.st_ino, before.st_mtime_ns)
+    assert content_hash(tmp_path) != first
+
+
+def test_a_kept_hash_that_is_no_text_is_computed_again(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"x" * (2 << 20))
+    first = content_hash(tmp_path)
+    (kept,) = (tmp_path / "cache" / "quantized" / "hashes").iterdir()
+    kept.write_bytes(b"\xff" * 64)
+    assert content_hash(tmp_path) == first
+
+
+def test_what_was_cached_is_not_read_again_to_be_checked(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder takes its place after it was hashed: the hashes are kept for that place."""
+    from veneer.adapters import quantized_dir
+
+    monkeypatch.setattr(quantized_dir, "LARGE", 0)
+    made = Furnisher(base_storage("nf4"))
+    load_model(wide, dtype="float32", furnish=made)
+    hashed: list[str] = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(quantized_dir.hashlib, "file_digest", lambda f, how: hashed.append(f.name) or real(f, how))
+    cache_quantized(wide, tmp_path / "q", made)
+    assert sum(name.endswith("model.safetensors") for name in hashed) == 1
+    hashed.clear()
+    check_cached(tmp_path / "q")
+    assert hashed == []
+    time.sleep(0.02)
+    (tmp_path / "q" / "config.json").touch()
+    check_cached(tmp_path / "q")
+    assert [Path(name).name for name in hashed] == ["config.json"]
+
+
+def test_a_cached_folder_that_lacks_a_file_is_not_whole(wide: Path, tmp_path: Path) -> None:
+    made = Furnisher(base_storage("nf4"))
+    load_model(wide, dtype="float32", furnish=made)
+    cache_quantized(wide, tmp_path / "q", made)
+    check_cached(tmp_path / "q")
+    for name in ("tokenizer.json", "model.safetensors"):
+        gone = tmp_path / "q" / name
+        data = gone.read_bytes()
+        gone.unlink()
+        with pytest.raises(DiskError, match=r"q does not hold what was written"):
+            check_cached(tmp_path / "q")
+        gone.write_bytes(data)
+    (tmp_path / "q" / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(DiskError, match="is no shard index"):
+        check_cached(tmp_path / "q")

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from veneer import machine
 from veneer.adapters.base_storage import BaseStorage, config_of
 from veneer.adapters.paged import page_weights_
-from veneer.adapters.quantized_dir import cache_folder, is_quantized, write_quantized
+from veneer.adapters.quantized_dir import cache_folder, cache_quantized, check_cached, is_quantized
 from veneer.adapters.targets import output_head
 from veneer.disk.atomic import clear_leftovers
 from veneer.disk.scratch import Spill, refuse_memory
@@ -96,9 +96,11 @@ def _from_cache(
     cached: Path, furnisher: "Furnisher", dtype: str | torch.dtype, device: str | torch.device, say: Say
 ) -> Loaded | None:
     try:
+        check_cached(cached)
         return load_model(cached, dtype=dtype, furnish=furnisher, device=device)
     except (ModelError, DiskError) as error:
-        say(f"the quantized weights in {cached} are damaged and made anew: {str(error).splitlines()[0]}")
+        why = " ".join(line.strip() for line in str(error).splitlines()[:2])
+        say(f"the quantized weights in {cached} are damaged and made anew: {why}")
         return None
 
 
@@ -109,7 +111,7 @@ def _quantized(
     loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
     if furnisher.homes:
         try:
-            write_quantized(folder, cached, furnisher)
+            cache_quantized(folder, cached, furnisher)
         except DiskError as error:
             say(f"the quantized weights are not kept for the next start: {error}")
     return loaded
@@ -122,7 +124,7 @@ def _through_disk(
     with Spill(cached.parent) as spill:
         load_model(folder, dtype=dtype, furnish=(made := Furnisher(furnisher.storage, spill=spill)))
         if made.homes:
-            write_quantized(folder, cached, made)
+            cache_quantized(folder, cached, made)
     return load_model(cached if made.homes else folder, dtype=dtype, furnish=furnisher, device=device)
 
 

@@ -21,6 +21,10 @@ from veneer.storage.fourbit import FourBit
 
 FORMAT = 1
 """Raised when cached folders change, so that older ones are not used."""
+SEAL = "content.sha256"
+"""The file in a cached folder that holds its content's hash."""
+LARGE = 1 << 20
+"""Bytes; smaller files are hashed faster than looked up."""
 
 
 def is_quantized(folder: Path) -> bool:
@@ -36,33 +40,47 @@ def cache_folder(base: Path, storage: BaseStorage) -> Path:
     return machine.cache_dir() / "quantized" / hashlib.sha256(key.encode()).hexdigest()
 
 
-def content_hash(folder: Path) -> str:
+def content_hash(folder: Path, home: Path | None = None) -> str:
     """sha256 over names and contents of the files that make a model: weights, configuration, tokenizer.
 
-    A file's own hash is kept in the cache under its path, size, inode and time of change, and read from there while
-    these are the same.
+    home   where the folder will be, if it is about to be renamed
+    A large file's own hash is kept in the cache under its path, size, inode and times of change, and read from there
+    while these are the same.  The time of its last change of any kind is among them, which no program can set: a file
+    that was overwritten in place and given its old date is another.
     """
     names = {p.name for pattern in COPIED for p in folder.glob(pattern)} | {p.name for p in weight_files(folder)}
     digest = hashlib.sha256()
     for name in sorted(names):
-        digest.update(f"{name} {_file_hash(folder / name)}\n".encode())
+        digest.update(f"{name} {_file_hash(folder / name, (home or folder) / name)}\n".encode())
     return digest.hexdigest()
 
 
-def _file_hash(file: Path) -> str:
+def _file_hash(file: Path, home: Path) -> str:
     about = file.stat()
-    identity = f"{file.resolve()} {about.st_size} {about.st_ino} {about.st_mtime_ns}"
+    times = f"{about.st_mtime_ns} {about.st_ctime_ns}"
+    identity = f"{home.resolve()} {about.st_size} {about.st_ino} {times}"
     kept = machine.cache_dir() / "quantized" / "hashes" / hashlib.sha256(identity.encode()).hexdigest()
     try:
         return kept.read_text(encoding="ascii")
-    except OSError:
+    except (OSError, ValueError):
         pass
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
-    if about.st_size > 1 << 20:  # smaller files are hashed faster than looked up
+    if about.st_size > LARGE:
         with suppress(DiskError), replacing(kept) as temporary:  # where it cannot be kept, it is computed each time
             temporary.write_text(found, encoding="ascii")
     return found
+
+
+def check_cached(folder: Path) -> None:
+    """Raise DiskError for a cached folder that is not as it was written; only files that have changed are read."""
+    try:
+        sealed = (folder / SEAL).read_text(encoding="ascii")
+        found = content_hash(folder)
+    except (OSError, ValueError) as error:
+        raise DiskError(f"{folder} is not whole: {error}") from error
+    if found != sealed:
+        raise DiskError(f"{folder} does not hold what was written: its content's hash is not the one in {SEAL}")
 
 
 class Made(Protocol):
@@ -86,6 +104,19 @@ def write_quantized(
     progress    is told how many tensors of how many are written
     Memory is one tensor beside what is kept.  Raises DiskError.
     """
+    with replacing_folder(into) as folder:
+        _write(base, folder, made, progress)
+    return sum(file.stat().st_size for file in into.iterdir())
+
+
+def cache_quantized(base: Path, into: Path, made: Made) -> None:
+    """Write what `write_quantized` does, and a hash of it that `check_cached` compares.  Raises DiskError."""
+    with replacing_folder(into) as folder:
+        _write(base, folder, made, lambda done, total: None)
+        (folder / SEAL).write_text(content_hash(folder, into), encoding="ascii")
+
+
+def _write(base: Path, folder: Path, made: Made, progress: Callable[[int, int], None]) -> None:
     stored = open_tensors(base).without(made.copies)
     kept = {home: made.kept[path] for path, home in made.homes.items()}
     specs = {}
@@ -95,16 +126,14 @@ def write_quantized(
             continue
         for key, tensor in kept[name].tensors(name).items():
             specs[key] = (tensor.dtype, tuple(tensor.shape))
-    with replacing_folder(into) as folder:
-        for pattern in COPIED:
-            for file in base.glob(pattern):
-                if file.name != INDEX:
-                    shutil.copyfile(file, folder / file.name)
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-        config["quantization_config"] = quantization_config(next(iter(kept.values())), made.dense, config)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        write_model_tensors(folder, specs, _tensors(stored, kept, progress))
-    return sum(file.stat().st_size for file in into.iterdir())
+    for pattern in COPIED:
+        for file in base.glob(pattern):
+            if file.name != INDEX:
+                shutil.copyfile(file, folder / file.name)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = quantization_config(next(iter(kept.values())), made.dense, config)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_model_tensors(folder, specs, _tensors(stored, kept, progress))
 
 
 def misread_on_cpu(made: Made) -> list[str]:
