@@ -22,6 +22,7 @@ from veneer.adapters.attach import attach, load_adapter
 from veneer.adapters.base_storage import base_storage, storage_of
 from veneer.adapters.fingerprint import base_fingerprint
 from veneer.adapters.quantized import load_base
+from veneer.disk import tensors
 from veneer.disk.tensors import open_tensors, write_model_tensors
 from veneer.errors import AdapterMismatch, ConfigError, DiskError, ModelError, NotFoldable
 from veneer.kernels import native
@@ -137,22 +138,77 @@ def test_gpt2s_turned_weights(gpt2: Path, tmp_path: Path) -> None:
 
 
 def test_the_second_start_maps_what_the_first_wrote(
-    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, made_model: Callable[..., Path], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    base = made_model(tmp_path / "base", hidden_size=64, intermediate_size=128)  # codes of a page
     told: list[str] = []
-    first = loaded(tiny_model, say=told.append)
-    assert told == [f"quantizing {tiny_model} to nf4 (block 64, double_quant True) (once)"]
+    first = loaded(base, say=told.append)
+    assert told == [f"quantizing {base} to nf4 (block 64, double_quant True) (once)"]
     monkeypatch.setattr(quantized.Furnisher, "_quantize", None)
-    again = loaded(tiny_model, say=told.append)
+    again = loaded(base, say=told.append)
     assert len(told) == 1
     assert torch.equal(logits(first.model), logits(again.model))
     assert base_fingerprint(first.model) == base_fingerprint(again.model)
-    assert first.path == again.path == tiny_model
+    assert first.path == again.path == base
     (folder,) = [f for f in cache.iterdir() if f.name != "hashes"]
     codes = again.model.model.layers[0].mlp.up_proj.storage.codes
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
     ranges = [tuple(int(x, 16) for x in line[0].split("-")) for line in maps]
     assert any(low <= codes.data_ptr() < high for low, high in ranges), "the codes are not where the file is mapped"
+
+
+@pytest.fixture(scope="module")
+def broad(tmp_path_factory: pytest.TempPathFactory, made_model: Callable[..., Path]) -> Path:
+    """Codes of 128 to 512 KiB, in shards."""
+    folder = made_model(tmp_path_factory.mktemp("broad") / "base", hidden_size=512, intermediate_size=2048)
+    files = open_tensors(folder)
+    tensors = {name: files.read(name) for name in files}
+    specs = {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}
+    write_model_tensors(folder, specs, tensors.items(), shard_bytes=5_000_000)
+    (folder / "model.safetensors").unlink()
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is in memory")
+def test_loading_from_the_cache_touches_no_page_of_the_codes(broad: Path, cache: Path) -> None:
+    """Each touch would fetch what lies around it: on a disk that reads 8 MB ahead, the whole file."""
+    loaded(broad)
+    model = loaded(broad).model
+    (file,) = cache.glob("*/model.safetensors")
+    at, mapped, resident = False, 0, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0] and ":" not in line.split()[0]:
+            at = line.endswith(str(file))
+        elif at and line.startswith(("Size:", "Rss:")):
+            mapped += int(line.split()[1]) * 1024 * line.startswith("Size:")
+            resident += int(line.split()[1]) * 1024 * line.startswith("Rss:")
+    codes = sum(m.storage.codes.nbytes for m in stored(model).values())
+    assert mapped > codes > 3_000_000
+    assert resident < 16_384
+
+
+@pytest.mark.parametrize("paged", [False, True], ids=["in memory", "paged"])
+def test_a_start_reads_each_header_once(
+    broad: Path, tmp_path: Path, paged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized, "refuse_memory", lambda *_: None)
+    monkeypatch.setattr(tensors, "SETTLED", 0.01)
+    loaded(broad)
+    time.sleep(0.05)
+    tensors._header.cache_clear()
+    read: list[str] = []
+    real = Path.open
+
+    def seen(self: Path, *args: Any, **more: Any) -> Any:
+        if sys._getframe(1).f_code.co_name == "_header":
+            read.append(self.name)
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(Path, "open", seen)
+    loaded(broad, paged=paged)
+    shards = sorted(file.name for file in broad.glob("*.safetensors"))
+    assert sorted(read) == sorted(["model.safetensors", *shards])
 
 
 def test_other_settings_and_other_weights_are_quantized_anew(tiny_model: Path, tmp_path: Path) -> None:
@@ -501,6 +557,7 @@ from pathlib import Path
 from veneer import machine
 from veneer.adapters.base_storage import base_storage
 from veneer.adapters.quantized import load_base
+from veneer.disk import tensors
 from veneer.disk.tensors import open_tensors
 base, warm = Path(sys.argv[1]), Path(sys.argv[2])
 load_base(warm, storage=base_storage("nf4"), dtype="bfloat16")

@@ -1,7 +1,9 @@
 """The reference implementation of safetensors reads what we write, and we read what it writes."""
 
 import json
+import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from veneer.disk import tensors as tensors_module
 from veneer.disk.tensors import (
     DTYPES,
+    FEW,
     NAMES,
     Spec,
     nbytes,
@@ -169,7 +173,8 @@ def test_an_unfinished_write_leaves_the_earlier_file(tmp_path: Path) -> None:
 
 def test_mapped_tensors_are_the_file_and_writing_to_them_is_not(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    wanted = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5, dtype=torch.uint8), "none": torch.empty(0, 3)}
+    wanted = {"a": torch.arange(3000.0).view(1000, 3), "b": torch.ones(FEW, dtype=torch.uint8)}
+    wanted |= {"none": torch.empty(0, 3), "few": torch.ones(FEW - 1, dtype=torch.uint8)}
     with writing_tensors(path, {n: (t.dtype, tuple(t.shape)) for n, t in wanted.items()}) as writer:
         for name, tensor in wanted.items():
             writer.write(name, tensor)
@@ -179,9 +184,74 @@ def test_mapped_tensors_are_the_file_and_writing_to_them_is_not(tmp_path: Path) 
         assert torch.equal(tensors.map(name), tensor)
     a = tensors.map("a")
     assert a.untyped_storage().data_ptr() == tensors.map("b").untyped_storage().data_ptr()
+    assert a.untyped_storage().data_ptr() != tensors.map("few").untyped_storage().data_ptr()
     a.fill_(7)
+    tensors.map("few").fill_(7)
     assert path.read_bytes() == before
-    assert list(tensors.without(["a", "none"])) == ["b"]
+    assert list(tensors.without(["a", "none", "few"])) == ["b"]
+
+
+def test_a_file_of_which_only_small_tensors_are_asked_for_is_not_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"few": torch.ones(FEW // 4 - 1), "many": torch.ones(FEW)}, path)
+    tensors = open_tensors(path)
+    tensors.map("few")
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    kept = tensors.map("many")
+    assert str(path) in Path("/proc/self/maps").read_text()
+    assert kept.tolist() == [1.0] * FEW
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are opened from here on."""
+    names: list[str] = []
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *a, **k: names.append(self.name) or real(self, *a, **k))
+    return names
+
+
+def test_a_header_is_read_once_and_again_when_its_file_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(4)}, path)
+    monkeypatch.setattr(tensors_module, "SETTLED", 0.01)
+    time.sleep(0.05)
+    names = opened(monkeypatch)
+    assert list(open_tensors(path)) == list(open_tensors(path)) == ["a"]
+    assert names == ["a.safetensors"]
+    before = path.stat()
+    with path.open("r+b") as file:  # another name, where it lies: the same inode, size and date
+        file.write(path.read_bytes().replace(b'"a"', b'"b"'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert list(open_tensors(path)) == ["b"]
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DiskError, match="is cut short"):
+        open_tensors(path)
+    path.unlink()
+    with pytest.raises(DiskError, match="does not exist"):
+        open_tensors(path)
+
+
+def test_the_header_of_a_file_that_changed_just_now_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(4)}, path)
+    monkeypatch.setattr(tensors_module, "SETTLED", 60)
+    names = opened(monkeypatch)
+    open_tensors(path)
+    open_tensors(path)
+    assert names == ["a.safetensors"] * 2
+
+
+def test_what_is_remembered_cannot_be_changed(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(4)}, tmp_path / "a.safetensors")
+    entries, notes = read_header(tmp_path / "a.safetensors")
+    with pytest.raises(TypeError):
+        entries["b"] = entries["a"]  # type: ignore[index]
+    with pytest.raises(TypeError):
+        notes["b"] = "c"  # type: ignore[index]
 
 
 def test_a_tensor_at_an_odd_address_is_copied(tmp_path: Path) -> None:

@@ -1,17 +1,21 @@
 """Safetensors files, one tensor at a time: listing reads only headers, reading and writing hold one tensor.
 
 A file is 8 bytes of header length, a JSON header (name -> dtype, shape, data_offsets), then the bytes of the tensors
-without gaps (https://github.com/huggingface/safetensors#format). `read` copies into ordinary memory: a mapped file
-would count twice in the process's memory while weights are converted, and a file that is overwritten in place would
-change a model in use. `map` is for weights that are used as they lie on disk (quantized ones).
+without gaps (https://github.com/huggingface/safetensors#format). A header is read once, and again when its file has
+changed. `read` copies into ordinary memory: a mapped file would count twice in the process's memory while weights are
+converted, and a file that is overwritten in place would change a model in use. `map` is for weights that are used as
+they lie on disk (quantized ones).
 """
 
 import json
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
@@ -39,6 +43,11 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000  # bytes; the reference implementation's own limit
+SETTLED = 1.0
+"""Seconds since a file's last change after which its header is remembered; the clock of file systems is coarse, so that
+a file changed twice in an instant can look as if it had been changed once."""
+FEW = 4096
+"""Bytes, a page: smaller tensors are read, not mapped."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 Spec = tuple[torch.dtype, tuple[int, ...]]
@@ -94,12 +103,13 @@ class Tensors(Mapping[str, Entry]):
         return tensor
 
     def map(self, name: str) -> Tensor:
-        """The tensor as it lies on disk, without a copy (with one where it lies at an odd address).
+        """The tensor as it lies on disk, without a copy (with one where it lies at an odd address, or is smaller than a
+        page: between large ones, touching it would fetch what lies around it, up to megabytes, long before its use).
 
         Writing to it changes this process's memory, never the file.  The file must not be overwritten in place.
         """
         entry = self._entries[name]
-        if entry.start % entry.dtype.itemsize or not entry.nbytes:
+        if entry.start % entry.dtype.itemsize or entry.nbytes < FEW:
             return self.read(name)
         if entry.file not in self._mapped:
             size = entry.file.stat().st_size
@@ -141,10 +151,19 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / SINGLE] if (folder / SINGLE).exists() else []
 
 
-def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
+def read_header(file: Path) -> tuple[Mapping[str, Entry], Mapping[str, str]]:
     """Entries and metadata of one safetensors file; the file's length is checked against them."""
     try:
-        size = file.stat().st_size
+        about = file.stat()
+    except FileNotFoundError as error:
+        raise DiskError(f"{file} does not exist") from error
+    read = _header if time.time() - about.st_ctime > SETTLED else _header.__wrapped__
+    return read(file, about.st_size, about.st_dev, about.st_ino, about.st_mtime_ns, about.st_ctime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _header(file: Path, size: int, *identity: int) -> tuple[Mapping[str, Entry], Mapping[str, str]]:
+    try:
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(size - 8, LONGEST_HEADER):
@@ -156,7 +175,7 @@ def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         raise DiskError(f"{file} does not exist") from error
     try:
         notes = header.pop("__metadata__", None) or {}
-        return _entries_of(file, header, 8 + length, size), notes
+        return MappingProxyType(_entries_of(file, header, 8 + length, size)), MappingProxyType(notes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DiskError(f"{file}: its header describes no tensors ({error!r})") from error
 
