@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from veneer.adapters import fingerprint
 from veneer.adapters.base_storage import base_storage, storage_of
 from veneer.adapters.fingerprint import base_fingerprint
 from veneer.adapters.paged import page_weights_
@@ -50,6 +51,20 @@ def test_logits_dense_weights_and_fingerprint_are_those_of_mapped_weights(base: 
         other = paged.get_submodule(name)
         assert torch.equal(module.dense(torch.float32), other.dense(torch.float32))
         assert torch.equal(module.storage.rows(IDS, torch.float32), other.storage.rows(IDS, torch.float32))
+
+
+def test_the_fingerprint_asks_for_the_pages_of_paged_codes_and_of_no_others(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in memory, or will be read whole by the first step, is read as it comes."""
+    plain, paged = loaded(base, "nf4", False), loaded(base, "nf4", True)
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(fingerprint, "ask_for", lambda tensor, step: asked.append((tensor.numel(), step)))
+    base_fingerprint(plain)
+    assert asked == []
+    base_fingerprint(paged)
+    sizes = [m.storage.codes.numel() for m in paged.modules() if isinstance(m, StoredLinear)]
+    assert asked == [(size, -(-size // fingerprint.SAMPLES)) for size in sizes] and len(sizes) == 49
 
 
 def test_weights_are_in_few_buffers(base: Path) -> None:

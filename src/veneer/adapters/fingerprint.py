@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from veneer.disk.pages import ask_for
 from veneer.storage.layers import Stored
 
 SAMPLES = 256
@@ -23,10 +24,15 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         flat = tensor.detach().reshape(-1)
-        step = max(1, -(-flat.numel() // SAMPLES))
+        step = _step(flat)
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         digest.update(flat[::step].to("cpu", torch.bfloat16).view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _step(tensor: Tensor) -> int:
+    """From one value that counts to the next."""
+    return max(1, -(-tensor.numel() // SAMPLES))
 
 
 def base_fingerprint(model: nn.Module) -> str:
@@ -49,4 +55,7 @@ def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 for key, part in sorted(kept.items())
                 if key != name
             )
-            yield " ".join([name, *parts]), kept[name]
+            codes = kept[name]
+            if module.storage.read_ahead:  # else reading on from each is what the first use does anyway
+                ask_for(codes, _step(codes))
+            yield " ".join([name, *parts]), codes

@@ -101,3 +101,4 @@ def _guard_(storage: Storage, on_disk: Storage, reader: ReadAhead, number: int) 
     changed = {name: waiting(getattr(storage, name)) for name in ("matmul", "dense", "rows")}
     for name, method in (changed | {"tensors": on_disk.tensors, "put_": refuse, "take_": refuse}).items():
         setattr(storage, name, method)
+    storage.read_ahead = True

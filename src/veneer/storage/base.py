@@ -32,6 +32,8 @@ class Storage(nn.Module, ABC):
     """O and D."""
     dtype: torch.dtype
     """The number type of the weight it was made from."""
+    read_ahead: bool = False
+    """Whether what is computed with comes from disk ahead of each use, and `tensors` are mapped for other purposes."""
 
     @classmethod
     @abstractmethod
