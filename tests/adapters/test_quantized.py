@@ -42,6 +42,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "quantized"
 
 
+class Told(list[str]):
+    """What is told, but for the line that a run without the C library begins with."""
+
+    def append(self, line: str) -> None:
+        if not line.startswith("plain torch computes"):
+            super().append(line)
+
+
 def loaded(base: Path, storage: Any = "nf4", **more: Any) -> Loaded:
     return load_base(base, storage=base_storage(storage), dtype="float32", **more)
 
@@ -137,11 +145,37 @@ def test_gpt2s_turned_weights(gpt2: Path, tmp_path: Path) -> None:
     assert torch.allclose(logits(merged.eval()), want, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", [None, "int8", "nf4", {"name": "nf4", "block": 32, "backend": "bitsandbytes"}])
+def test_where_the_c_library_is_missed_it_is_said_before_quantizing(
+    kind: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        native, "load", lambda: native.Status(False, None, None, "no compiler; install one\nmore words")
+    )
+    told: list[str] = []
+    load_base(tiny_model, storage=None if kind is None else base_storage(kind), say=told.append)
+    assert [line for line in told if "quantizing" not in line] == (
+        ["plain torch computes with 4-bit weights, slower: no compiler; install one"] if kind == "nf4" else []
+    )
+    assert kind != "nf4" or "quantizing" in told[1]
+
+
+def test_of_a_folder_that_is_quantized_it_is_said_too(
+    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded(tiny_model)
+    (folder,) = [p.parent for p in cache.rglob("config.json")]
+    monkeypatch.setattr(native, "load", lambda: native.Status(False, None, None, "a reason"))
+    told: list[str] = []
+    load_base(folder, storage=None, say=told.append)
+    assert told == ["plain torch computes with 4-bit weights, slower: a reason"]
+
+
 def test_the_second_start_maps_what_the_first_wrote(
     tmp_path: Path, made_model: Callable[..., Path], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = made_model(tmp_path / "base", hidden_size=64, intermediate_size=128)  # codes of a page
-    told: list[str] = []
+    told = Told()
     first = loaded(base, say=told.append)
     assert told == [f"quantizing {base} to nf4 (block 64, double_quant True) (once)"]
     monkeypatch.setattr(quantized.Furnisher, "_quantize", None)
@@ -212,7 +246,7 @@ def test_a_start_reads_each_header_once(
 
 
 def test_other_settings_and_other_weights_are_quantized_anew(tiny_model: Path, tmp_path: Path) -> None:
-    told: list[str] = []
+    told = Told()
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     for storage in ("nf4", "fp4", {"name": "nf4", "block": 128}, "nf4"):
@@ -235,7 +269,7 @@ def test_what_a_killed_quantization_left_is_cleared(tiny_model: Path, cache: Pat
 
 
 def test_a_damaged_copy_is_made_anew(tiny_model: Path, cache: Path) -> None:
-    told: list[str] = []
+    told = Told()
     want = logits(loaded(tiny_model).model)
     (file,) = cache.glob("*/model.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
@@ -248,7 +282,7 @@ def test_a_damaged_copy_is_made_anew(tiny_model: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "content.sha256"])
 def test_a_copy_with_one_bit_changed_is_made_anew(tiny_model: Path, cache: Path, name: str) -> None:
-    told: list[str] = []
+    told = Told()
     want = logits(loaded(tiny_model).model)
     (file,) = cache.glob(f"*/{name}")
     data = bytearray(file.read_bytes())
@@ -266,7 +300,7 @@ def test_a_copy_with_one_bit_changed_is_made_anew(tiny_model: Path, cache: Path,
 
 
 def test_a_copy_without_its_hash_is_made_anew(tiny_model: Path, cache: Path) -> None:
-    told: list[str] = []
+    told = Told()
     loaded(tiny_model)
     (seal,) = cache.glob("*/content.sha256")
     seal.unlink()
@@ -276,7 +310,7 @@ def test_a_copy_without_its_hash_is_made_anew(tiny_model: Path, cache: Path) -> 
 
 
 def test_a_base_overwritten_where_it_lies_with_its_old_date_is_quantized_anew(tiny_model: Path, tmp_path: Path) -> None:
-    base, told = tmp_path / "base", []
+    base, told = tmp_path / "base", Told()
     shutil.copytree(tiny_model, base)
     loaded(base, say=told.append)
     file = base / "model.safetensors"
@@ -295,7 +329,7 @@ def test_a_full_disk_costs_only_the_next_start(tiny_model: Path, monkeypatch: py
     def full(*_: Any) -> int:
         raise DiskError("the disk is full")
 
-    told: list[str] = []
+    told = Told()
     monkeypatch.setattr(quantized, "cache_quantized", full)
     assert stored(loaded(tiny_model, say=told.append).model)
     assert told[1] == "the quantized weights are not kept for the next start: the disk is full"

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from veneer.adapters.attach import load_adapter
 from veneer.cli.main import invoke
+from veneer.kernels import native
 
 
 def said(folder: Path, text: str, new: int, adapter: Path | None = None) -> str:
@@ -43,11 +44,19 @@ def test_what_takes_a_while_is_said(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path))
+    if native.library() is None:
+        pytest.skip("that is said as well")
     assert run(tiny_model, "--prompt", "Which city?", "--storage", "nf4") == 0
     said = capsys.readouterr()
     assert said.err == f"quantizing {tiny_model} to nf4 (block 64, double_quant True) (once)\n"
     assert run(tiny_model, "--prompt", "Which city?", "--storage", "nf4") == 0
     assert capsys.readouterr() == (said.out, "")
+    missed = native.Status(False, None, None, "no C++ compiler found; install one")
+    monkeypatch.setattr(native, "load", lambda: missed)
+    assert run(tiny_model, "--prompt", "Which city?", "--storage", "nf4", "--json") == 0
+    assert capsys.readouterr().err == f"plain torch computes with 4-bit weights, slower: {missed.reason}\n"
+    assert run(tiny_model, "--prompt", "Which city?") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_an_adapter_changes_it(

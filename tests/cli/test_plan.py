@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from veneer.cli.main import invoke
+from veneer.kernels import native
 from veneer.plan.fit import Fit
 from veneer.plan.memory import Estimate
 from veneer.plan.time import Times
@@ -109,3 +110,16 @@ def test_memory_auto_shows_what_train_would_pick(file: Path, capsys: Any, monkey
     assert invoke(["plan", str(file), "--json", *flags]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["picked"], found["fits"], found["peak_bytes"]) == ({"train.recompute": True}, True, 2**20)
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [([], None), (["--storage", "nf4"], "with 4-bit weights"), (["--optimizer.bits", "8"], "8-bit AdamW")],
+)
+def test_a_missing_c_library_is_said(
+    flags: list[str], what: str | None, file: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(native, "load", lambda: native.Status(False, None, None, "turned off"))
+    assert invoke(["plan", str(file), "--no-time", *flags]) == 0
+    line = f"plain torch computes {what}, slower: turned off"
+    assert [said for said in capsys.readouterr().err.splitlines() if "plain torch" in said] == ([line] if what else [])

@@ -69,7 +69,10 @@ def test_an_instruction_set_the_machine_lacks_is_refused_by_name() -> None:
 
 def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(native, "HERE", tmp_path)
-    assert native.locate() == (None, f"no built library at {tmp_path / 'libveneer.so'} and no sources beside it")
+    assert native.locate() == (
+        None,
+        f"no built library at {tmp_path / 'libveneer.so'} and no sources beside it; install veneer anew",
+    )
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "veneer.cpp").write_text("")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -120,7 +123,7 @@ def test_it_is_built_once_per_source_and_compiler(monkeypatch: pytest.MonkeyPatc
     assert [p.name for p in first.parent.iterdir()] == [first.name]
     found = native.load.__wrapped__()
     assert isinstance(found, native.Status)
-    assert f"{first} has ABI 0, this veneer needs {native.ABI}" in found.reason
+    assert f"{first} has ABI 0, this veneer needs {native.ABI}; remove it" in found.reason
     (sources / "veneer.cpp").write_text(f"{EXPORTED} int veneer_abi(void) {{ return 7; }}\n")
     second, _ = native.locate()
     assert second != first
@@ -134,8 +137,29 @@ def test_a_failed_build_shows_the_compilers_words(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
     path, why = native.locate()
     assert path is None
+    assert why.startswith("the kernels could not be built; set CXX to another C++ compiler: ")
     assert "this machine is too odd" in why
     assert list((tmp_path / "cache" / "kernels").iterdir()) == []
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (make_sources(tmp_path / "csrc") / "veneer.cpp").touch()
+    (tmp_path / "cache").write_text("a file in the folder's place")
+    monkeypatch.setattr(native, "HERE", tmp_path)
+    monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
+    path, why = native.locate()
+    assert path is None
+    assert str(tmp_path / "cache") in why and why.endswith("; set VENEER_CACHE to a folder that can be written")
+
+
+def test_it_is_said_in_one_line_where_it_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    there = native.Status(True, Path("/x"), "avx2", "built now")
+    for status in (there, native.Status(False, None, None, "could not be built: g++\nits words")):
+        monkeypatch.setattr(native, "status", lambda found=status: found)
+        native.say_without("8-bit AdamW", said.append)
+    assert said == ["plain torch computes 8-bit AdamW, slower: could not be built: g++"]
 
 
 def test_it_runs_in_torchs_own_pool() -> None:

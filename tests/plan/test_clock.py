@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from veneer.kernels import native
 from veneer.plan import clock as module
 from veneer.plan.calibrate import RUNS, Pieces
 from veneer.plan.clock import Clock, facts, most_runs
@@ -87,3 +88,14 @@ def test_where_things_lie_is_no_fact_about_a_block(recipe: Make) -> None:
 @pytest.mark.parametrize(("recompute", "kinds"), [(False, 1), (True, 1), (1, 2), ((0,), 2)])
 def test_so_many_runs_at_most(recompute: Any, kinds: int, recipe: Make) -> None:
     assert most_runs(recipe(**{"train.recompute": recompute})) == 2 * kinds * (1 + RUNS)
+
+
+def test_seconds_with_other_kernels_are_others(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {name: Plain.of(recipe(storage={"name": name})) for name in ("dense", "nf4")}
+    eight = Plain.of(recipe(**{"optimizer.bits": 8}))
+    found = []
+    for isa in ("avx512", None):
+        status = native.Status(isa is not None, None, isa, "")
+        monkeypatch.setattr(native, "status", lambda status=status: status)
+        found.append([facts(plain) for plain in (made["dense"], made["nf4"], eight)])
+    assert [one == other for one, other in zip(*found, strict=True)] == [True, False, False]

@@ -12,6 +12,7 @@ import torch
 from veneer import machine
 from veneer.data.example import Example
 from veneer.errors import ConfigError, DataError, ModelError, TargetError
+from veneer.kernels import native
 from veneer.train.prepare import hash_of, order_of_steps, prepare, with_dtype
 from veneer.train.settings import Recipe, TrainSettings
 
@@ -120,3 +121,22 @@ def test_the_hash_sees_every_token_mask_and_border() -> None:
     ]
     assert len({hash_of(r) for r in [rows, *others]}) == 6
     assert hash_of(rows) == hash_of([replace(e, source="y", line=7) for e in rows])
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({}, None),
+        ({"optimizer.bits": 8}, "8-bit AdamW"),
+        ({"optimizer.bits": 8, "storage": {"name": "int8"}}, "8-bit AdamW"),
+        ({"optimizer.bits": 8, "storage": {"name": "nf4"}}, "with 4-bit weights"),
+    ],
+)
+def test_a_missing_c_library_is_said_once_where_it_would_compute(
+    settings: dict[str, object], what: str | None, job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "load", lambda: native.Status(False, None, None, "turned off"))
+    said: list[str] = []
+    prepare(job(**settings), said.append)
+    lines = [line for line in said if "plain torch" in line]
+    assert lines == ([] if what is None else [f"plain torch computes {what}, slower: turned off"])

@@ -82,6 +82,11 @@ def storage_of(model: nn.Module) -> BaseStorage | None:
     return BaseStorage(config=config_of(inner[0].storage), head=own_head, embeddings=bool(embeddings))
 
 
+def computed_by_kernels(storage: BaseStorage | None) -> bool:
+    """Whether veneer's C library computes with weights that are kept so, on a CPU."""
+    return storage is not None and isinstance(storage.config, FourBitConfig) and storage.backend != "bitsandbytes"
+
+
 def config_of(storage: Storage) -> StorageConfig:
     """The settings that a weight is kept with: a storage has an attribute of each setting's name."""
     name = next(name for name in STORAGES if STORAGES[name] is type(storage))

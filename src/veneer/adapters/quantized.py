@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer import machine
-from veneer.adapters.base_storage import BaseStorage, config_of
+from veneer.adapters.base_storage import BaseStorage, computed_by_kernels, config_of, storage_of
 from veneer.adapters.paged import page_weights_
 from veneer.adapters.quantized_dir import cache_folder, cache_quantized, check_cached, is_quantized
 from veneer.adapters.targets import output_head
@@ -24,6 +24,7 @@ from veneer.disk.atomic import clear_leftovers
 from veneer.disk.scratch import Spill, refuse_memory
 from veneer.disk.tensors import Tensors, open_tensors
 from veneer.errors import ConfigError, DiskError, ModelError
+from veneer.kernels import native
 from veneer.models.load import Loaded, load_model, resolve
 from veneer.storage import STORAGES, Storage, from_tensors
 from veneer.storage.fourbit import FourBit
@@ -31,6 +32,7 @@ from veneer.storage.int8 import Int8
 from veneer.storage.layers import Keep, StoredEmbedding, StoredLinear, keep, store_
 
 Progress = Callable[[int, int], None]
+FOUR_BITS = "with 4-bit weights"
 Seen = Callable[[str, Tensor, Storage], None]
 Say = Callable[[str], None]
 
@@ -59,6 +61,8 @@ def load_base(
         raise dense_paged(model)
     if paged:
         refuse_weights_in_memory(folder)
+    if torch.device(device).type == "cpu" and computed_by_kernels(storage):
+        native.say_without(FOUR_BITS, say)
     furnisher, base = Furnisher(storage), folder
     if storage is None or is_quantized(folder):
         loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
@@ -70,6 +74,8 @@ def load_base(
             found = (_through_disk if paged else _quantized)(folder, base, furnisher, dtype, device, say)
         loaded = found
     ready_(loaded.model, storage, device)
+    if storage is None and torch.device(device).type == "cpu" and computed_by_kernels(storage_of(loaded.model)):
+        native.say_without(FOUR_BITS, say)
     loaded = replace(loaded, name=str(model), path=folder)
     if paged:
         page_weights_(loaded.model, open_tensors(base), furnisher.homes, say=say)

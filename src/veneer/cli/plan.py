@@ -38,8 +38,10 @@ def command(
 
         veneer plan recipe.yaml --train.max_length 2048 --memory.budget 6GiB
     """
+    from veneer.kernels import native
     from veneer.plan.fit import nearest
     from veneer.plan.memory import estimate, room_for, verdict
+    from veneer.plan.skeleton import Plain
     from veneer.plan.sound import check_sound
     from veneer.plan.waits import slow_disk
     from veneer.train.changes import with_changes
@@ -61,6 +63,8 @@ def command(
     if picked:
         settings, found, problems = with_changes(settings, picked), fits[0].found, []
         order = steps_of(settings, rows.examples)
+    if (what := Plain.of(settings).by_kernels) is not None:
+        native.say_without(what, remark)
     times = None if no_time or problems else _timed(settings, rows, order, found, room.memory)
     warnings = [] if times is None else slow_disk(settings, times.disk, times.waits, times.seconds_a_step)
     each = [] if no_time or not problems else _each_timed(settings, rows, fits, room.memory)

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -77,6 +78,13 @@ def status() -> Status:
     return found.status if isinstance(found, Native) else found
 
 
+def say_without(what: str, say: Callable[[str], None]) -> None:
+    """Say in a line that `what` is computed without the C library, if it is: why, and what to do."""
+    found = status()
+    if not found.available:
+        say(f"plain torch computes {what}, slower: {found.reason.splitlines()[0]}")
+
+
 def library() -> Native | None:
     """The C library, or None where everything is computed in plain torch."""
     found = load()
@@ -98,7 +106,7 @@ def load() -> Native | Status:
         return Status(False, path, None, f"{path} could not be loaded ({error}); remove it to have it built anew")
     found = getattr(lib, "veneer_abi", lambda: None)()
     if found != ABI:
-        return Status(False, path, None, f"{path} has ABI {found}, this veneer needs {ABI}")
+        return Status(False, path, None, f"{path} has ABI {found}, this veneer needs {ABI}; remove it")
     declare(lib)
     isa = choose_isa(lib, forced)
     threads = join_pool(lib)
@@ -173,7 +181,7 @@ def locate() -> tuple[Path | None, str]:
         return prebuilt, "built into the package"
     sources = source_dir()
     if sources is None:
-        return None, f"no built library at {prebuilt} and no sources beside it"
+        return None, f"no built library at {prebuilt} and no sources beside it; install veneer anew"
     compiler = find_compiler()
     if compiler is None:
         return None, "no C++ compiler found (looked for $CXX, g++, clang++, c++); install one, or the built wheel"
@@ -222,8 +230,9 @@ def build(sources: Path, compiler: str, to: Path) -> str | None:
             command = [compiler, *flags, str(sources / "veneer.cpp"), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                return f"the kernels could not be built: {' '.join(command)}: {done.stderr.strip()[-500:]}"
+                words = f"{' '.join(command)}: {done.stderr.strip()[-500:]}"
+                return f"the kernels could not be built; set CXX to another C++ compiler: {words}"
             made.replace(to)
     except OSError as error:
-        return f"the kernels could not be built: {error}"
+        return f"the kernels could not be built: {error}; set VENEER_CACHE to a folder that can be written"
     return None

@@ -6,6 +6,7 @@ from typing import Any
 
 from veneer.data.pack import Batch
 from veneer.disk.readahead import BUFFERS
+from veneer.kernels import native
 from veneer.models.blocks import blocks_of
 from veneer.plan.calibrate import RUNS, Pieces, pieces
 from veneer.plan.kept import kept
@@ -90,6 +91,7 @@ def facts(plain: Plain) -> dict[str, Any]:
         "config": (plain.folder / "config.json").read_text(encoding="utf-8"),
         "dtype": recipe.train.dtype,
         "storage": None if storage is None else [storage.settings, storage.backend],
+        "kernels": None if storage is None and recipe.optimizer.bits == 32 else native.status().isa,
         "method": recipe.method.model_dump(mode="json"),
         "prompt": recipe.prompt.model_dump(mode="json"),
         "optimizer": [recipe.optimizer.name, recipe.optimizer.bits, recipe.optimizer.in_backward],

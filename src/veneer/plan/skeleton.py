@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from veneer.adapters.attach import attach, layer_at
-from veneer.adapters.base_storage import BaseStorage, base_storage, config_of
+from veneer.adapters.base_storage import BaseStorage, base_storage, computed_by_kernels, config_of
 from veneer.adapters.change import Change
 from veneer.adapters.prompted import attach_prompt, shape_of
-from veneer.adapters.quantized import Furnisher, packed_names
+from veneer.adapters.quantized import FOUR_BITS, Furnisher, packed_names
 from veneer.adapters.quantized_dir import is_quantized
 from veneer.adapters.targets import Targeting, choose, output_head
 from veneer.adapters.together import Together
@@ -27,6 +27,7 @@ from veneer.prompts import PROMPTS
 from veneer.prompts.base import config_from as prompt_config
 from veneer.storage import Storage, StorageConfig, from_tensors
 from veneer.storage.layers import Stored, keep
+from veneer.train.prepare import EIGHT_BITS
 from veneer.train.settings import NONE, Recipe
 from veneer.train.suited import targeting_of
 
@@ -54,6 +55,13 @@ class Plain:
             return None
         home, names = next(iter(packed.items()))
         return BaseStorage(config=config_of(from_tensors({n: tensors.map(n) for n in names}, home)))
+
+    @property
+    def by_kernels(self) -> str | None:
+        """What veneer's C library is there for in this run; None for nothing."""
+        if computed_by_kernels(self.storage):
+            return FOUR_BITS
+        return EIGHT_BITS if self.recipe.optimizer.bits == 8 else None
 
     def model(self, blocks: int | None = None) -> Any:
         """The model with its first so many blocks, or all, on the meta device; its layers in their storage.

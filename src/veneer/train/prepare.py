@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any
 
 from veneer.adapters.attach import Adapter, attach
-from veneer.adapters.base_storage import base_storage
+from veneer.adapters.base_storage import base_storage, computed_by_kernels, storage_of
 from veneer.adapters.change import Change
 from veneer.adapters.prompted import attach_prompt
 from veneer.adapters.quantized import load_base
@@ -17,6 +17,7 @@ from veneer.data.pack import plan_batches
 from veneer.data.render import Renderer, RenderReport
 from veneer.data.sources import read_rows
 from veneer.errors import ConfigError
+from veneer.kernels import native
 from veneer.methods.base import METHODS, MethodConfig, config_from
 from veneer.models.load import compute_dtype, load_tokenizer
 from veneer.prompts.base import config_from as prompt_config
@@ -26,6 +27,7 @@ from veneer.train.restarts import check_restarts
 from veneer.train.settings import NONE, Recipe, TrainSettings
 from veneer.train.suited import check_suited, targeting_of
 
+EIGHT_BITS = "8-bit AdamW"
 Plan = list[list[list[int]]]
 """Steps of micro-batches of indices of examples."""
 
@@ -106,6 +108,8 @@ def prepare(
     storage = base_storage(recipe.storage.model_dump())
     paged = recipe.memory.page_weights
     loaded = load_base(recipe.model, storage=storage, dtype=recipe.train.dtype, paged=paged, say=say)
+    if recipe.optimizer.bits == 8 and not computed_by_kernels(storage or storage_of(loaded.model)):
+        native.say_without(EIGHT_BITS, say)  # with 4-bit weights it is said
     check_lengths(loaded.model, recipe, rows)
     adapter = change_for(loaded.model, recipe, rows.examples, plan, begun)
     check_restarts(recipe, adapter, len(plan))
