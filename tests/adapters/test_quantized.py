@@ -325,6 +325,28 @@ def test_a_base_overwritten_where_it_lies_with_its_old_date_is_quantized_anew(ti
     assert len(told) == 2
 
 
+def test_two_starts_at_once_leave_one_whole_copy(
+    tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins and ends while the first writes, and is replaced by it while its weights are in use."""
+    told: list[str] = []
+    others: list[Any] = []
+    real = quantized.cache_quantized
+
+    def late(*args: Any) -> None:
+        if not others:
+            others.append(None)
+            others[:] = [loaded(tiny_model, say=told.append).model, loaded(tiny_model, say=told.append).model]
+        real(*args)
+
+    monkeypatch.setattr(quantized, "cache_quantized", late)
+    want = logits(loaded(tiny_model, say=told.append).model)
+    assert [line.startswith("quantizing") for line in told] == [True, True]
+    assert torch.equal(logits(others[0]), want) and torch.equal(logits(others[1]), want)
+    assert torch.equal(logits(loaded(tiny_model, say=told.append).model), want) and len(told) == 2
+    assert len(list(cache.glob("*/model.safetensors"))) == 1 and not list(cache.glob(".*"))
+
+
 def test_a_full_disk_costs_only_the_next_start(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> int:
         raise DiskError("the disk is full")

@@ -9,7 +9,7 @@ from veneer.adapters.base_storage import BaseStorage
 from veneer.adapters.quantized import load_base
 from veneer.disk.tensors import weight_files
 from veneer.plan.skeleton import Plain
-from veneer.plan.starting import files_to_load, quantizing_seconds, restarting_seconds, stored_numbers
+from veneer.plan.starting import files_to_load, hashing_seconds, quantizing_seconds, restarting_seconds, stored_numbers
 from veneer.train.restarts import Restarts
 from veneer.train.settings import Recipe
 
@@ -34,12 +34,18 @@ def test_weights_are_quantized_once(recipe: Make) -> None:
     load_base(nf4.recipe.model, storage=storage)
     cached, fresh = files_to_load(nf4)
     assert not fresh and cached != weight_files(nf4.folder) and all(f.is_file() for f in cached)
+    (cached[0].parent / "config.json").write_text("{}")  # what train will make anew
+    assert files_to_load(nf4) == (weight_files(nf4.folder), True)
 
 
 def test_a_number_costs_what_its_blocks_layers_took(recipe: Make, ticking: None) -> None:
     plain = Plain.of(recipe(**{"storage.name": "nf4"}))
     assert stored_numbers(plain.model()) == LINEAR and stored_numbers(Plain.of(recipe()).model()) == 0
     assert quantizing_seconds(plain) == 7 / (LINEAR / 2)  # seven layers of one block, a tick each
+
+
+def test_a_byte_is_hashed_in_its_share_of_the_time(ticking: None) -> None:
+    assert hashing_seconds() == 1 / 2**24
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from veneer.train.settings import Recipe
 Make = Callable[..., Recipe]
 PLAIN = Pieces(outside=0.5, forward=1.0, backward=2.0, head=0.01, head_forward=0.003, change=0.1)
 AGAIN = Pieces(outside=0.5, forward=0.9, backward=3.0, head=0.01, head_forward=0.003, change=0.1)
-STEPPING, WRITTEN, READ, QUANTIZED, RESTARTED = 0.25, 1e6, 3e6, 1e-3, 1e-4
+STEPPING, WRITTEN, READ, QUANTIZED, HASHED, RESTARTED = 0.25, 1e6, 3e6, 1e-3, 1e-5, 1e-4
 
 
 @pytest.fixture
@@ -40,6 +40,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(module, "read_rate", lambda *_: READ)
     monkeypatch.setattr("veneer.plan.waits.scratch_rates", lambda *_: (WRITTEN, READ))
     monkeypatch.setattr(module, "quantizing_seconds", lambda *_: QUANTIZED)
+    monkeypatch.setattr(module, "hashing_seconds", lambda: HASHED)
     monkeypatch.setattr(module, "restarting_seconds", lambda *_: RESTARTED)
     return batches
 
@@ -176,7 +177,7 @@ def test_loading_and_the_first_quantization(recipe: Make, measured: list[Any], t
     fresh, _, _ = foreseen(made)
     linear = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
     kept = sum(module.base_bytes(Plain.of(made).model())[part] for part in ("blocks", "rest"))
-    assert fresh.quantizing == pytest.approx(linear * QUANTIZED + kept / WRITTEN)
+    assert fresh.quantizing == pytest.approx(linear * QUANTIZED + kept / WRITTEN + kept * HASHED)
     assert fresh.total == pytest.approx(sum(fresh.parts.values())) and fresh.parts["quantizing"] == fresh.quantizing
 
 

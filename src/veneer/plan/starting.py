@@ -1,5 +1,6 @@
 """What a run does before its first step, and at its restarts: how much there is to read, and how long it takes here."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from veneer.adapters.quantized import Furnisher
-from veneer.adapters.quantized_dir import cache_folder, is_quantized
+from veneer.adapters.quantized_dir import cache_folder, check_cached, is_quantized
 from veneer.disk.tensors import Tensors, weight_files
+from veneer.errors import DiskError
 from veneer.models.load import build, compute_dtype
 from veneer.plan.made import like, made_model, pattern
 from veneer.plan.skeleton import Plain
@@ -24,7 +26,11 @@ def files_to_load(plain: Plain) -> tuple[list[Path], bool]:
     if storage is None or is_quantized(plain.folder):
         return weight_files(plain.folder), False
     cached = cache_folder(plain.folder, storage)
-    return (weight_files(cached), False) if cached.is_dir() else (weight_files(plain.folder), True)
+    try:
+        check_cached(cached)
+    except DiskError:  # it is not there, or will be made anew
+        return weight_files(plain.folder), True
+    return weight_files(cached), False
 
 
 def stored_numbers(model: nn.Module) -> int:
@@ -48,6 +54,14 @@ def quantizing_seconds(plain: Plain) -> float:
 
     Furnisher(plain.storage, kept=timed)(model, Tensors({}, {}))
     return spent[0] / max(spent[1], 1)
+
+
+def hashing_seconds() -> float:
+    """Of each byte of a quantized copy, which is read once more to be known again; measured on some."""
+    some = bytes(1 << 24)
+    began = time.perf_counter()
+    hashlib.sha256(some)
+    return (time.perf_counter() - began) / len(some)
 
 
 def restarting_seconds(plain: Plain, steps: int) -> float:

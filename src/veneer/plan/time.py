@@ -14,7 +14,7 @@ from veneer.plan.kept import kept
 from veneer.plan.memory import Estimate
 from veneer.plan.rates import SAMPLE, read_rate, write_rate
 from veneer.plan.skeleton import base_bytes
-from veneer.plan.starting import files_to_load, quantizing_seconds, restarting_seconds, stored_numbers
+from veneer.plan.starting import files_to_load, hashing_seconds, quantizing_seconds, restarting_seconds, stored_numbers
 from veneer.plan.stepping import optimizer_seconds
 from veneer.plan.waits import Disk, Needs, paging
 from veneer.train.activations import largest_input
@@ -143,11 +143,12 @@ def _size(file: Path) -> int:
 
 
 def _quantizing(clock: Clock, writes: float) -> float:
-    """Of the whole base, and of writing it into the cache."""
+    """Of the whole base, and of writing it into the cache with its hash."""
     about = {"quantizing": True, **facts(clock.plain)}
     each = kept(about, lambda: {"number": quantizing_seconds(clock.plain)})["number"]
+    hashed = kept({"hashing": True}, lambda: {"byte": hashing_seconds()})["byte"]
     written = base_bytes(clock.model)
-    return each * stored_numbers(clock.model) + (written["blocks"] + written["rest"]) / writes
+    return each * stored_numbers(clock.model) + (written["blocks"] + written["rest"]) * (1 / writes + hashed)
 
 
 def _restarting(clock: Clock, trained: int) -> float:
