@@ -141,11 +141,12 @@ def scores(run: Run, loaded: Any) -> dict[str, float]:
 def train_here(run: Run, scratch: Path) -> dict[str, Any]:
     import torch
 
+    from veneer.cli.console import remark
     from veneer.cli.train import TrainProgress
     from veneer.train.loop import train
 
     with TrainProgress() as progress:
-        outcome, _ = train(recipe_of(run, scratch), [progress], progress.say)
+        outcome, _ = train(recipe_of(run, scratch), [progress], remark)
     return {
         "adapter": outcome.adapter,
         "seconds": outcome.seconds,

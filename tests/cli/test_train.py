@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import veneer.cli.console as console_module
 import veneer.cli.train as train_module
+from veneer.cli.console import remark
 from veneer.cli.main import invoke
 from veneer.cli.train import TrainProgress
 from veneer.train.events import Event
@@ -138,7 +140,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], io.StringIO]:
     def install(terminal: bool) -> io.StringIO:
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=120, highlight=False)
-        monkeypatch.setattr(train_module, "stderr", console)
+        for module in (train_module, console_module):
+            monkeypatch.setattr(module, "stderr", console)
         return text
 
     return install
@@ -160,7 +163,7 @@ def test_elsewhere_a_line_a_minute(shown: Callable[[bool], io.StringIO], monkeyp
 def test_on_a_terminal_a_bar(shown: Callable[[bool], io.StringIO]) -> None:
     text = shown(True)
     with TrainProgress() as progress:
-        progress.say("reading rows.jsonl [all]")
+        remark("reading rows.jsonl [all]")
         for step in range(1, 5):
             progress(event(step))
     written = text.getvalue()

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AsJson, emit_json, remark, stderr, stdout
 from veneer.errors import ConfigError
 from veneer.train.events import Event
 from veneer.train.recipe import keys, load_recipe, parse_flags
@@ -42,7 +42,7 @@ def command(
     settings = load_recipe(recipe, parse_flags(context.args))
     try:
         with TrainProgress() as progress:
-            outcome, _ = train(settings, [progress], progress.say, refusing(progress.say, force=force))
+            outcome, _ = train(settings, [progress], remark, refusing(remark, force=force))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"The same command goes on with the run in {settings.run}.") from None
     if as_json:
@@ -76,20 +76,16 @@ class TrainProgress:
         if self._bar.live.is_started:
             self._bar.stop()
 
-    def say(self, message: str) -> None:
-        """What happens before the first step."""
-        stderr.print(message, style="dim", markup=False, soft_wrap=True)
-
     def __call__(self, event: Event) -> None:
         f = event.figures
         if event.kind == "restart":
-            self.say(
+            remark(
                 f"step {event.step}: restart, cycle {f['cycle']} begins; {f['pruned']:.1%} of the moments are zero, "
                 f"{f['rounding_of_change']:.2g} of the change was rounded away"
             )
             return
         if event.kind == "evaluation":
-            self.say(f"step {event.step}: evaluation loss {f['loss']:.4f}, perplexity {f['perplexity']:.2f}")
+            remark(f"step {event.step}: evaluation loss {f['loss']:.4f}, perplexity {f['perplexity']:.2f}")
             return
         now = f"loss {f['loss']:.3f}  {f['tokens_per_second']:.0f} tokens/s  {format_bytes(f['rss_bytes'])}"
         if self._live:
@@ -99,4 +95,4 @@ class TrainProgress:
             self._bar.update(self._task, completed=event.step, now=now)
         elif event.step == event.steps or time.monotonic() - self._last_line > 60:
             self._last_line = time.monotonic()
-            self.say(f"step {event.step}/{event.steps}: {now}")
+            remark(f"step {event.step}/{event.steps}: {now}")
