@@ -13,6 +13,7 @@ import pytest
 from veneer.plan.between import copied_bytes, evaluations
 from veneer.plan.memory import Estimate, estimate
 from veneer.plan.skeleton import Plain
+from veneer.train.loop import train
 from veneer.train.prepare import order_of_steps, read_examples
 from veneer.train.settings import Recipe
 
@@ -37,12 +38,14 @@ print(json.dumps({**told, "peak": machine.peak_rss_bytes()}))
 """
 
 
-def measured(made_model: Callable[..., Path], folder: Path, eval_words: int, **more: Any) -> dict[str, Any]:
+def measured(
+    made_model: Callable[..., Path], folder: Path, eval_words: int, hidden: int = 512, **more: Any
+) -> dict[str, Any]:
     """Of a training in a process whose C library leaves no holes: it maps and gives back all that is large."""
     model = made_model(
         folder / "model",
-        hidden_size=512,
-        intermediate_size=1408,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
         num_attention_heads=8,
         num_key_value_heads=8,
         max_position_embeddings=4096,
@@ -120,6 +123,20 @@ def test_what_is_made_to_be_written(recipe: Make, method: dict[str, Any], restar
     plain = Plain.of(recipe(method=method, **again))
     trained = sum(plain.trained(plain.model()))
     assert copied_bytes(plain, restarts + 1, trained) == copies * 4 * trained
+
+
+@pytest.mark.parametrize(("steps", "squares"), [(2, 0), (3, 1), (4, 1)])
+def test_groupings_that_come_again_are_added_to_be_written(steps: int, squares: int, recipe: Make) -> None:
+    method = {"name": "mora", "rank": 2, "variant": "sharing", "groupings": 2}
+    made = recipe(method=method, restarts={"every": 1}, **{"train.warmup": 0, "train.steps": steps})
+    _, job = train(made)
+    assert job is not None
+    deltas = job.adapter.deltas.values()
+    there = {t.data_ptr() for d in deltas for t in [*d.parameters(), *d.past.values()]}
+    written = [t for d in deltas for t in d.tensors().values() if t.data_ptr() not in there]
+    plain = Plain.of(made)
+    trained = sum(plain.trained(plain.model()))
+    assert copied_bytes(plain, steps, trained) == sum(t.nbytes for t in written) == squares * 4 * trained
 
 
 def test_a_prompt_is_written_as_it_is(recipe: Make) -> None:

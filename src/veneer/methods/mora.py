@@ -117,11 +117,11 @@ class MoRA(Delta):
         self.cos: Tensor
         self.sin: Tensor
         cos, sin = turns(self.side, ceil(self.in_features / self.side))
-        self._grouping: Tensor
-        self.register_buffer("_grouping", torch.tensor(config.grouping))  # restarts move it on, checkpoints keep it
         self.register_buffer("cos", cos if self.variant == "rotation" else None, persistent=False)
         self.register_buffer("sin", sin if self.variant == "rotation" else None, persistent=False)
         self.to(layer.device)
+        self._grouping: Tensor  # not moved: a number that is asked for in each pass
+        self.register_buffer("_grouping", torch.tensor(config.grouping))  # restarts move it on, checkpoints keep it
         finished = config.finished if isinstance(config, RegroupedConfig) else ()
         self.past = {f"m{grouping}": torch.zeros_like(self.m.detach()) for grouping in finished}
 

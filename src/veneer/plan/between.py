@@ -6,6 +6,8 @@ at a time; of an adapter all tensors are made first, and some methods make them 
 
 from typing import Any
 
+import torch
+
 from veneer.data.pack import Batch
 from veneer.plan.skeleton import Plain
 from veneer.plan.step import TRACED, Followed, Step, foreseeing, largest_batches, on_meta
@@ -45,7 +47,6 @@ def copied_bytes(plain: Plain, steps: int, trained: int) -> int:
     """Of the tensors of an adapter's folder that are made to be written, after all restarts of a run of so many steps.
 
     trained    numbers on the whole model
-    MoRA's groupings are numbers in a buffer, which is not there: its cycles count as of one, a square too much.
     """
     with foreseeing(plain.recipe):
         seen = Followed(plain, 1)
@@ -54,6 +55,7 @@ def copied_bytes(plain: Plain, steps: int, trained: int) -> int:
             for _ in restart_steps(plain.recipe.restarts, steps):
                 for delta in deltas:
                     delta.remember_()
+                    delta.restart_(torch.Generator())
             before = seen.ledger.live
             written = [delta.tensors() for delta in deltas]  # a prompt's table is written as it is
             copied = seen.ledger.live - before

@@ -1,7 +1,7 @@
 """A ledger of tensors: code runs on torch's meta device, where tensors have sizes and no data, and bytes are counted.
 
 What is alive, and the most that ever was, follow from the code that really trains, for any architecture and method.
-Not seen are buffers that a kernel takes and gives back inside one operation.
+Not seen are buffers that a kernel takes and gives back inside one operation, but for those of an exact decomposition.
 """
 
 import weakref
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from veneer.methods.svd import svd_scratch
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -45,6 +47,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.is_meta:
                 self._count(leaf.untyped_storage())
+        if func is torch.ops.aten._linalg_svd.default and args[0].is_meta:
+            self.peak = max(self.peak, self.live + svd_scratch(*args[0].shape[-2:]))
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:

@@ -16,6 +16,7 @@ from veneer import machine
 from veneer.disk.readahead import BUFFERS
 from veneer.methods.base import METHODS
 from veneer.models.blocks import blocks_of
+from veneer.plan.beginning import Beginning, beginning_of
 from veneer.plan.between import copied_bytes, evaluations
 from veneer.plan.cycles import cycles_of
 from veneer.plan.skeleton import Plain, base_bytes, largest_tensor
@@ -64,7 +65,8 @@ class Estimate:
     parts: dict[str, int]
     """Bytes by part at the peak."""
     moment: str
-    """When the peak is: "loading", "forward pass", "head", "backward pass", "evaluation" or "saving"."""
+    """When the peak is: "loading", "beginning" (deltas are made), "forward pass", "head", "backward pass", "restart",
+    "evaluation" or "saving"."""
     floor_bytes: int
     """Below this nothing works: what is alive at once, without any holes."""
     disk: dict[str, int]
@@ -103,15 +105,20 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
     gradients = max(changes) if recipe.optimizer.in_backward else trained
     moments = round(_bytes_of_state(recipe) * trained)
     paged = moments if _pages_state(recipe, moments, fixed["base"]) else 0
-    state = {"adapter": 4 * trained + cycles.past, "gradients": 4 * gradients, "optimizer state": moments - paged}
+    tokens = max(sum(len(rows.examples[i]) for i in members) for micro in order for members in micro)
+    begins = beginning_of(plain, model, tokens)
+    adapter = 4 * trained + begins.fixed
+    state = {"adapter": adapter + cycles.past, "gradients": 4 * gradients, "optimizer state": moments - paged}
     state |= {"kernels": NATIVE}
     holes = _holes(recipe, max(map(len, rows.examples)))
     passes = [m for s in steps for m in _passes(s, count, holes).items()]
     aside = evaluations(plain, rows, count)
     passes += [("evaluation", parts) for s in aside for parts in _passes(s, count, holes).values()]
+    passes += [("restart", {"first values of one layer": begins.making})] if cycles.past else []
     copies = {"copies that are saved": copied_bytes(plain, len(order), trained)}
     moment, passing = max([*passes, ("saving", copies)], key=lambda m: sum(m[1].values()))
     loading = fixed | {"tensor being read": largest_tensor(model, plain.folder)}
+    before = [loading, *_before(fixed, adapter, begins, max(s.forward for s in steps))]
     alive = max(s.kept + max(s.forward, s.head, s.block) for s in [*steps, *aside])
     floor = sum((fixed | state).values()) + max(alive, *copies.values())
     disk = _disk(plain, base["blocks"] + base["rest"], trained, cycles.past, max(s.paged for s in steps))
@@ -119,9 +126,17 @@ def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None
         disk["paged optimizer state"] = paged
     parts = fixed | state | passing
     droppable = paged + (base["blocks"] if recipe.memory.page_weights else 0)  # fingerprints look into mapped files
-    if sum(loading.values()) > sum(parts.values()):
-        return Estimate(loading, "loading", sum(loading.values()), disk, trained, droppable)
+    first = max(before, key=lambda parts: sum(parts.values()))
+    if (peak := sum(first.values())) > sum(parts.values()):
+        return Estimate(first, "loading" if first is loading else "beginning", peak, disk, trained, droppable)
     return Estimate(parts, moment, floor, disk, trained, droppable)
+
+
+def _before(fixed: dict[str, int], adapter: int, begins: Beginning, forward: int) -> list[dict[str, int]]:
+    """What is held while deltas are made, and before that while layers are looked at."""
+    making = fixed | {"adapter": adapter, "first values of one layer": begins.making, "inputs seen": begins.seen}
+    looking = fixed | {"activations": forward, "inputs of one layer": begins.looking, "inputs seen": begins.seen}
+    return [making, looking] if begins.seen else [{name: n for name, n in making.items() if n}]
 
 
 def _bytes_of_state(recipe: Recipe) -> float:
