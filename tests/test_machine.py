@@ -219,15 +219,34 @@ def prepared(**environment: str) -> dict[str, str]:
         "import json, os; before = dict(os.environ); from veneer import machine; assert dict(os.environ) == before\n"
         "machine.prepare_process(); print(json.dumps({k: v for k, v in os.environ.items() if before.get(k) != v}))"
     )
-    clean = {k: v for k, v in os.environ.items() if not re.match("G?OMP_", k)}
+    clean = {k: v for k, v in os.environ.items() if not re.match("G?OMP_|ONEDNN_|DNNL_", k)}
     run = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, check=True)
     return dict(json.loads(run.stdout))
 
 
 def test_our_own_process_spins_for_a_bounded_time_unless_told_otherwise() -> None:
-    assert prepared() == {"GOMP_SPINCOUNT": str(machine.SPIN_COUNT)}
-    assert prepared(OMP_WAIT_POLICY="active") == {}
-    assert prepared(GOMP_SPINCOUNT="7") == {}
+    spin, kept = {"GOMP_SPINCOUNT": str(machine.SPIN_COUNT)}, {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+    assert prepared() == spin | kept
+    assert prepared(OMP_WAIT_POLICY="active") == kept
+    assert prepared(GOMP_SPINCOUNT="7") == kept
+    assert prepared(ONEDNN_PRIMITIVE_CACHE_CAPACITY="9") == prepared(DNNL_PRIMITIVE_CACHE_CAPACITY="9") == spin
+
+
+def test_shapes_of_earlier_steps_are_not_kept() -> None:
+    """oneDNN, asked for 100 shapes twice in turn, prepares each of them twice."""
+    code = (
+        "from veneer import machine; machine.prepare_process(); import torch\n"
+        "w = torch.ones(64, 64).bfloat16()\n"
+        "for rows in [*range(200, 300)] * 2: torch.ones(rows, 64).bfloat16() @ w"
+    )
+    clean = {k: v for k, v in os.environ.items() if not re.match("ONEDNN_|DNNL_", k)} | {
+        "ONEDNN_VERBOSE": "profile_create"
+    }
+    run = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    prepared, found = (run.stdout.count(f"create:cache_{end}") for end in ("miss", "hit"))
+    if not prepared + found:
+        pytest.skip("torch does not ask oneDNN here")
+    assert (prepared, found) == (200, 0)
 
 
 def test_a_cpu_quota_bounds_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
