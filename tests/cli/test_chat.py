@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from veneer.adapters.attach import load_adapter
+from tests.cli.greedy import said_after
 from veneer.cli.main import invoke
 
 
@@ -18,19 +16,7 @@ def said(folder: Path, messages: list[str], adapter: Path | None = None, system:
     text = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     for number, message in enumerate(messages):
         text += f"<|im_start|>{'assistant' if number % 2 else 'user'}\n{message}<|im_end|>\n"
-    return said_after(folder, text + "<|im_start|>assistant\n", adapter)
-
-
-def said_after(folder: Path, text: str, adapter: Path | None = None) -> str:
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    if adapter is not None:
-        load_adapter(model, adapter)
-    ids = torch.tensor([tokenizer.encode(text)])
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0
-    )
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return said_after(folder, text + "<|im_start|>assistant\n", 8, adapter)
 
 
 @pytest.fixture
@@ -73,7 +59,7 @@ def test_an_adapter_trained_on_plain_text_is_asked_so(
     plain, other = random_adapter("sql", seed=1, recipe={"data": {"format": "plain"}}), random_adapter("math", seed=2)
     adapters = ("--adapter", str(plain), "--adapter", str(other))
     status, out, err = chat("one\ntwo\n/system Be brief.\none\n/system\n/adapter math\none\n", *adapters)
-    alone = [said_after(tiny_model, f"{text}\n", plain) for text in ("one", "two")]
+    alone = [said_after(tiny_model, f"{text}\n", 8, plain) for text in ("one", "two")]
     assert status == 0 and out == "".join(f"{a}\n" for a in [*alone, said(tiny_model, ["one"], other)])
     assert "adapter sql, trained on plain text: each question is answered by itself" in err
     assert "plain text has no system message" in err

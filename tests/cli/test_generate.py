@@ -4,29 +4,12 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from veneer.adapters.attach import load_adapter
+from tests.cli.greedy import said_after
 from veneer.cli.main import invoke
 from veneer.kernels import native
-
-
-def said(folder: Path, text: str, new: int, adapter: Path | None = None) -> str:
-    """transformers' own greedy generation."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    if adapter is not None:
-        load_adapter(model, adapter)
-    ids = torch.tensor([tokenizer.encode(text)])
-    out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, eos_token_id=2, pad_token_id=0
-    )
-    return str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
-
 
 ASKED = "<|im_start|>user\nWhich city?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -37,7 +20,7 @@ def run(tiny_model: Path, *more: str) -> int:
 
 def test_the_answer_is_the_models(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tiny_model, "--prompt", "Which city?") == 0
-    assert capsys.readouterr().out == said(tiny_model, ASKED, 12) + "\n"
+    assert capsys.readouterr().out == said_after(tiny_model, ASKED, 12) + "\n"
 
 
 def test_what_takes_a_while_is_said(
@@ -65,7 +48,7 @@ def test_an_adapter_changes_it(
     folder = random_adapter("sql")
     assert run(tiny_model, "--prompt", "Which city?", "--adapter", str(folder), "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["text"] == said(tiny_model, ASKED, 12, folder) != said(tiny_model, ASKED, 12)
+    assert result["text"] == said_after(tiny_model, ASKED, 12, folder) != said_after(tiny_model, ASKED, 12)
     assert result["prompt_tokens"] > 0 and 0 < result["tokens"] <= 12 and result["seconds"] > 0
 
 
@@ -81,9 +64,9 @@ def test_the_prompt_is_put_as_the_adapters_rows_were(
         (["--raw"], "Which city?"),
     ):
         assert run(tiny_model, "--prompt", "Which city?", "--adapter", str(folder), *more) == 0
-        assert capsys.readouterr().out == said(tiny_model, put, 12, folder) + "\n"
+        assert capsys.readouterr().out == said_after(tiny_model, put, 12, folder) + "\n"
     assert run(tiny_model, "--prompt", "Which city?", "--format", "plain") == 0
-    assert capsys.readouterr().out == said(tiny_model, "Which city?\n", 12) + "\n"
+    assert capsys.readouterr().out == said_after(tiny_model, "Which city?\n", 12) + "\n"
 
 
 def test_raw_text_system_message_and_standard_input(
@@ -91,9 +74,12 @@ def test_raw_text_system_message_and_standard_input(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("the quick brown"))
     assert run(tiny_model, "--prompt", "-", "--raw") == 0
-    assert capsys.readouterr().out == said(tiny_model, "the quick brown", 12) + "\n"
+    assert capsys.readouterr().out == said_after(tiny_model, "the quick brown", 12) + "\n"
     assert run(tiny_model, "--prompt", "Which city?", "--system", "Be brief.") == 0
-    assert capsys.readouterr().out == said(tiny_model, "<|im_start|>system\nBe brief.<|im_end|>\n" + ASKED, 12) + "\n"
+    assert (
+        capsys.readouterr().out
+        == said_after(tiny_model, "<|im_start|>system\nBe brief.<|im_end|>\n" + ASKED, 12) + "\n"
+    )
 
 
 def test_a_seed_repeats_and_another_differs(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +91,7 @@ def test_a_seed_repeats_and_another_differs(tiny_model: Path, capsys: pytest.Cap
 
 
 def test_a_stop_string_ends_the_answer(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    whole = said(tiny_model, ASKED, 12)
+    whole = said_after(tiny_model, ASKED, 12)
     stop = whole[4:6]
     assert run(tiny_model, "--prompt", "Which city?", "--stop", stop, "--json") == 0
     result = json.loads(capsys.readouterr().out)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, Model, remark
+from veneer.cli.console import AllowOtherBase, Dtype, KeptIn, Model, remark
 
 HELP = """\
 /adapter NAME   answer with this adapter from now on; /adapter none without any; /adapter lists them
@@ -31,10 +31,8 @@ def command(
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 for all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
-    storage: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
-    ] = None,
+    dtype: Dtype = "auto",
+    storage: KeptIn = None,
     allow_other_base: AllowOtherBase = False,
 ) -> None:
     """Talk with a model; /help shows what else can be typed. Example:

@@ -11,6 +11,10 @@ stderr = Console(stderr=True, highlight=False, emoji=False)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
+KeptIn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
+]
 AllowOtherBase = Annotated[bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")]
 
 

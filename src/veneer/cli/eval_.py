@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, emit_json, remark, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, Dtype, KeptIn, emit_json, remark, stderr, stdout
 
 
 def command(
@@ -29,10 +29,8 @@ def command(
     positive: Annotated[str | None, typer.Option(metavar="LABEL", help="f1: the label to report alone too.")] = None,
     before: Annotated[bool, typer.Option(help="Measure without the adapter too.")] = True,
     predictions: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write every answer here.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
-    storage: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
-    ] = None,
+    dtype: Dtype = "auto",
+    storage: KeptIn = None,
     allow_other_base: AllowOtherBase = False,
     as_json: AsJson = False,
 ) -> None:

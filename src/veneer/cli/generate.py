@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, Model, emit_json, remark, stderr
+from veneer.cli.console import AllowOtherBase, AsJson, Dtype, KeptIn, Model, emit_json, remark, stderr
 
 
 def command(
@@ -26,10 +26,8 @@ def command(
         typer.Option(metavar="chat|plain", help="How prompts are put; by default as the adapter's rows were."),
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
-    storage: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
-    ] = None,
+    dtype: Dtype = "auto",
+    storage: KeptIn = None,
     allow_other_base: AllowOtherBase = False,
     as_json: AsJson = False,
 ) -> None:
