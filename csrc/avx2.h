@@ -103,6 +103,13 @@ VN_FN VN_INLINE F look_up(const Table &t, I code) {
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(code, 28)));
 }
 
+VN_FN VN_INLINE I load_words(const uint8_t *p) { return _mm256_loadu_si256(reinterpret_cast<const I *>(p)); }
+// BLOCKS numbers, each in its share of the lanes.
+template <int BLOCKS> VN_FN VN_INLINE F spread(const float *p) {
+    return BLOCKS == 1 ? set1(p[0]) : _mm256_blend_ps(set1(p[0]), set1(p[BLOCKS - 1]), 0xf0);
+}
+template <int BITS> VN_FN VN_INLINE I shift_right(I v) { return _mm256_srli_epi32(v, BITS); }
+
 // 8 bytes -> 16 weights in order.
 VN_FN VN_INLINE void unpack(const uint8_t *codes, const Table &t, F &first, F &second) {
     const I bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(codes)));

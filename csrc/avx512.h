@@ -94,6 +94,19 @@ VN_FN VN_INLINE Table scaled_table(const float *levels, float absmax, int dtype)
     return {_mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))};
 }
 
+// The low four bits of each lane -> its value.
+VN_FN VN_INLINE F look_up(const Table &t, I code) { return _mm512_permutexvar_ps(code, t.values); }
+
+VN_FN VN_INLINE I load_words(const uint8_t *p) { return _mm512_loadu_si512(p); }
+// BLOCKS numbers, each in its share of the lanes.
+template <int BLOCKS> VN_FN VN_INLINE F spread(const float *p) {
+    F v = set1(p[0]);
+    VN_UNROLL for (int b = 1; b < BLOCKS; b++)
+        v = _mm512_mask_broadcastss_ps(v, __mmask16(0xffffu << (16 / BLOCKS * b)), _mm_load_ss(p + b));
+    return v;
+}
+template <int BITS> VN_FN VN_INLINE I shift_right(I v) { return _mm512_srli_epi32(v, BITS); }
+
 // 16 bytes -> 32 weights in order.
 VN_FN VN_INLINE void unpack(const uint8_t *codes, const Table &t, F &first, F &second) {
     const I bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(codes)));

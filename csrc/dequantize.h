@@ -12,9 +12,12 @@ namespace scalar {
 
 // absmax of blocks [first, last) -> out[0 ...]
 inline void decode_absmax(const veneer_weight &w, int64_t first, int64_t last, float *out) {
-    for (int64_t i = first; i < last; i++) {
-        const float nested = w.nested_levels[w.absmax_codes[i]] * w.nested_absmax[i / w.nested_block];
-        out[i - first] = nested + w.nested_offset;  // two roundings, as the format has it: never a fused multiply-add
+    for (int64_t i = first; i < last;) {
+        const int64_t nest = i / w.nested_block, end = least(last, (nest + 1) * w.nested_block);
+        for (; i < end; i++) {
+            const float nested = w.nested_levels[w.absmax_codes[i]] * w.nested_absmax[nest];
+            out[i - first] = nested + w.nested_offset;  // two roundings, as the format has it: never fused
+        }
     }
 }
 

@@ -79,6 +79,16 @@ VN_INLINE F look_up(const Table &t, uint8x16_t code_of_each_byte) {
     return vreinterpretq_f32_u8(vqtbl4q_u8(t.bytes, index));
 }
 
+// The low four bits of each lane -> its value.
+VN_INLINE F look_up(const Table &t, I code) {
+    const I index = vmlaq_n_u32(vdupq_n_u32(0x03020100), vandq_u32(code, vdupq_n_u32(15)), 0x04040404);
+    return vreinterpretq_f32_u8(vqtbl4q_u8(t.bytes, vreinterpretq_u8_u32(index)));
+}
+
+VN_INLINE I load_words(const uint8_t *p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
+template <int BLOCKS> VN_INLINE F spread(const float *p) { return set1(p[0]); }  // a step is no longer than a block
+template <int BITS> VN_INLINE I shift_right(I v) { return vshlq_u32(v, vdupq_n_s32(-BITS)); }
+
 // 4 bytes -> 8 weights in order.
 VN_INLINE void unpack(const uint8_t *codes, const Table &t, F &first, F &second) {
     static const uint8_t spread[32] = {0, 0, 0, 0, 4, 4, 4, 4, 1, 1, 1, 1, 5, 5, 5, 5,

@@ -108,18 +108,27 @@ template <class Rows> bool over_rows(const veneer_weight &w, int threads, const 
 }
 
 #if defined(VN_X86) || defined(VN_ARM)
-template <void (*MATVEC)(const Vectors &, int64_t, int64_t)>
-bool matvec_f32(const veneer_weight &w, const void *x, int dtype, int64_t n, void *y, int threads) {
-    const Vectors v{&w, w.absmax, as_float(x, dtype, n * w.cols), dtype, n, y};
-    return v.x && over_rows(w, threads, [&v](int64_t first, int64_t last) {
-        MATVEC(v, first, last);
-        return true;
-    });
+// What a set of lanes has for a few rows of x.
+struct FewRows {
+    int64_t step;
+    void (*permute_x)(const void *, int, int64_t, int64_t, float *);
+    bool (*matvec)(const Vectors &, int64_t, int64_t);
+};
+
+bool matvec_f32(const FewRows &lanes, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y,
+                int threads) {
+    const int64_t ldx = round_up(w.cols, lanes.step);
+    float *permuted = scratch_of<float>(PACKED, n * ldx);
+    if (!permuted) return false;
+    for (int64_t i = 0; i < n; i++) lanes.permute_x(x, dtype, i * w.cols, w.cols, permuted + i * ldx);
+    const Vectors v{&w, w.absmax, permuted, dtype, n, y};
+    return over_rows(w, threads, [&](int64_t first, int64_t last) { return lanes.matvec(v, first, last); });
 }
 
-template <class K, void (*MATVEC)(const Vectors &, int64_t, int64_t)>
-bool product(int isa, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y, int threads) {
-    if (n <= FEW_LANES) return matvec_f32<MATVEC>(w, x, dtype, n, y, threads);
+template <class K>
+bool product(int isa, const FewRows &few, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y,
+             int threads) {
+    if (n <= FEW_LANES) return matvec_f32(few, w, x, dtype, n, y, threads);
     const Absmax absmax(isa, w);
     return absmax.values && matmul<K>(w, absmax.values, absmax.phase(), x, dtype, n, y, threads);
 }
@@ -147,11 +156,14 @@ bool product_bf16(const veneer_weight &w, const void *x, int64_t n, void *y, int
 bool forward(int isa, int threads, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y) {
 #ifdef VN_X86
     if (isa == VENEER_AVX512BF16 && dtype == VENEER_BF16) return product_bf16(w, x, n, y, threads);
-    if (isa >= VENEER_AVX512) return product<avx512::Product, avx512::matvec>(isa, w, x, dtype, n, y, threads);
-    if (isa == VENEER_AVX2) return product<avx2::Product, avx2::matvec>(isa, w, x, dtype, n, y, threads);
+    const FewRows few512{avx512::STEP, avx512::permute_x, avx512::matvec};
+    const FewRows few2{avx2::STEP, avx2::permute_x, avx2::matvec};
+    if (isa >= VENEER_AVX512) return product<avx512::Product>(isa, few512, w, x, dtype, n, y, threads);
+    if (isa == VENEER_AVX2) return product<avx2::Product>(isa, few2, w, x, dtype, n, y, threads);
 #endif
 #ifdef VN_ARM
-    if (isa == VENEER_NEON) return product<neon::Product, neon::matvec>(isa, w, x, dtype, n, y, threads);
+    const FewRows few{neon::STEP, neon::permute_x, neon::matvec};
+    if (isa == VENEER_NEON) return product<neon::Product>(isa, few, w, x, dtype, n, y, threads);
 #endif
     const Absmax absmax(isa, w);
     if (!absmax.values) return false;

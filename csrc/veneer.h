@@ -73,8 +73,9 @@ VENEER_API int veneer_encode_absmax(int isa, int threads, const float *centered,
 VENEER_API int veneer_decode_absmax(int isa, int threads, const veneer_weight *w, float *out);
 // W (O, D) in dtype.
 VENEER_API int veneer_dequantize(int isa, int threads, const veneer_weight *w, void *out, int dtype);
-// y (N, O) = x (N, D) W^T; x and y in dtype (float32 or bfloat16), W rounded to it, sums in float32.  For up to 16 rows
-// of bfloat16, AVX-512-BF16 rounds W's levels instead and multiplies by absmax afterwards: other bits, no less exact.
+// y (N, O) = x (N, D) W^T; x and y in dtype (float32 or bfloat16), W rounded to it, sums in float32.  For few rows,
+// 16 of bfloat16 with AVX-512-BF16 and 8 else, lanes sum up levels times x (the levels in bfloat16 with the first) and
+// multiply by absmax afterwards: other bits, no less exact.
 // Needs D to be a multiple of G, G a power of two of at least 32.
 VENEER_API int veneer_matmul(int isa, int threads, const veneer_weight *w, const void *x, int dtype, int64_t n, void *y);
 // dx (N, D) = dy (N, O) W, under the same conditions.
