@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.adapters.told import Told
 from veneer.adapters import fingerprint
 from veneer.adapters.base_storage import base_storage, storage_of
 from veneer.adapters.fingerprint import base_fingerprint
@@ -78,7 +79,7 @@ def test_weights_are_in_few_buffers(base: Path) -> None:
 def test_the_first_start_quantizes_into_the_cache(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = loaded(base, "nf4", False)(IDS).logits
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path))
-    told: list[str] = []
+    told = Told()
     first = load_base(base, storage=base_storage("nf4"), dtype="float32", paged=True, say=told.append)
     assert any(line.startswith("quantizing") for line in told)
     assert torch.equal(first.model(IDS).logits, plain)

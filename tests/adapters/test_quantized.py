@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from tests.adapters.told import Told
 from tests.contracts.test_methods import SETTINGS
 from tests.methods.layers import moved
 from veneer.adapters import quantized
@@ -40,14 +41,6 @@ NF4 = base_storage("nf4")
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "quantized"
-
-
-class Told(list[str]):
-    """What is told, but for the line that a run without the C library begins with."""
-
-    def append(self, line: str) -> None:
-        if not line.startswith("plain torch computes"):
-            super().append(line)
 
 
 def loaded(base: Path, storage: Any = "nf4", **more: Any) -> Loaded:
@@ -329,7 +322,7 @@ def test_two_starts_at_once_leave_one_whole_copy(
     tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second begins and ends while the first writes, and is replaced by it while its weights are in use."""
-    told: list[str] = []
+    told = Told()
     others: list[Any] = []
     real = quantized.cache_quantized
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from tests.adapters.told import Told
 from veneer.adapters.base_storage import base_storage
 from veneer.adapters.quantized import Furnisher, load_base
 from veneer.adapters.quantized_dir import (
@@ -182,7 +183,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "file" / "cache"))
     (tmp_path / "model.safetensors").write_bytes(b"x" * (2 << 20))
     assert content_hash(tmp_path) == content_hash(tmp_path)
-    told: list[str] = []
+    told = Told()
     load_base(wide, storage=base_storage("nf4"), dtype="float32", say=told.append)
     assert told[1].startswith("the quantized weights are not kept for the next start")
 
