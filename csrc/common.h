@@ -92,6 +92,12 @@ inline float rounded_to(float v, int dtype) {
     return dtype == VENEER_F32 ? v : dtype == VENEER_BF16 ? from_bf16(to_bf16(v)) : from_f16(to_f16(v));
 }
 
+// ---- blocks
+
+constexpr float LEAST_ABSMAX = 1e-38f;  // what a block is divided by at least
+
+inline float at_least(float absmax) { return absmax > LEAST_ABSMAX ? absmax : LEAST_ABSMAX; }
+
 // ---- scratch: one growing buffer per thread and purpose, freed when the thread ends.  Each has pages of its own, as
 // prefetching hardware does not leave a page.  Side by side, one thread's reading to the end of x took lines from under
 // the other's writing: an eighth of the time of a matrix-vector product, where cores share no cache.

@@ -1,6 +1,6 @@
 // Dynamic 8-bit numbers: a block's largest magnitude, and each number's code relative to it: how many of the 255
-// midpoints of neighboring levels are below x / absmax.  AdamW's moments are kept so, and, with double quantization, the
-// absmax of 4-bit weights.
+// midpoints of neighboring levels are below x / absmax.  AdamW's moments are kept so, and, with double quantization,
+// the absmax of 4-bit weights.
 
 #ifndef VN_DYNAMIC_H
 #define VN_DYNAMIC_H
@@ -10,7 +10,7 @@ namespace veneer {
 
 constexpr int64_t BLOCK8 = 256;
 
-inline float inverse8(float absmax) { return 1.f / (absmax > 1e-38f ? absmax : 1e-38f); }
+inline float inverse8(float absmax) { return 1.f / at_least(absmax); }
 
 // Absmax less their mean, to be encoded in blocks with an absmax of their own.
 struct EncodeAbsmax {

@@ -33,9 +33,8 @@ constexpr int64_t STEP = 8 * W;  // weights whose codes fill a register
 // One row of x (D) -> steps of eight vectors: vector s holds, at j, what meets nibble s of word j of the codes: element
 // 8 j + 1, 8 j, 8 j + 3, 8 j + 2 and so on.  Zeros beyond D.
 template <int DTYPE> inline void permute_row(const void *x, int64_t begin, int64_t d, float *to) {
-    const int64_t whole = d - d % 8;  // D is a multiple of 32
     for (int64_t k = 0; k < d; k += STEP, to += STEP) {
-        const int64_t words = least(W, (whole - k) / 8);
+        const int64_t words = least(W, (d - k) / 8);  // D is a multiple of 32
         for (int64_t j = 0; j < words; j++)
             for (int s = 0; s < 8; s++) to[s * W + j] = load_as_float(x, DTYPE, begin + k + 8 * j + (s ^ 1));
         for (int64_t j = words; j < W; j++)

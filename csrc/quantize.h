@@ -18,8 +18,6 @@ struct Quantize {
     float *absmax;
 };
 
-constexpr float LEAST_ABSMAX = 1e-38f;
-
 namespace scalar {
 
 inline int code_of(const Quantize &q, float v) {
@@ -40,7 +38,7 @@ inline int64_t quantize(const Quantize &q, int64_t first, int64_t last) {
             if (!(a <= 3.4028234663852886e38f)) return b;
             top = a > top ? a : top;
         }
-        const float divisor = top > LEAST_ABSMAX ? top : LEAST_ABSMAX, inverse = 1.f / divisor;
+        const float divisor = at_least(top), inverse = 1.f / divisor;
         q.absmax[b] = whole ? top : divisor;
         for (int64_t i = begin; i < end; i += 2) {
             const float v0 = load_as_float(q.x, q.dtype, i);
@@ -83,7 +81,7 @@ VN_FN inline int64_t measure(const Quantize &q, int64_t first, int64_t count, fl
         if (bits >= 0x7f800000u) return first + i;
         q.absmax[first + i] = inverse[i] = float_of(bits);
     }
-    for (int64_t i = 0; i < count; i++) inverse[i] = 1.f / (inverse[i] > LEAST_ABSMAX ? inverse[i] : LEAST_ABSMAX);
+    for (int64_t i = 0; i < count; i++) inverse[i] = 1.f / at_least(inverse[i]);
     return -1;
 }
 

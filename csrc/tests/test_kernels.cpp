@@ -230,8 +230,8 @@ void test_segments(int isa) {
     }
 }
 
-// 8-bit numbers: two steps of AdamW over an odd number of blocks, and absmax encoded, with the tables of a map of 256 even levels in [0, 1]: every code is in doubt
-// or a search, so the lines may be anything that finds decade 0.
+// 8-bit numbers: two steps of AdamW over an odd number of blocks, and absmax encoded, with the tables of a map of 256
+// even levels in [0, 1]: every code is in doubt or a search, so the lines may be anything that finds decade 0.
 void test_dynamic(int isa) {
     constexpr int64_t blocks = 67, n = 256 * blocks;
     float levels[256], bounds[255], lines[64] = {};

@@ -606,7 +606,6 @@ from pathlib import Path
 from veneer import machine
 from veneer.adapters.base_storage import base_storage
 from veneer.adapters.quantized import load_base
-from veneer.disk import tensors
 from veneer.disk.tensors import open_tensors
 base, warm = Path(sys.argv[1]), Path(sys.argv[2])
 load_base(warm, storage=base_storage("nf4"), dtype="bfloat16")

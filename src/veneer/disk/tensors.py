@@ -155,10 +155,10 @@ def read_header(file: Path) -> tuple[Mapping[str, Entry], Mapping[str, str]]:
     """Entries and metadata of one safetensors file; the file's length is checked against them."""
     try:
         about = file.stat()
+        read = _header if time.time() - about.st_ctime > SETTLED else _header.__wrapped__
+        return read(file, about.st_size, about.st_dev, about.st_ino, about.st_mtime_ns, about.st_ctime_ns)
     except FileNotFoundError as error:
         raise DiskError(f"{file} does not exist") from error
-    read = _header if time.time() - about.st_ctime > SETTLED else _header.__wrapped__
-    return read(file, about.st_size, about.st_dev, about.st_ino, about.st_mtime_ns, about.st_ctime_ns)
 
 
 @lru_cache(maxsize=1024)
@@ -171,8 +171,6 @@ def _header(file: Path, size: int, *identity: int) -> tuple[Mapping[str, Entry],
             header = json.loads(opened.read(length))
     except ValueError as error:
         raise DiskError(f"{file} is no safetensors file: its header is not JSON ({error})") from error
-    except FileNotFoundError as error:
-        raise DiskError(f"{file} does not exist") from error
     try:
         notes = header.pop("__metadata__", None) or {}
         return MappingProxyType(_entries_of(file, header, 8 + length, size)), MappingProxyType(notes)

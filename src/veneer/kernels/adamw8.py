@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from veneer.errors import InputError
-from veneer.kernels import native
+from veneer.kernels import dynamic, native
 from veneer.kernels.contract import check_tensor
 from veneer.kernels.cpu import done, map8
 from veneer.kernels.dynamic import dynamic_map
@@ -22,8 +22,6 @@ from veneer.kernels.ops import Kernel, define
 
 BLOCK = 256
 """Numbers that share an absmax."""
-LEAST_ABSMAX = 1e-38
-"""What a block is divided by at least."""
 
 
 class Moments(NamedTuple):
@@ -94,11 +92,8 @@ def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
 
 def encode(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """x (256 B,) float32 -> nearest codes, a tie to the lower, and each block's largest magnitude."""
-    blocks = x.view(-1, BLOCK)
-    absmax = blocks.abs().amax(1)
-    scaled = blocks * (1.0 / absmax.clamp(min=LEAST_ABSMAX))[:, None]
-    codes = torch.bucketize(scaled, dynamic_map(signed).bounds.to(x.device), out_int32=True)
-    return codes.to(torch.uint8).view(-1), absmax
+    codes, absmax = dynamic.encode(x.view(-1, BLOCK), signed)
+    return codes.view(-1), absmax
 
 
 def step_plain(values: Tensor, gradients: Tensor, moments: Moments, rates: Rates) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 DECADES = 7
 """Powers of 10 that the levels span."""
+LEAST_ABSMAX = 1e-38
+"""What a block is divided by at least, as bitsandbytes does."""
 
 
 class DynamicMap(NamedTuple):
@@ -41,6 +43,14 @@ def dynamic_map(signed: bool = True) -> DynamicMap:
     bounds = (levels[:-1] + levels[1:]) / 2
     zero = 127 if signed else 0
     return DynamicMap(levels, bounds, _lines(levels[zero:], bounds[zero:], signed), zero)
+
+
+def encode(blocks: Tensor, signed: bool = True) -> tuple[Tensor, Tensor]:
+    """Blocks (B, n) float32 -> codes (B, n) uint8 of the nearest levels, the lower at a tie; absmax (B,)."""
+    absmax = blocks.abs().amax(1)
+    scaled = blocks * (1.0 / absmax.clamp(min=LEAST_ABSMAX))[:, None]
+    codes = torch.bucketize(scaled, dynamic_map(signed).bounds.to(blocks.device), out_int32=True)
+    return codes.to(torch.uint8), absmax
 
 
 def _lines(levels: Tensor, bounds: Tensor, signed: bool) -> Tensor:

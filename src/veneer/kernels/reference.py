@@ -14,10 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer.kernels.dynamic import dynamic_map
+from veneer.kernels.dynamic import LEAST_ABSMAX, encode
 
-LEAST_ABSMAX = 1e-38
-"""What a block is divided by at least, as bitsandbytes does."""
 PANEL = 1 << 22
 """Weights that are dense at one time in a matrix product."""
 
@@ -69,12 +67,9 @@ def quantize_absmax(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
     A code is that of the dynamic map's nearest level, of the lower at a tie; a block of zeros gets code 0.
     """
     n = centered.numel()
-    blocks = F.pad(centered, (0, -n % block)).view(-1, block)
-    nested = blocks.abs().amax(1)
-    scaled = blocks * (1.0 / nested.clamp(min=LEAST_ABSMAX))[:, None]
-    codes = torch.bucketize(scaled, dynamic_map().bounds.to(centered.device), out_int32=True)
+    codes, nested = encode(F.pad(centered, (0, -n % block)).view(-1, block))
     codes[nested == 0] = 0
-    return codes.reshape(-1)[:n].to(torch.uint8), nested
+    return codes.reshape(-1)[:n], nested
 
 
 def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offset: float, block: int) -> Tensor:
