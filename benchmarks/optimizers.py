@@ -73,10 +73,10 @@ def optimizers(numbers: int) -> tuple[dict[str, Callable[[], Any]], float]:
     import torch
     from torch import nn
 
-    from veneer.adapters.change import Named
+    from veneer.adapters.adapter import Named
+    from veneer.recipe.settings import OptimizerSettings
     from veneer.train.optim import build_optimizer
     from veneer.train.optim.adamw import FlatAdamW
-    from veneer.train.settings import OptimizerSettings
 
     gradient = torch.randn(numbers, generator=torch.Generator().manual_seed(1))
 
@@ -98,8 +98,8 @@ def optimizers(numbers: int) -> tuple[dict[str, Callable[[], Any]], float]:
 
 def trained(args: argparse.Namespace) -> dict[str, Any]:
     """Mean loss over the last quarter of the steps, for each seed with 32 and with 8 bits."""
+    from veneer.recipe.load import recipe_from
     from veneer.train.loop import train
-    from veneer.train.recipe import recipe_from
 
     recipe: dict[str, Any] = {
         "model": args.model,

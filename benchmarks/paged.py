@@ -60,7 +60,7 @@ def main() -> None:
     limits = [int(limit) for limit in (args.limits or own_limits).split(",")]
     with memory_group(limits[0] * MIB):
         pass  # refused before anything is written
-    from made import Shape, write_model, write_rows
+    from synthetic import Shape, write_model, write_rows
 
     with tempfile.TemporaryDirectory(prefix="veneer-paged-") as scratch:
         folder = Path(scratch)
@@ -125,8 +125,8 @@ def child(model: str, run: str, paged: str, *, steps: int, rank: int) -> None:
     """Train, and print the figures."""
     import torch
 
+    from veneer.recipe.load import recipe_from
     from veneer.train.loop import train
-    from veneer.train.recipe import recipe_from
 
     torch.set_num_threads(1)
     seconds: list[float] = []

@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import made
+import synthetic
 from qlora_shape import model_folder, write_model
 from report import closing_line
 
@@ -161,7 +161,7 @@ def prepared(model: str | int) -> str:
     if model == NARROW:
         folder = cache_dir() / "benchmarks" / "llama-0.37b-shape"
         if not folder.exists():
-            made.write_model(folder, made.Shape(24, 1024, 2816, 16), quantized=False)
+            synthetic.write_model(folder, synthetic.Shape(24, 1024, 2816, 16), quantized=False)
         return str(folder)
     if isinstance(model, str):
         return model
@@ -204,11 +204,11 @@ def in_a_process(job: dict[str, Any], args: argparse.Namespace) -> dict[str, Any
 def child(job: dict[str, Any], steps: int) -> dict[str, Any]:
     """Train; what was foreseen before the weights were read, and what it took."""
     from veneer.plan.memory import estimate
+    from veneer.recipe.load import recipe_from
+    from veneer.recipe.settings import Recipe
     from veneer.train.events import Event
     from veneer.train.loop import train
-    from veneer.train.prepare import Plan, Rows
-    from veneer.train.recipe import recipe_from
-    from veneer.train.settings import Recipe
+    from veneer.train.setup import Plan, Rows
 
     tree = job["tree"]
     write_rows(Path(tree["data"]["train"]), tree["model"], job["length"], rows=16 * steps)
@@ -240,12 +240,12 @@ def child(job: dict[str, Any], steps: int) -> dict[str, Any]:
 def foresee_seconds(job: dict[str, Any], steps: int) -> dict[str, Any]:
     """What is foreseen for the steps after the first, every block timed anew."""
     import veneer.plan.time as timing
-    from veneer.plan import clock
+    from veneer.plan import batch_time
     from veneer.plan.memory import estimate
-    from veneer.train.prepare import read_examples, steps_of, with_dtype
-    from veneer.train.recipe import recipe_from
+    from veneer.recipe.load import recipe_from
+    from veneer.train.setup import read_examples, steps_of, with_dtype
 
-    for module in (timing, clock):
+    for module in (timing, batch_time):
         module.kept = lambda facts, measure: measure()
     tree = job["tree"]
     write_rows(Path(tree["data"]["train"]), tree["model"], job["length"], rows=16 * steps)
@@ -266,7 +266,7 @@ def write_rows(file: Path, model: str, length: int | None, rows: int) -> None:
     tokenizer, drawn = load_tokenizer(model), random.Random(0)
     if "w3" in tokenizer.get_vocab():  # a word a token
         assert length is not None
-        made.write_rows(file, rows, length, len(tokenizer))
+        synthetic.write_rows(file, rows, length, len(tokenizer))
         return
     with file.open("w", encoding="utf-8") as out:
         for _ in range(rows):

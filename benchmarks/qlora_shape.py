@@ -145,9 +145,9 @@ def texts(args: argparse.Namespace) -> list[str]:
 
 def train_here(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     began, before = time.perf_counter(), 0
+    from veneer.recipe.load import recipe_from
     from veneer.train.events import Event
     from veneer.train.loop import train
-    from veneer.train.recipe import recipe_from
 
     rows = scratch / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(args)), encoding="utf-8")

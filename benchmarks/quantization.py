@@ -61,8 +61,8 @@ def arguments() -> argparse.Namespace:
 
 def error_of(run: Run) -> dict[str, Any]:
     """How far the weights moved; nothing moves if they are kept as they are."""
-    from veneer.adapters.base_storage import base_storage
-    from veneer.adapters.quantized import Furnisher
+    from veneer.base.quantize import Furnisher
+    from veneer.base.storage_config import base_storage
     from veneer.cli.quantize import Errors
     from veneer.models.load import load_model
 
@@ -84,7 +84,7 @@ def perplexity(run: Run, loaded: Any, args: argparse.Namespace) -> float:
     from veneer.data.render import Renderer
     from veneer.data.settings import DataSettings
     from veneer.data.sources import read_rows
-    from veneer.evaluate.likelihood import likelihood
+    from veneer.evaluate.perplexity import likelihood
 
     if args.text is None:
         data, rows = recipe_of(run).data, read_rows(args.eval, limit=args.eval_rows)

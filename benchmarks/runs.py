@@ -72,7 +72,7 @@ class Run:
 
 
 def recipe_of(run: Run, folder: Path = Path()) -> Any:
-    from veneer.train.recipe import recipe_from
+    from veneer.recipe.load import recipe_from
 
     task = TASKS[run.task]
     data = {"train": run.train, "rows": run.train_rows, "prompt": task.prompt, "completion": task.completion}
@@ -110,8 +110,8 @@ def trained(run: Run, side: str = "veneer") -> Iterator[tuple[Path, dict[str, An
 def opened(run: Run, adapter: Path | None = None) -> Any:
     """The run's base model in its storage, with the adapter if there is one."""
     from veneer.adapters.attach import load_adapter
-    from veneer.adapters.base_storage import base_storage
-    from veneer.adapters.quantized import load_base
+    from veneer.base.quantize import load_base
+    from veneer.base.storage_config import base_storage
 
     loaded = load_base(run.model, storage=base_storage(STORAGES[run.storage]))
     if adapter is not None:
@@ -124,7 +124,7 @@ def scores(run: Run, loaded: Any) -> dict[str, float]:
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
     from veneer.evaluate.metrics import MetricOptions
-    from veneer.evaluate.tasks import EvalSettings, evaluate
+    from veneer.evaluate.runner import EvalSettings, evaluate
 
     task = TASKS[run.task]
     settings = EvalSettings(

@@ -36,8 +36,8 @@ def pages() -> dict[Path, str]:
 def recipe_page() -> str:
     """Every key of a recipe, with the names that others give it."""
     from veneer.cli.list_ import methods, prompts, storages
-    from veneer.train.aliases import OTHER_MEANING, SAME_MEANING
-    from veneer.train.settings import Recipe
+    from veneer.recipe.aliases import OTHER_MEANING, SAME_MEANING
+    from veneer.recipe.settings import Recipe
 
     own = {"method": methods, "prompt": prompts, "storage": storages}
     parts = [
@@ -160,7 +160,7 @@ def methods_table() -> str:
 def also_there() -> str:
     """What a recipe or `veneer eval` can name besides a method."""
     from veneer.cli.list_ import KINDS
-    from veneer.train.settings import OptimizerSettings, StorageSettings, TrainSettings
+    from veneer.recipe.settings import OptimizerSettings, StorageSettings, TrainSettings
 
     keys = {
         "storages": StorageSettings.model_fields["name"],

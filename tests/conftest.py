@@ -81,7 +81,7 @@ def make_model(folder: Path, *, tied: bool = True, vocabulary: int = 384, seed: 
 
 def tiny_recipe(model: Path, rows: Path, run: Path, /, **changes: Any) -> Any:
     """A recipe of two micro-batches a step over few rows; `changes` by dotted name outrank, a section as a whole."""
-    from veneer.train.recipe import recipe_from
+    from veneer.recipe.load import recipe_from
 
     portions = {"tokens_per_step": 256, "micro_batch_tokens": 128, "max_length": 128, "dtype": "float32"}
     tree: dict[str, Any] = {

@@ -13,12 +13,19 @@ GROUND = {"errors", "registry", "settings", "machine", "units"}
 ORDER = [
     GROUND,
     {"kernels", "disk"},
-    {"models", "storage", "methods", "prompts", "ranks"},
+    {"models", "storage", "methods", "prompts"},
+    {"base"},
+    {"ranks"},
     {"adapters"},
-    {"merge", "data", "generate"},
+    {"data"},
+    {"generate"},
+    {"merge"},
+    {"tasks"},
+    {"recipe"},
     {"train"},
     {"plan", "evaluate", "analyze"},
     {"serve"},
+    {"learn"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

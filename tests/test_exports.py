@@ -49,10 +49,10 @@ def test_what_type_checkers_see_is_what_there_is() -> None:
 
 def test_from_veneer_import_star_in_a_fresh_process() -> None:
     code = (
-        "import veneer.train.loop, veneer.generate.engine, veneer.merge.fold, veneer.evaluate.tasks\n"
+        "import veneer.train.loop, veneer.generate.engine, veneer.merge.fold, veneer.evaluate.runner\n"
         "from veneer import *\n"
         "assert train_adapter is veneer.train.loop.train and generate_tokens is veneer.generate.engine.generate\n"
-        "assert merge_adapter is veneer.merge.fold.merge and evaluate_rows is veneer.evaluate.tasks.evaluate\n"
+        "assert merge_adapter is veneer.merge.fold.merge and evaluate_rows is veneer.evaluate.runner.evaluate\n"
         f"assert all(name in globals() for name in {PUBLIC!r})\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

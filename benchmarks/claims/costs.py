@@ -59,10 +59,10 @@ def trained(args: argparse.Namespace, side: str) -> dict[str, float]:
     """Costs of one method's training."""
     import torch
 
+    from veneer.recipe.load import recipe_from
+    from veneer.train.checkpoint import TrainState
     from veneer.train.optim import build_optimizer
-    from veneer.train.prepare import prepare
-    from veneer.train.recipe import recipe_from
-    from veneer.train.resume import TrainState
+    from veneer.train.setup import prepare
     from veneer.train.step import optimizer_step
 
     with tempfile.TemporaryDirectory() as scratch:

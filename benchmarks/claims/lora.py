@@ -14,7 +14,7 @@ state, `adapter_bytes` what the trained numbers take in float32, `step_seconds` 
 """
 
 from benchmarks.claims.sweep import run, table
-from benchmarks.claims.textual import claim_of, parser_of
+from benchmarks.claims.text_runs import claim_of, parser_of
 from benchmarks.report import closing_line
 from veneer.machine import prepare_process
 

@@ -14,7 +14,7 @@ the same seed.
 from collections.abc import Sequence
 
 from benchmarks.claims.sweep import Claim, Result, run, spread, table
-from benchmarks.claims.textual import claim_of, parser_of
+from benchmarks.claims.text_runs import claim_of, parser_of
 from benchmarks.report import closing_line
 from veneer.machine import prepare_process
 

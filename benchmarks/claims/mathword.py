@@ -14,7 +14,7 @@ dense bases.
 """
 
 from benchmarks.claims.sweep import run, table
-from benchmarks.claims.textual import TASKS, claim_of, parser_of
+from benchmarks.claims.text_runs import TASKS, claim_of, parser_of
 from benchmarks.report import closing_line
 from veneer.machine import prepare_process
 

@@ -27,13 +27,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims.made import made_model
-from benchmarks.claims.subject import Subject, Training
 from benchmarks.claims.sweep import Claim, Result, run, table
+from benchmarks.claims.synthetic import made_model
+from benchmarks.claims.trained_model import Subject, Training
 from benchmarks.report import closing_line, commit
 from veneer.data.sources import read_rows
 from veneer.machine import prepare_process
-from veneer.train.prepare import Job
+from veneer.train.setup import Job
 
 RATES = (1e-2, 3e-2, 3e-3)
 LOOKS = 20
@@ -146,8 +146,8 @@ def warmed_up(args: argparse.Namespace, scratch: Path) -> Subject:
 def warm_up(args: argparse.Namespace, scratch: Path, base: Path) -> None:
     """Train all weights of a made model for a while, merged into `base`."""
     from veneer.merge.fold import merge
+    from veneer.recipe.load import recipe_from
     from veneer.train.loop import train
-    from veneer.train.recipe import recipe_from
 
     words = [args.first_text.format(**row.columns) for row in read_rows(args.first_corpus)]
     made = made_model(scratch / "made", words, args.hidden, args.blocks)

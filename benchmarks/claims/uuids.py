@@ -24,10 +24,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claims.likely import most_likely
 from benchmarks.claims.rows import written
-from benchmarks.claims.subject import Subject
 from benchmarks.claims.sweep import Claim, Result, run, table
+from benchmarks.claims.token_accuracy import most_likely
+from benchmarks.claims.trained_model import Subject
 from benchmarks.report import closing_line, commit
 from veneer.machine import prepare_process
 

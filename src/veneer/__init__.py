@@ -11,26 +11,26 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Adapter": "veneer.adapters.attach",
-    "EvalSettings": "veneer.evaluate.tasks",
+    "EvalSettings": "veneer.evaluate.runner",
     "LoRAConfig": "veneer.methods.lora",
     "METHODS": "veneer.methods",
-    "Recipe": "veneer.train.settings",
+    "Recipe": "veneer.recipe.settings",
     "Renderer": "veneer.data.render",
     "Targeting": "veneer.adapters.targets",
     "VeneerError": "veneer.errors",
     "as_lora": "veneer.merge.export",
     "attach": "veneer.adapters.attach",
-    "encode_chat": "veneer.generate.dialog:encode",
-    "evaluate_rows": "veneer.evaluate.tasks:evaluate",
+    "encode_chat": "veneer.generate.streaming:encode",
+    "evaluate_rows": "veneer.evaluate.runner:evaluate",
     "generate_tokens": "veneer.generate.engine:generate",
     "load_adapter": "veneer.adapters.attach",
     "load_model": "veneer.models.load",
-    "load_recipe": "veneer.train.recipe",
+    "load_recipe": "veneer.recipe.load",
     "merge_adapter": "veneer.merge.fold:merge",
-    "merge_and_verify": "veneer.evaluate.merged",
+    "merge_and_verify": "veneer.merge.verified_merge",
     "method_config": "veneer.methods.base:config_from",
     "read_rows": "veneer.data.sources",
-    "recipe_from": "veneer.train.recipe",
+    "recipe_from": "veneer.recipe.load",
     "stop_ids": "veneer.generate.stop",
     "train_adapter": "veneer.train.loop:train",
 }
@@ -47,22 +47,22 @@ if TYPE_CHECKING:  # the same again for editors and type checkers; a test compar
     from veneer.data.render import Renderer as Renderer
     from veneer.data.sources import read_rows as read_rows
     from veneer.errors import VeneerError as VeneerError
-    from veneer.evaluate.merged import merge_and_verify as merge_and_verify
-    from veneer.evaluate.tasks import EvalSettings as EvalSettings
-    from veneer.evaluate.tasks import evaluate as evaluate_rows
-    from veneer.generate.dialog import encode as encode_chat
+    from veneer.evaluate.runner import EvalSettings as EvalSettings
+    from veneer.evaluate.runner import evaluate as evaluate_rows
     from veneer.generate.engine import generate as generate_tokens
     from veneer.generate.stop import stop_ids as stop_ids
+    from veneer.generate.streaming import encode as encode_chat
     from veneer.merge.export import as_lora as as_lora
     from veneer.merge.fold import merge as merge_adapter
+    from veneer.merge.verified_merge import merge_and_verify as merge_and_verify
     from veneer.methods import METHODS as METHODS
     from veneer.methods.base import config_from as method_config
     from veneer.methods.lora import LoRAConfig as LoRAConfig
     from veneer.models.load import load_model as load_model
+    from veneer.recipe.load import load_recipe as load_recipe
+    from veneer.recipe.load import recipe_from as recipe_from
+    from veneer.recipe.settings import Recipe as Recipe
     from veneer.train.loop import train as train_adapter
-    from veneer.train.recipe import load_recipe as load_recipe
-    from veneer.train.recipe import recipe_from as recipe_from
-    from veneer.train.settings import Recipe as Recipe
 
 
 def __getattr__(name: str) -> Any:

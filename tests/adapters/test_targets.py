@@ -6,9 +6,10 @@ import pytest
 from torch import nn
 
 from tests.golden.toys import convolutions, gpt2, llama
-from veneer.adapters.targets import Targeting, all_matching, choose, matching, output_head
+from veneer.adapters.targets import Targeting, all_matching, choose, matching
 from veneer.errors import TargetError
 from veneer.methods.base import Kind
+from veneer.models.blocks import output_head
 
 ALL: frozenset[Kind] = frozenset({"linear", "conv", "embedding"})
 BLOCK = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",

@@ -83,7 +83,7 @@ def test_mistakes_do_not_end_the_talk(tiny_model: Path, chat: Callable[..., tupl
 def test_ctrl_c_stops_the_answer_and_not_the_program(
     tiny_model: Path, chat: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import veneer.generate.conversation as room
+    import veneer.generate.chat_session as room
 
     real, calls = room.speak, 0
 

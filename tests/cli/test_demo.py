@@ -10,7 +10,7 @@ import veneer.cli.demo as demo
 from veneer.cli.main import invoke
 from veneer.cli.train import TrainProgress
 from veneer.data.company import DemoFiles, write_demo_files
-from veneer.evaluate.tasks import Evaluation
+from veneer.evaluate.runner import Evaluation
 
 FIGURES = ["accuracy_before", "accuracy_after", "seconds", "peak_bytes", "adapter_bytes", "merged_equal"]
 SMALL = ["--train-rows", "20", "--held-out-rows", "10"]

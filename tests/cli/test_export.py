@@ -11,8 +11,8 @@ from gguf import GGUFReader
 from tests.methods.layers import moved
 from tests.methods.parity import fresh, logits, peft_loads
 from veneer.adapters.attach import attach, load_adapter
-from veneer.adapters.prompted import attach_prompt
-from veneer.adapters.together import Together
+from veneer.adapters.composite import Together
+from veneer.adapters.virtual_tokens import attach_prompt
 from veneer.cli.main import invoke
 from veneer.methods.base import config_from
 from veneer.prompts.base import config_from as prompt_config

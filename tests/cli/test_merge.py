@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import veneer.evaluate.merged as merged_module
+import veneer.merge.verified_merge as merged_module
 from tests.methods.layers import moved
 from tests.methods.parity import fresh, logits
 from veneer.adapters.attach import attach, load_adapter

@@ -8,10 +8,10 @@ import pytest
 
 from veneer.cli.main import invoke
 from veneer.kernels import native
-from veneer.plan.fit import Fit
+from veneer.plan.alternatives import Fit
+from veneer.plan.io_time import Disk
 from veneer.plan.memory import Estimate
 from veneer.plan.time import Times
-from veneer.plan.waits import Disk
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_json_has_the_figures_and_too_small_a_budget_is_status_3(file: Path, cap
 def test_what_would_fit_is_shown_as_flags_with_what_it_costs(file: Path, capsys: Any, monkeypatch: Any) -> None:
     again, both = {"train.recompute": True}, {"train.recompute": True, "optimizer.bits": 8}
     fits = [Fit(changes, Estimate({"base": 2**20}, "head", 2**20, {}, 1)) for changes in (again, both)]
-    monkeypatch.setattr("veneer.plan.fit.nearest", lambda *_: fits)
+    monkeypatch.setattr("veneer.plan.alternatives.nearest", lambda *_: fits)
     timed: list[Any] = []
 
     def slower(recipe: Any, *_: Any) -> Times:
@@ -103,7 +103,7 @@ def test_the_recipe_comes_first(capsys: Any) -> None:
 
 def test_memory_auto_shows_what_train_would_pick(file: Path, capsys: Any, monkeypatch: Any) -> None:
     fit = Fit({"train.recompute": True}, Estimate({"base": 2**20}, "head", 2**20, {"adapter": 1, "checkpoints": 1}, 1))
-    monkeypatch.setattr("veneer.plan.fit.nearest", lambda *_: [fit])
+    monkeypatch.setattr("veneer.plan.alternatives.nearest", lambda *_: [fit])
     flags = ["--memory", "auto", "--memory.budget", "1MiB", "--no-time"]
     assert invoke(["plan", str(file), *flags]) == 0
     assert "memory.auto picks --train.recompute true\nit fits" in capsys.readouterr().out

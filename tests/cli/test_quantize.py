@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from veneer.adapters.base_storage import base_storage, storage_of
-from veneer.adapters.quantized import load_base
+from veneer.base.quantize import load_base
+from veneer.base.storage_config import base_storage, storage_of
 from veneer.cli import quantize
 from veneer.cli.main import invoke
 from veneer.disk.tensors import open_tensors

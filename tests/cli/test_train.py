@@ -15,8 +15,8 @@ import veneer.cli.train as train_module
 from veneer.cli.console import remark
 from veneer.cli.main import invoke
 from veneer.cli.train import TrainProgress
+from veneer.recipe.load import keys
 from veneer.train.events import Event
-from veneer.train.recipe import keys
 
 KEYS = {"adapter", "adapter_bytes", "steps", "seconds", "peak_bytes", "loss", "tokens_per_second",
         "trained_parameters", "eval_loss", "resumed_from", "picked"}  # fmt: skip

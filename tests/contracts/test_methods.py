@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tests.methods.layers import delta_on, layer_of, moved, rows
 from veneer.adapters.attach import attach, load_adapter
-from veneer.adapters.frozen import is_transposed
+from veneer.adapters.layer_view import is_transposed
 from veneer.errors import AdapterMismatch, ConfigError, NotFoldable
 from veneer.methods.base import METHODS, Delta, Kind, MethodConfig, Role, config_from
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from veneer.data.chat import Document, completion_text, document, prompt_text, render
-from veneer.data.layout import Chat, Content, Pair, Text
+from veneer.data.row_schema import Chat, Content, Pair, Text
 from veneer.data.settings import DataSettings
 from veneer.errors import DataError, ModelError
 

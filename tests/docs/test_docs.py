@@ -31,7 +31,7 @@ def test_generated_pages_are_current() -> None:
 
 
 def test_a_changed_help_line_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from veneer.train.settings import Recipe
+    from veneer.recipe.settings import Recipe
 
     module = generator()
     before = module.recipe_page()
@@ -41,7 +41,7 @@ def test_a_changed_help_line_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_every_key_has_a_help_line_in_the_page() -> None:
-    from veneer.train.recipe import keys
+    from veneer.recipe.load import keys
 
     page = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     for key, text in keys().items():

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.docs.blocks import ROOT
-from veneer.adapters.quantized import load_base
+from veneer.base.quantize import load_base
 from veneer.methods import METHODS
 from veneer.prompts import PROMPTS
-from veneer.train import prepare
+from veneer.recipe.load import load_recipe
+from veneer.recipe.settings import NONE, Recipe
+from veneer.train import setup
 from veneer.train.loop import train
-from veneer.train.recipe import load_recipe
-from veneer.train.settings import NONE, Recipe
 
 FOLDER = ROOT / "examples" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -66,7 +66,7 @@ def loaded_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             kept[key] = load_base(name, **settings)
         return kept[key]
 
-    monkeypatch.setattr(prepare, "load_base", load)
+    monkeypatch.setattr(setup, "load_base", load)
     yield
     kept.clear()
 

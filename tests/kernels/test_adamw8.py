@@ -9,7 +9,7 @@ import torch
 from veneer.errors import InputError
 from veneer.kernels import native
 from veneer.kernels.adamw8 import BLOCK, Moments, Rates, adamw_8bit_, decode, encode, step_cpu, step_plain
-from veneer.kernels.dynamic import dynamic_map
+from veneer.kernels.dynamic_quant import dynamic_map
 
 
 def fresh(blocks: int) -> Moments:

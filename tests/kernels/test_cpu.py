@@ -8,7 +8,7 @@ from tests.kernels.weights import dense, packed, tables
 from tests.oracles import fourbit as oracle
 from veneer.errors import VeneerError
 from veneer.kernels import cpu, native, reference
-from veneer.kernels.dynamic import dynamic_map
+from veneer.kernels.dynamic_quant import dynamic_map
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [(48, 576, 64), (50, 128, 32), (7, 256, 256), (33, 192, 64), (5, 4096, 4096), (65, 96, 32), (130, 1152, 128)]

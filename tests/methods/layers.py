@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from veneer.adapters.frozen import frozen_layer
+from veneer.adapters.layer_view import frozen_layer
 from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig
 
 

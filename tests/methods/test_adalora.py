@@ -26,8 +26,8 @@ from veneer.methods.adalora import (
     sensitivity,
     triplet_scores,
 )
+from veneer.recipe.load import recipe_from
 from veneer.train.loop import train
-from veneer.train.recipe import recipe_from
 
 CONFIG = AdaLoRAConfig(rank=4, target_rank=2, alpha=6)
 

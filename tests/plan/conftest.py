@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import tiny_recipe
-from veneer.train.settings import Recipe
+from veneer.recipe.settings import Recipe
 
 
 @pytest.fixture(autouse=True)

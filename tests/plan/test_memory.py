@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from veneer.methods.base import METHODS
+from veneer.plan.activation_trace import Step
 from veneer.plan.memory import (
     IN_CACHE,
     Estimate,
@@ -18,9 +19,8 @@ from veneer.plan.memory import (
     room_for,
     verdict,
 )
-from veneer.plan.step import Step
-from veneer.train.prepare import order_of_steps, read_examples
-from veneer.train.settings import Recipe
+from veneer.recipe.settings import Recipe
+from veneer.train.setup import order_of_steps, read_examples
 
 Make = Callable[..., Recipe]
 MIB = 2**20

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from veneer.plan import clock
+from veneer.plan import batch_time
 from veneer.plan import time as module
-from veneer.plan.calibrate import Pieces
-from veneer.plan.clock import most_runs
-from veneer.plan.load import load_of
+from veneer.plan.batch_time import most_runs
+from veneer.plan.block_timing import Pieces
+from veneer.plan.io_time import Disk
 from veneer.plan.memory import estimate
-from veneer.plan.skeleton import Plain
+from veneer.plan.meta_model import Plain
 from veneer.plan.time import Times, times
-from veneer.plan.waits import Disk
-from veneer.train.prepare import order_of_steps, read_examples
-from veneer.train.settings import Recipe
+from veneer.plan.workload import load_of
+from veneer.recipe.settings import Recipe
+from veneer.train.setup import order_of_steps, read_examples
 
 Make = Callable[..., Recipe]
 PLAIN = Pieces(outside=0.5, forward=1.0, backward=2.0, head=0.01, head_forward=0.003, change=0.1)
@@ -34,11 +34,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         batches.append(batch)
         return AGAIN if again else PLAIN
 
-    monkeypatch.setattr(clock, "pieces", pieces)
+    monkeypatch.setattr(batch_time, "pieces", pieces)
     monkeypatch.setattr(module, "optimizer_seconds", lambda *_, **__: STEPPING)
     monkeypatch.setattr(module, "write_rate", lambda _: WRITTEN)
     monkeypatch.setattr(module, "read_rate", lambda *_: READ)
-    monkeypatch.setattr("veneer.plan.waits.scratch_rates", lambda *_: (WRITTEN, READ))
+    monkeypatch.setattr("veneer.plan.io_time.scratch_rates", lambda *_: (WRITTEN, READ))
     monkeypatch.setattr(module, "quantizing_seconds", lambda *_: QUANTIZED)
     monkeypatch.setattr(module, "hashing_seconds", lambda: HASHED)
     monkeypatch.setattr(module, "restarting_seconds", lambda *_: RESTARTED)
@@ -101,7 +101,7 @@ def test_rows_count_with_their_own_lengths(recipe: Make, measured: list[Any], mo
         work = 12 * width * n + 3 * n**2
         return Pieces(0.0, work, work, 0.0, 0.0, 0.0)
 
-    monkeypatch.setattr(clock, "pieces", pieces)
+    monkeypatch.setattr(batch_time, "pieces", pieces)
     found, rows, order = foreseen(made)
     wanted = [4 * load_of(step[0], rows.examples, 1, width).work + STEPPING for step in order]
     assert len(lengths) == 2 and len(set(wanted)) > 2
@@ -130,7 +130,7 @@ def test_paged_weights_are_waited_for_where_the_disk_is_slower(
     plain = Plain.of(made)
     block = module.base_bytes(plain.model())["blocks"] / 2
     monkeypatch.setattr(module, "read_rate", lambda *_: block / seconds_a_block)
-    monkeypatch.setattr(clock, "BUFFERS", 1)  # of two blocks, one of each pass is there already
+    monkeypatch.setattr(batch_time, "BUFFERS", 1)  # of two blocks, one of each pass is there already
     found, _, _ = foreseen(made)
     assert found.disk == Disk(block / seconds_a_block, None)
     assert found.waits == ({"weights": pytest.approx((5.0 - 0.9) + (5.0 - 3.0))} if waits else {})
@@ -145,8 +145,8 @@ def test_paged_inputs_are_written_and_read_beside_the_blocks(
     paged = {"train.recompute": True, "train.tokens_per_step": 1}
     made = recipe(**same_rows(tmp_path), **paged, **{"memory.page_activations": True})
     monkeypatch.setattr(module, "largest_input", lambda *_: 8)
-    monkeypatch.setattr("veneer.plan.waits.scratch_rates", lambda *_: (4.0, 2.0))
-    monkeypatch.setattr(clock, "BUFFERS", 0)
+    monkeypatch.setattr("veneer.plan.io_time.scratch_rates", lambda *_: (4.0, 2.0))
+    monkeypatch.setattr(batch_time, "BUFFERS", 0)
     found, _, _ = foreseen(made)
     assert found.disk == Disk(2.0, 4.0)
     assert found.waits == {"activations": pytest.approx(2 * (2.0 - 0.9) + 2 * (4.0 - 3.0))}

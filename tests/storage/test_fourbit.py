@@ -14,7 +14,7 @@ from tests.oracles import fourbit as oracle
 from tests.storage.cases import SHAPES, weight
 from veneer.errors import ConfigError, ModelError
 from veneer.kernels import native
-from veneer.kernels.dynamic import dynamic_map
+from veneer.kernels.dynamic_quant import dynamic_map
 from veneer.storage import STORAGES, config_from, from_tensors
 from veneer.storage.fourbit import STATE, FourBit
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import tiny_recipe
-from veneer.train.settings import Recipe
+from veneer.recipe.settings import Recipe
 
 WORDS = ["city", "customer", "the", "largest", "number", "of", "count", "name", "order", "employees", "hired", "after"]
 

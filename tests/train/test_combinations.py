@@ -13,10 +13,10 @@ from veneer.adapters.attach import load_adapter
 from veneer.cli.main import invoke
 from veneer.errors import ConfigError
 from veneer.models.load import load_model
-from veneer.train.held_out import mean_loss
+from veneer.recipe.load import load_recipe, parse_flags, recipe_from, write_recipe
+from veneer.recipe.settings import Recipe
+from veneer.train.eval_loss import mean_loss
 from veneer.train.loop import train
-from veneer.train.recipe import load_recipe, parse_flags, recipe_from, write_recipe
-from veneer.train.settings import Recipe
 
 Make = Callable[..., Recipe]
 LORA = {"name": "lora", "rank": 4, "dropout": 0.2}
@@ -127,7 +127,7 @@ def test_a_row_that_is_too_long_with_the_prompt_in_front(job: Make, tmp_path: Pa
 
 def test_texts_that_reach_beyond_the_last_position(tiny_model: Path) -> None:
     from tests.methods.parity import fresh
-    from veneer.adapters.prompted import attach_prompt
+    from veneer.adapters.virtual_tokens import attach_prompt
     from veneer.errors import DataError
     from veneer.prompts.base import config_from
 

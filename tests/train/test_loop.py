@@ -20,12 +20,12 @@ from veneer.adapters.attach import load_adapter
 from veneer.disk.tensors import TensorWriter
 from veneer.errors import ConfigError, DataError, DiskError, TrainingError
 from veneer.models.load import load_model
+from veneer.recipe.load import load_recipe, write_recipe
+from veneer.recipe.settings import Recipe
 from veneer.train import loop
+from veneer.train.eval_loss import mean_loss
 from veneer.train.events import Event
-from veneer.train.held_out import mean_loss
 from veneer.train.loop import train
-from veneer.train.recipe import load_recipe, write_recipe
-from veneer.train.settings import Recipe
 
 Make = Callable[..., Recipe]
 
@@ -292,7 +292,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from veneer.train.loop import train
-from veneer.train.recipe import load_recipe
+from veneer.recipe.load import load_recipe
 
 torch.set_num_threads(1)
 recipe, rng, kills = load_recipe(sys.argv[1]), random.Random(int(sys.argv[2])), 0

@@ -8,9 +8,9 @@ import pytest
 
 from veneer.disk import readahead
 from veneer.errors import ConfigError, DiskError
+from veneer.recipe.settings import Recipe
 from veneer.train.events import Event
 from veneer.train.loop import train
-from veneer.train.settings import Recipe
 
 Make = Callable[..., Recipe]
 BOTH = {"page_weights": True, "page_activations": True}

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from veneer.adapters.base_storage import base_storage, storage_of
+from veneer.base.storage_config import base_storage, storage_of
 from veneer.cli.main import invoke
 from veneer.errors import ConfigError
+from veneer.recipe.load import load_recipe, parse_flags
+from veneer.recipe.settings import Recipe
 from veneer.train.loop import train
-from veneer.train.recipe import load_recipe, parse_flags
-from veneer.train.settings import Recipe
 
 Make = Callable[..., Recipe]
 

@@ -15,9 +15,9 @@ from tests.train.test_loop import events, interrupted
 from veneer.adapters.attach import load_adapter
 from veneer.cli.main import invoke
 from veneer.models.load import load_model
-from veneer.train.held_out import mean_loss
+from veneer.recipe.settings import Recipe
+from veneer.train.eval_loss import mean_loss
 from veneer.train.loop import train
-from veneer.train.settings import Recipe
 
 Make = Callable[..., Recipe]
 Said = pytest.CaptureFixture[str]

@@ -12,9 +12,9 @@ from tests.oracles import mora as maps
 from tests.oracles import restarts as oracle
 from veneer.adapters.attach import attach
 from veneer.methods.base import config_from
+from veneer.recipe.load import recipe_from
 from veneer.train.optim import build_optimizer
-from veneer.train.optim.groups import set_learning_rates
-from veneer.train.recipe import recipe_from
+from veneer.train.optim.param_groups import set_learning_rates
 from veneer.train.restarts import Restarts, restart_steps
 from veneer.train.schedule import multiplier
 

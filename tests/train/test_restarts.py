@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from veneer.adapters.attach import Adapter, load_adapter
-from veneer.adapters.base_storage import base_storage
-from veneer.adapters.quantized import load_base
+from veneer.base.quantize import load_base
+from veneer.base.storage_config import base_storage
 from veneer.errors import ConfigError
 from veneer.models.load import load_model
+from veneer.recipe.settings import Recipe, RestartSettings
+from veneer.train.eval_loss import mean_loss
 from veneer.train.events import Event
-from veneer.train.held_out import mean_loss
 from veneer.train.loop import train
 from veneer.train.restarts import restart_steps
-from veneer.train.settings import Recipe, RestartSettings
 
 Make = Callable[..., Recipe]
 EVERY_2 = {"every": 2, "warmup": 1}

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from veneer.data.example import Example
 from veneer.errors import TrainingError
+from veneer.recipe.settings import Recipe
+from veneer.train.checkpoint import TrainState
 from veneer.train.optim import build_optimizer
-from veneer.train.prepare import Job, prepare
-from veneer.train.resume import TrainState
-from veneer.train.settings import Recipe
+from veneer.train.setup import Job, prepare
 from veneer.train.step import optimizer_step
 
 Make = Callable[..., Recipe]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from veneer.adapters.change import Change, Named
-from veneer.adapters.frozen import frozen_layer
-from veneer.adapters.prompted import Prompted, config_of_prompt, load_prompt
-from veneer.adapters.state import read_into, to_files
+from veneer.adapters.adapter import Change, Named
+from veneer.adapters.composite import Together
+from veneer.adapters.layer_view import frozen_layer
+from veneer.adapters.serialization import read_into, to_files
 from veneer.adapters.targets import Targeting, choose
-from veneer.adapters.together import Together
+from veneer.adapters.virtual_tokens import Prompted, config_of_prompt, load_prompt
 from veneer.disk.adapter_dir import AdapterFiles, parts_of, read_adapter, write_adapter
 from veneer.errors import AdapterMismatch, ConfigError
 from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Watch, refuse_idle_patterns

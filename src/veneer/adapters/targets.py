@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from veneer.adapters.frozen import frozen_layer
+from veneer.adapters.layer_view import frozen_layer
 from veneer.errors import TargetError, did_you_mean
 from veneer.methods.base import FrozenLayer, Kind
+from veneer.models.blocks import output_head
 
 ALL_LINEAR = "all-linear"
 
@@ -81,16 +82,6 @@ def _layers(model: nn.Module, blocks: bool) -> dict[str, FrozenLayer]:
 
 def _endings(paths: Iterable[str]) -> list[str]:
     return sorted({p.rpartition(".")[2] for p in paths})
-
-
-def output_head(model: nn.Module) -> str | None:
-    """Path of the layer that makes the model's outputs (lm_head, score, classifier), if it has one."""
-    get_head = getattr(model, "get_output_embeddings", None)
-    head = get_head() if get_head is not None else None
-    for path, module in model.named_modules():
-        if (head is not None and module is head) or (head is None and path in ("score", "classifier")):
-            return str(path)
-    return None
 
 
 def _unmatched(model: nn.Module, every: Iterable[str], targets: str | Sequence[str], what: str) -> list[str]:

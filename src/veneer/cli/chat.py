@@ -40,11 +40,11 @@ def command(
     veneer chat smollm2-135m-instruct --adapter sql=runs/sql/adapter --adapter math=runs/math/adapter
     """
     from veneer.adapters.attach import load_adapter
-    from veneer.adapters.base_storage import storage_for
-    from veneer.adapters.quantized import load_base
-    from veneer.generate.conversation import NONE, Conversation, adapter_names
-    from veneer.generate.dialog import sampler_of
-    from veneer.generate.trained import form_for
+    from veneer.base.quantize import load_base
+    from veneer.base.storage_config import storage_for
+    from veneer.data.prompt_format import form_for
+    from veneer.generate.chat_session import NONE, Conversation, adapter_names
+    from veneer.generate.streaming import sampler_of
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
     folders = adapter_names(adapter or [])

@@ -24,7 +24,7 @@ def command(
     """
     from veneer.data.preview import colored, describe, histogram, segments
     from veneer.models.load import load_tokenizer
-    from veneer.train.recipe import load_recipe, parse_flags
+    from veneer.recipe.load import load_recipe, parse_flags
 
     settings = load_recipe(recipe, parse_flags(context.args))
     tokenizer = load_tokenizer(settings.model)

@@ -18,9 +18,9 @@ from veneer.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from veneer.data.company import DemoFiles
-    from veneer.evaluate.tasks import Evaluation
+    from veneer.evaluate.runner import Evaluation
     from veneer.models.load import Loaded
-    from veneer.train.settings import Recipe
+    from veneer.recipe.settings import Recipe
 
 RECIPE = """\
 # What `veneer demo` trains; change it and run `veneer train {folder}/recipe.yaml --run {folder}/mine`
@@ -57,8 +57,8 @@ def command(
     from veneer.data.company import write_demo_files
     from veneer.machine import peak_rss_bytes
     from veneer.models.load import load_model
+    from veneer.recipe.load import load_recipe
     from veneer.train.loop import train
-    from veneer.train.recipe import load_recipe
 
     refuse_unusable(folder)
     people = stderr if as_json else stdout
@@ -103,7 +103,7 @@ def command(
 
 def refuse_unusable(folder: Path) -> None:
     """Raise ConfigError for a folder that is taken, or whose name a recipe cannot hold as it is."""
-    from veneer.train.yaml_text import read_value
+    from veneer.recipe.yaml_io import read_value
 
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a new folder with --folder")
@@ -130,7 +130,7 @@ def measured(loaded: "Loaded", files: "DemoFiles", recipe: "Recipe") -> "Evaluat
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
     from veneer.evaluate.metrics import MetricOptions
-    from veneer.evaluate.tasks import EvalSettings, evaluate
+    from veneer.evaluate.runner import EvalSettings, evaluate
 
     settings = EvalSettings(metrics=("sql",), max_new_tokens=80, options=MetricOptions(database=files.database))
     renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
@@ -158,8 +158,8 @@ def ask(loaded: "Loaded", files: "DemoFiles", recipe: "Recipe", people: Console)
     from veneer.data.company import SHOWCASE
     from veneer.data.render import Renderer
     from veneer.data.sources import Row
-    from veneer.evaluate.sandbox import QueryError, Sandbox
-    from veneer.evaluate.tasks import EvalSettings, answer
+    from veneer.evaluate.runner import EvalSettings, answer
+    from veneer.evaluate.sql_sandbox import QueryError, Sandbox
 
     renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(Row({"question": q.question}, "showcase", i)) for i, q in enumerate(SHOWCASE)]
@@ -186,7 +186,7 @@ def merged_equal(recipe: "Recipe", adapter: Path, into: Path, files: "DemoFiles"
     from veneer.adapters.attach import load_adapter
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
-    from veneer.evaluate.merged import merge_and_verify
+    from veneer.merge.verified_merge import merge_and_verify
     from veneer.models.load import load_model
 
     loaded = load_model(recipe.model, dtype="float32")

@@ -44,9 +44,9 @@ def command(
 
     from veneer.data.progress import showing
     from veneer.errors import ConfigError
+    from veneer.evaluate.eval_target import default_metrics, measure, prediction_rows, rows_of, subject_of
     from veneer.evaluate.metrics import MetricOptions
-    from veneer.evaluate.subject import default_metrics, measure, prediction_rows, rows_of, subject_of
-    from veneer.evaluate.tasks import EvalSettings
+    from veneer.evaluate.runner import EvalSettings
 
     templates = {"prompt": prompt, "completion": completion, "text": text, "system": system, "format": format}
     subject = subject_of(
@@ -88,7 +88,7 @@ def command(
 
 
 def _print(old: Any, new: Any, source: str, predictions: Path | None) -> None:
-    from veneer.evaluate.subject import table
+    from veneer.evaluate.eval_target import table
 
     lines = table(old, new)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -10,8 +10,8 @@ from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
 if TYPE_CHECKING:
+    from veneer.adapters.adapter import Change
     from veneer.adapters.attach import Adapter
-    from veneer.adapters.change import Change
     from veneer.merge.export import AsLoRA
 
 FORMS = {
@@ -41,8 +41,8 @@ def command(
         veneer export smollm2-135m-instruct --adapter runs/mora/adapter --to lora --into exports/mora --rank 64
     """
     from veneer.adapters.attach import load_adapter
-    from veneer.adapters.base_storage import storage_for
-    from veneer.adapters.quantized import load_base
+    from veneer.base.quantize import load_base
+    from veneer.base.storage_config import storage_for
     from veneer.merge.fold import foldable
     from veneer.merge.gguf_adapter import write_gguf_adapter
 
@@ -85,7 +85,7 @@ def _refuse(to: str, into: Path, rank: int | None) -> None:
 
 
 def _refuse_unknown_to_peft(trained: "Change") -> None:
-    from veneer.adapters.prompted import Prompted
+    from veneer.adapters.virtual_tokens import Prompted
 
     if isinstance(trained, Prompted):
         return

@@ -38,11 +38,11 @@ def command(
         veneer generate smollm2-135m-instruct --adapter runs/sql/adapter --prompt "How many customers are there?"
     """
     from veneer.adapters.attach import load_adapter
-    from veneer.adapters.base_storage import storage_for
-    from veneer.adapters.quantized import load_base
+    from veneer.base.quantize import load_base
+    from veneer.base.storage_config import storage_for
+    from veneer.data.prompt_format import form_for
     from veneer.errors import DataError
-    from veneer.generate.dialog import encode, sampler_of, speak
-    from veneer.generate.trained import form_for
+    from veneer.generate.streaming import encode, sampler_of, speak
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -45,10 +45,10 @@ def command(
         veneer merge smollm2-135m-instruct --adapter runs/sql/adapter --into models/sql
     """
     from veneer.adapters.attach import load_adapter
-    from veneer.adapters.base_storage import storage_for
-    from veneer.adapters.quantized import load_base
-    from veneer.evaluate.merged import merge_and_verify
+    from veneer.base.quantize import load_base
+    from veneer.base.storage_config import storage_for
     from veneer.merge.fold import refuse_taken
+    from veneer.merge.verified_merge import merge_and_verify
     from veneer.models.load import compute_dtype
 
     if dtype not in DTYPES:
@@ -83,8 +83,8 @@ def _prompts(loaded: "Loaded", adapter: Path, data: str | None, given: dict[str,
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
     from veneer.disk.adapter_dir import read_facts
-    from veneer.evaluate.merged import beginnings
-    from veneer.train.recipe import recipe_from
+    from veneer.merge.verified_merge import beginnings
+    from veneer.recipe.load import recipe_from
 
     known = _mapping(read_facts(adapter), "recipe")
     of_data = _mapping(known, "data")

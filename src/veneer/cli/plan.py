@@ -11,11 +11,11 @@ from veneer.errors import ConfigError, Refused
 from veneer.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from veneer.plan.fit import Fit
+    from veneer.plan.alternatives import Fit
     from veneer.plan.memory import Estimate, Room
     from veneer.plan.time import Times
-    from veneer.train.prepare import Plan, Rows
-    from veneer.train.settings import Recipe
+    from veneer.recipe.settings import Recipe
+    from veneer.train.setup import Plan, Rows
 
 ENOUGH = 10.0
 """Seconds after which no other recipe that would fit is timed."""
@@ -39,15 +39,15 @@ def command(
         veneer plan recipe.yaml --train.max_length 2048 --memory.budget 6GiB
     """
     from veneer.kernels import native
-    from veneer.plan.fit import nearest
+    from veneer.plan.alternatives import nearest
+    from veneer.plan.io_time import slow_disk
     from veneer.plan.memory import estimate, room_for, verdict
-    from veneer.plan.skeleton import Plain
-    from veneer.plan.sound import check_sound
-    from veneer.plan.waits import slow_disk
-    from veneer.train.changes import with_changes
-    from veneer.train.prepare import read_examples, steps_of, with_dtype
-    from veneer.train.recipe import load_recipe, parse_flags
-    from veneer.train.suited import check_suited
+    from veneer.plan.meta_model import Plain
+    from veneer.plan.preflight import check_sound
+    from veneer.recipe.load import load_recipe, parse_flags
+    from veneer.recipe.overrides import with_changes
+    from veneer.train.compatibility import check_suited
+    from veneer.train.setup import read_examples, steps_of, with_dtype
 
     if recipe.startswith("--"):
         raise ConfigError(f"the recipe comes first: veneer plan RECIPE {recipe} ...")
@@ -122,8 +122,8 @@ def _left(room: "Room") -> str:
 
 def _each_timed(settings: "Recipe", rows: "Rows", fits: "list[Fit]", room: int | None) -> list[float | None]:
     """Seconds a step of each recipe that would fit; None for those whose turn comes after `ENOUGH` seconds."""
-    from veneer.train.changes import with_changes
-    from veneer.train.prepare import steps_of
+    from veneer.recipe.overrides import with_changes
+    from veneer.train.setup import steps_of
 
     began, found = time.perf_counter(), []
     for fit in fits:
@@ -143,7 +143,7 @@ def _costs(fit: "Fit", seconds: float | None) -> str:
 def _timed(settings: "Recipe", rows: "Rows", order: "Plan", found: "Estimate", room: int | None) -> "Times":
     """The seconds, with progress if they take some to measure."""
     from veneer.data.progress import showing
-    from veneer.plan.clock import most_runs
+    from veneer.plan.batch_time import most_runs
     from veneer.plan.time import times
 
     with showing("timing blocks: runs", most_runs(settings), stderr) as advance:

@@ -35,9 +35,9 @@ def command(
 
         veneer quantize smollm2-135m-instruct --to models/smollm2-nf4
     """
-    from veneer.adapters.base_storage import DENSE, base_storage
-    from veneer.adapters.quantized import Furnisher
-    from veneer.adapters.quantized_dir import is_quantized, misread_on_cpu, write_quantized
+    from veneer.base.quant_cache import is_quantized, misread_on_cpu, write_quantized
+    from veneer.base.quantize import Furnisher
+    from veneer.base.storage_config import DENSE, base_storage
     from veneer.errors import ConfigError, ModelError
     from veneer.models.load import load_model, resolve
 

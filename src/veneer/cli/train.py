@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from veneer.cli.console import AsJson, emit_json, remark, stderr, stdout
 from veneer.errors import ConfigError
+from veneer.recipe.load import keys, load_recipe, parse_flags
 from veneer.train.events import Event
-from veneer.train.recipe import keys, load_recipe, parse_flags
 from veneer.units import format_bytes, format_seconds
 
 INDENT = " " * 6
@@ -34,7 +34,7 @@ def command(
 
         veneer train recipe.yaml --train.epochs 2 --optimizer.lr 1e-3
     """
-    from veneer.plan.refuse import refusing
+    from veneer.plan.gate import refusing
     from veneer.train.loop import train
 
     if recipe.startswith("--"):

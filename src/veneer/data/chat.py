@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from veneer.data.layout import Chat, Content, Pair, Text
+from veneer.data.row_schema import Chat, Content, Pair, Text
 from veneer.data.settings import DataSettings
 from veneer.errors import DataError, ModelError
 

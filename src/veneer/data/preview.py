@@ -10,7 +10,7 @@ from rich.text import Text
 
 from veneer.data.example import Example
 from veneer.data.render import Rendered
-from veneer.data.report import SHOWN
+from veneer.data.stats import SHOWN
 
 TRAINED = "bold green"
 MARKS = ("⟦", "⟧")  # around trained text where there is no color

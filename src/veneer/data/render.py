@@ -12,13 +12,13 @@ import numpy as np
 
 from veneer.data.chat import Document, completion_text, document, prompt_text
 from veneer.data.example import Example, Made, TooLong, split, supervise, truncate
-from veneer.data.layout import Content, Layout, recognize
-from veneer.data.report import Rendered, RenderReport, complaint, reported
+from veneer.data.row_schema import Content, Layout, recognize
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row
+from veneer.data.stats import Rendered, RenderReport, complaint, reported
 from veneer.data.tokens import Encoder, Tokenized
 from veneer.errors import DataError, ModelError
-from veneer.models.text import leading_ids
+from veneer.models.tokenizer_info import leading_ids
 
 __all__ = ["Example", "RenderReport", "Rendered", "Renderer", "TooLong"]
 

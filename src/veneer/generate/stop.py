@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from veneer.models.text import eos_ids
+from veneer.models.tokenizer_info import eos_ids
 
 
 def stop_ids(model: Any, tokenizer: Any) -> set[int]:

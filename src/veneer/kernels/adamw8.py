@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from veneer.errors import InputError
-from veneer.kernels import dynamic, native
-from veneer.kernels.contract import check_tensor
+from veneer.kernels import dynamic_quant, native
+from veneer.kernels.checks import check_tensor
 from veneer.kernels.cpu import done, map8
-from veneer.kernels.dynamic import dynamic_map
+from veneer.kernels.dynamic_quant import dynamic_map
 from veneer.kernels.ops import Kernel, define
 
 BLOCK = 256
@@ -92,7 +92,7 @@ def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
 
 def encode(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """x (256 B,) float32 -> nearest codes, a tie to the lower, and each block's largest magnitude."""
-    codes, absmax = dynamic.encode(x.view(-1, BLOCK), signed)
+    codes, absmax = dynamic_quant.encode(x.view(-1, BLOCK), signed)
     return codes.view(-1), absmax
 
 

@@ -1,6 +1,6 @@
 """The ops on a CPU: by the C library where there is one and the shape suits it, else by the plain meaning.
 
-Arguments have been checked (contract.py) when they come here.
+Arguments have been checked (checks.py) when they come here.
 """
 
 import ctypes
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from veneer.errors import VeneerError
-from veneer.kernels import contract, native, reference
-from veneer.kernels.contract import DTYPES
-from veneer.kernels.dynamic import DynamicMap, dynamic_map
+from veneer.kernels import checks, native, reference
+from veneer.kernels.checks import DTYPES
+from veneer.kernels.dynamic_quant import DynamicMap, dynamic_map
 from veneer.kernels.reference import Packed
 
 FEW = 64
@@ -55,7 +55,7 @@ def map8(table: DynamicMap) -> native.Map8:
 def quantize(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
     found = native.library()
     if found is None:
-        contract.check_finite(x)
+        checks.check_finite(x)
         return reference.quantize(x, bounds, order, block)
     x = x.contiguous()
     n = x.numel()
@@ -65,7 +65,7 @@ def quantize(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tens
     wanted = (codes.data_ptr(), absmax.data_ptr(), ctypes.byref(bad))
     done("quantize_4bit", found.lib.veneer_quantize(found.isa, torch.get_num_threads(), *given, *wanted))
     if bad.value >= 0:
-        contract.check_finite(x, bad.value * block)
+        checks.check_finite(x, bad.value * block)
     return codes, absmax
 
 

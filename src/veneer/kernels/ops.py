@@ -1,6 +1,6 @@
 """The kernels as torch operators `veneer::*`: schema, contract, meaning, fast version, gradient.
 
-What an op means stands in reference.py, what it refuses in contract.py, how a CPU does it in cpu.py. On other devices
+What an op means stands in reference.py, what it refuses in checks.py, how a CPU does it in cpu.py. On other devices
 the meaning itself runs. The product has a gradient for x only: W is frozen.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer.kernels import contract, cpu, reference, transforms
+from veneer.kernels import checks, cpu, functorch, reference
 from veneer.kernels.reference import Packed
 
 WEIGHT = (
@@ -35,7 +35,7 @@ def define(schema: str, plain: Kernel, on_cpu: Kernel, fake: Kernel) -> None:
 
 def quantizer(kernel: Kernel) -> Kernel:
     def op(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        contract.check_quantize(x, bounds, order, block)
+        checks.check_quantize(x, bounds, order, block)
         codes, absmax = kernel(x, bounds, order, block)
         return codes, absmax
 
@@ -43,7 +43,7 @@ def quantizer(kernel: Kernel) -> Kernel:
 
 
 def quantize_plain(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    contract.check_finite(x)
+    checks.check_finite(x)
     return reference.quantize(x, bounds, order, block)
 
 
@@ -60,7 +60,7 @@ define(
 
 def absmax_quantizer(kernel: Kernel) -> Kernel:
     def op(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        contract.check_absmax("quantize_absmax", centered, torch.float32, block)
+        checks.check_absmax("quantize_absmax", centered, torch.float32, block)
         codes, nested = kernel(centered, block)
         return codes, nested
 
@@ -80,10 +80,10 @@ define(
 
 def absmax_dequantizer(kernel: Kernel) -> Kernel:
     def op(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offset: float, block: int) -> Tensor:
-        contract.check_absmax("dequantize_absmax", codes, torch.uint8, block)
+        checks.check_absmax("dequantize_absmax", codes, torch.uint8, block)
         blocks = -(-codes.numel() // block)
-        contract.check_tensor("dequantize_absmax", "levels", levels, (256,), torch.float32)
-        contract.check_tensor("dequantize_absmax", "nested_absmax", nested_absmax, (blocks,), torch.float32)
+        checks.check_tensor("dequantize_absmax", "levels", levels, (256,), torch.float32)
+        checks.check_tensor("dequantize_absmax", "nested_absmax", nested_absmax, (blocks,), torch.float32)
         out: Tensor = kernel(codes, nested_absmax, levels, offset, block)
         return out
 
@@ -103,7 +103,7 @@ define(
 def dequantizer(kernel: Kernel) -> Kernel:
     def op(*arguments: Any) -> Tensor:
         w, (shape, dtype) = Packed(*arguments[:8]), arguments[8:]
-        out: Tensor = kernel(w, contract.check_dequantize(w, shape, dtype), dtype)
+        out: Tensor = kernel(w, checks.check_dequantize(w, shape, dtype), dtype)
         return out.view(shape)
 
     return op
@@ -122,8 +122,8 @@ define(
 def multiplier(kernel: Kernel) -> Kernel:
     def op(x: Tensor, *arguments: Any) -> Tensor:
         w, rows = Packed(*arguments[:8]), arguments[8]
-        contract.check_rows("matmul_4bit", "x", x)
-        contract.check_weight("matmul_4bit", w, rows, x.shape[-1])
+        checks.check_rows("matmul_4bit", "x", x)
+        checks.check_weight("matmul_4bit", w, rows, x.shape[-1])
         y: Tensor = kernel(x, w, rows)
         return y
 
@@ -133,8 +133,8 @@ def multiplier(kernel: Kernel) -> Kernel:
 def back_multiplier(kernel: Kernel) -> Kernel:
     def op(dy: Tensor, *arguments: Any) -> Tensor:
         w, cols = Packed(*arguments[:8]), arguments[8]
-        contract.check_rows("matmul_4bit_backward", "dy", dy)
-        contract.check_weight("matmul_4bit_backward", w, dy.shape[-1], cols)
+        checks.check_rows("matmul_4bit_backward", "dy", dy)
+        checks.check_weight("matmul_4bit_backward", w, dy.shape[-1], cols)
         dx: Tensor = kernel(dy, w, cols)
         return dx
 
@@ -194,9 +194,9 @@ torch.library.register_autograd(
 
 def segmenter(kernel: Kernel, values: bool = True) -> Kernel:
     def op(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
-        contract.check_segments(x, a, b, scale, starts, slots)
+        checks.check_segments(x, a, b, scale, starts, slots)
         if values:
-            contract.check_segment_values(x.shape[0], a.shape[0], starts.tolist(), slots.tolist())
+            checks.check_segment_values(x.shape[0], a.shape[0], starts.tolist(), slots.tolist())
         y: Tensor = kernel(x, a, b, scale, starts, slots)
         return y
 
@@ -271,8 +271,8 @@ def matmul_4bit(x: Tensor, w: Packed, rows: int) -> Tensor:
     For up to 16 rows a kernel may round W's levels instead and multiply by absmax afterwards, which is no less exact.
     Inside of torch.func and of forward mode W is dense for the time of the product, whose derivatives torch knows.
     """
-    if transforms.differentiating():
-        contract.check_rows("matmul_4bit", "x", x)
+    if functorch.differentiating():
+        checks.check_rows("matmul_4bit", "x", x)
         return F.linear(x, dequantize_4bit(w, (rows, x.shape[-1]), x.dtype))
     y: Tensor = torch.ops.veneer.matmul_4bit(x, *w, rows)
     return y
@@ -280,7 +280,7 @@ def matmul_4bit(x: Tensor, w: Packed, rows: int) -> Tensor:
 
 def lora_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
     """reference.lora_segments; raises IndexError for a slot outside [-1, S)."""
-    if transforms.differentiating():  # the meaning is plain torch
+    if functorch.differentiating():  # the meaning is plain torch
         return segmenter(reference.lora_segments)(x, a, b, scale, starts, slots)  # type: ignore[no-any-return]
     y: Tensor = torch.ops.veneer.lora_segments(x, a, b, scale, starts, slots)
     return y

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer.kernels.dynamic import LEAST_ABSMAX, encode
+from veneer.kernels.dynamic_quant import LEAST_ABSMAX, encode
 
 PANEL = 1 << 22
 """Weights that are dense at one time in a matrix product."""

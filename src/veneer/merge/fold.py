@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from veneer.adapters.adapter import Change
 from veneer.adapters.attach import Adapter
-from veneer.adapters.change import Change
-from veneer.adapters.frozen import dense_weight, is_transposed
-from veneer.adapters.quantized import packed_names
+from veneer.adapters.layer_view import dense_weight, is_transposed
+from veneer.base.quantize import packed_names
 from veneer.disk.atomic import replacing_folder
 from veneer.disk.tensors import Spec, Tensors, open_tensors, write_model_tensors
 from veneer.errors import ConfigError, ModelError, NotFoldable

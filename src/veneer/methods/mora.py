@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError
 from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, config_from, first_match
-from veneer.methods.groups import adjacent_groups, continued, spread_groups, strided_groups, sum_groups, tiled, turns
+from veneer.methods.mora_maps import adjacent_groups, continued, spread_groups, strided_groups, sum_groups, tiled, turns
 from veneer.settings import typed
 
 Variant = Literal["truncation", "sharing", "decoupling", "rotation"]

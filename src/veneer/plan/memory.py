@@ -16,15 +16,15 @@ from veneer import machine
 from veneer.disk.readahead import BUFFERS
 from veneer.methods.base import METHODS
 from veneer.models.blocks import blocks_of
-from veneer.plan.beginning import Beginning, beginning_of
-from veneer.plan.between import copied_bytes, evaluations
-from veneer.plan.cycles import cycles_of
-from veneer.plan.skeleton import Plain, base_bytes, largest_tensor
-from veneer.plan.starting import files_to_load
-from veneer.plan.step import Step, largest_batches, step_bytes
-from veneer.train.optim.groups import NOT_DECAYED
-from veneer.train.prepare import Plan, Rows
-from veneer.train.settings import NONE, Recipe
+from veneer.plan.activation_trace import Step, largest_batches, step_bytes
+from veneer.plan.eval_memory import copied_bytes, evaluations
+from veneer.plan.init_memory import Beginning, beginning_of
+from veneer.plan.meta_model import Plain, base_bytes, largest_tensor
+from veneer.plan.restart_memory import cycles_of
+from veneer.plan.startup_time import files_to_load
+from veneer.recipe.settings import NONE, Recipe
+from veneer.train.optim.param_groups import NOT_DECAYED
+from veneer.train.setup import Plan, Rows
 from veneer.units import format_bytes as size
 from veneer.units import parse_bytes
 

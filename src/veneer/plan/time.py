@@ -9,19 +9,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from veneer import machine
-from veneer.plan.clock import Clock, Ran, facts
-from veneer.plan.kept import kept
+from veneer.plan.batch_time import Clock, Ran, facts
+from veneer.plan.disk_bandwidth import SAMPLE, read_rate, write_rate
+from veneer.plan.io_time import Disk, Needs, paging
 from veneer.plan.memory import Estimate
-from veneer.plan.rates import SAMPLE, read_rate, write_rate
-from veneer.plan.skeleton import base_bytes
-from veneer.plan.starting import files_to_load, hashing_seconds, quantizing_seconds, restarting_seconds, stored_numbers
-from veneer.plan.stepping import optimizer_seconds
-from veneer.plan.waits import Disk, Needs, paging
-from veneer.train.activations import largest_input
-from veneer.train.held_out import micro_batches
-from veneer.train.prepare import Plan, Rows
+from veneer.plan.meta_model import base_bytes
+from veneer.plan.optimizer_timing import optimizer_seconds
+from veneer.plan.startup_time import (
+    files_to_load,
+    hashing_seconds,
+    quantizing_seconds,
+    restarting_seconds,
+    stored_numbers,
+)
+from veneer.plan.timing_cache import kept
+from veneer.recipe.settings import Recipe
+from veneer.train.activation_offload import largest_input
+from veneer.train.eval_loss import micro_batches
 from veneer.train.restarts import restart_steps
-from veneer.train.settings import Recipe
+from veneer.train.setup import Plan, Rows
 
 LOADED = 1 << 26
 """Bytes that the rate of loading is measured on."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from veneer.errors import ConfigError, InputError, ModelError
-from veneer.kernels import ops, transforms
-from veneer.kernels.contract import BLOCKS
-from veneer.kernels.direct import Direct
-from veneer.kernels.dynamic import dynamic_map
+from veneer.kernels import functorch, ops
+from veneer.kernels.checks import BLOCKS
+from veneer.kernels.dynamic_quant import dynamic_map
+from veneer.kernels.fast_path import Direct
 from veneer.kernels.reference import Packed
 from veneer.storage import bnb
 from veneer.storage.base import Storage, StorageConfig, check_ids, check_matrix
@@ -137,7 +137,7 @@ class FourBit(Storage):
         self.backend = backend
 
     def matmul(self, x: Tensor) -> Tensor:
-        if bnb.chosen(self.backend, x) and not transforms.differentiating():
+        if bnb.chosen(self.backend, x) and not functorch.differentiating():
             return bnb.matmul(x, self._packed, self.shape, self.quant_type)
         if x.dtype == torch.float16:  # no kernel in float16: its range is too small for sums
             return ops.matmul_4bit(x.float(), self._packed, self.shape[0]).half()

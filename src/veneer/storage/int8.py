@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from veneer.errors import ModelError
-from veneer.kernels import transforms
+from veneer.kernels import functorch
 from veneer.storage.base import STORAGES, Storage, StorageConfig, check_ids, check_matrix
 
 PANEL = 1 << 22
@@ -102,7 +102,7 @@ class Int8(Storage):
         self.absmax.copy_(absmax)
 
     def matmul(self, x: Tensor) -> Tensor:
-        if transforms.differentiating():
+        if functorch.differentiating():
             return product(x, self.codes, self.absmax)
         y: Tensor = Product.apply(x, self.codes, self.absmax)  # type: ignore[no-untyped-call]
         return y

@@ -11,19 +11,19 @@ import torch
 from veneer import machine
 from veneer.disk.run_dir import RunDir
 from veneer.disk.scratch import clear_scratch
-from veneer.train.activations import paged_inputs
-from veneer.train.changes import Changes, differences, with_changes
-from veneer.train.check import check_fast_paths
+from veneer.recipe.load import write_recipe
+from veneer.recipe.overrides import Changes, differences, with_changes
+from veneer.recipe.settings import Recipe
+from veneer.train.activation_checkpointing import recomputing
+from veneer.train.activation_offload import paged_inputs
+from veneer.train.checkpoint import TrainState, begun_in, load_checkpoint, save_checkpoint
+from veneer.train.eval_loss import mean_loss
 from veneer.train.events import Event, Listener, tensorboard
-from veneer.train.held_out import mean_loss
 from veneer.train.interrupt import interruptible
+from veneer.train.loss_selftest import check_fast_paths
 from veneer.train.optim import build_optimizer
-from veneer.train.prepare import Check, Job, prepare, unchecked, with_dtype
-from veneer.train.recipe import write_recipe
-from veneer.train.recompute import recomputing
 from veneer.train.restarts import Restarts
-from veneer.train.resume import TrainState, begun_in, load_checkpoint, save_checkpoint
-from veneer.train.settings import Recipe
+from veneer.train.setup import Check, Job, prepare, unchecked, with_dtype
 from veneer.train.step import optimizer_step
 
 

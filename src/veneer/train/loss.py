@@ -13,7 +13,7 @@ from torch import Tensor
 
 from veneer import machine
 from veneer.data.pack import Batch
-from veneer.models.documents import Documents, attending_documents
+from veneer.models.attention import Documents, attending_documents
 
 CHUNK_BYTES = 2**26
 """Most memory for one chunk's logits and their gradient."""

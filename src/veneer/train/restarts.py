@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from veneer.adapters.change import Change
-from veneer.adapters.folding import Folding
+from veneer.adapters.adapter import Change
+from veneer.adapters.restart_merge import Folding
 from veneer.errors import ConfigError
 from veneer.methods.base import METHODS
-from veneer.train.optim.reset import reset_
+from veneer.recipe.settings import Recipe, RestartSettings
+from veneer.train.optim.state_reset import reset_
 from veneer.train.schedule import warmup_steps
-from veneer.train.settings import Recipe, RestartSettings
 
 KEEP = 0.1
 """Share of the moments that a partial reset leaves, where a recipe says nothing."""

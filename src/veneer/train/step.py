@@ -5,13 +5,13 @@ from typing import Any
 
 from veneer import machine
 from veneer.data.pack import collate
-from veneer.train.gradients import step_with
-from veneer.train.optim.groups import set_learning_rates
-from veneer.train.prepare import Job
+from veneer.recipe.settings import Recipe
+from veneer.train.backward import step_with
+from veneer.train.checkpoint import TrainState
+from veneer.train.optim.param_groups import set_learning_rates
 from veneer.train.restarts import restart_steps
-from veneer.train.resume import TrainState
 from veneer.train.schedule import multiplier
-from veneer.train.settings import Recipe
+from veneer.train.setup import Job
 
 ROUND = 64
 """Packed micro-batches are filled up to a multiple of so many tokens."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from veneer.train.prepare import Job, prepare
-from veneer.train.recipe import recipe_from
+from veneer.recipe.load import recipe_from
+from veneer.train.setup import Job, prepare
 
 ROWS = [{"question": f"How many are {a} and {b}?", "equation": f"{a} + {b}"} for a, b in ((1, 2), (30, 4), (5, 66))]
 

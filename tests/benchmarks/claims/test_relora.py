@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.claims import relora
-from benchmarks.claims.subject import Training
+from benchmarks.claims.trained_model import Training
 
 TEXT = "To be, or not to be, that is the question: whether it is nobler in the mind to suffer. "
 

@@ -10,9 +10,9 @@ import torch
 from tests.train.optim.test_adamw import run, shapes
 from tests.train.test_loop import interrupted
 from veneer.errors import ConfigError
+from veneer.recipe.settings import OptimizerSettings, Recipe
 from veneer.train.loop import train
 from veneer.train.optim import build_optimizer
-from veneer.train.settings import OptimizerSettings, Recipe
 
 Make = Callable[..., Recipe]
 

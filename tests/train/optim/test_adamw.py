@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from veneer.adapters.change import Named
+from veneer.adapters.adapter import Named
 from veneer.errors import ConfigError, TrainingError
+from veneer.recipe.settings import OptimizerSettings
 from veneer.train.optim import OPTIMIZERS, build_optimizer
 from veneer.train.optim.adamw import BETAS, FlatAdamW
-from veneer.train.optim.groups import parameter_groups
-from veneer.train.settings import OptimizerSettings
+from veneer.train.optim.param_groups import parameter_groups
 
 
 def by_the_paper(w: Any, gradients: list[Any], lr: float, betas: tuple[float, float], eps: float, decay: float) -> Any:

@@ -11,10 +11,10 @@ from lion_pytorch import Lion
 from torch import nn
 
 from tests.train.optim.by_torch import ByTorch
-from veneer.adapters.change import Named
+from veneer.adapters.adapter import Named
 from veneer.errors import ConfigError
+from veneer.recipe.settings import OptimizerSettings
 from veneer.train.optim import build_optimizer
-from veneer.train.settings import OptimizerSettings
 
 
 def by_the_paper(w: Any, gradients: list[Any], lr: float, betas: tuple[float, float], decay: float) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from veneer.errors import DataError
 from veneer.evaluate.metrics.base import METRICS, MetricOptions, Scores, alternatives, mean
-from veneer.evaluate.sandbox import QueryError, Sandbox, is_ordered, same_result
+from veneer.evaluate.sql_sandbox import QueryError, Sandbox, is_ordered, same_result
 
 SHOWN = 5  # reference queries named in one message
 

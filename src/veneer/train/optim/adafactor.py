@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from veneer.train.optim.groups import OPTIMIZERS, Groups
-from veneer.train.settings import OptimizerSettings
+from veneer.recipe.settings import OptimizerSettings
+from veneer.train.optim.param_groups import OPTIMIZERS, Groups
 
 
 @OPTIMIZERS.add("adafactor")

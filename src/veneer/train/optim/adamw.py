@@ -16,12 +16,12 @@ from torch import Tensor
 from veneer import machine
 from veneer.errors import ConfigError, TrainingError
 from veneer.kernels.adamw8 import Rates
-from veneer.train.optim.at_once import AtOnce
-from veneer.train.optim.flat import Flat
-from veneer.train.optim.groups import NOT_DECAYED, OPTIMIZERS, Groups
-from veneer.train.optim.paging import Pages
-from veneer.train.optim.state import Part, State, State8, State32, from_bitsandbytes
-from veneer.train.settings import OptimizerSettings
+from veneer.recipe.settings import OptimizerSettings
+from veneer.train.optim.adamw_state import Part, State, State8, State32, from_bitsandbytes
+from veneer.train.optim.flat_params import Flat
+from veneer.train.optim.paged_state import Pages
+from veneer.train.optim.param_groups import NOT_DECAYED, OPTIMIZERS, Groups
+from veneer.train.optim.step_in_backward import AtOnce
 
 CHUNK = 2**22
 """Numbers that are stepped at a time where state is paged."""

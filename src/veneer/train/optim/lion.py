@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from veneer.errors import ConfigError
-from veneer.train.optim.groups import OPTIMIZERS, Groups
-from veneer.train.settings import OptimizerSettings
+from veneer.recipe.settings import OptimizerSettings
+from veneer.train.optim.param_groups import OPTIMIZERS, Groups
 
 BETAS = (0.9, 0.99)
 """The paper's."""

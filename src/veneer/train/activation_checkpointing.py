@@ -1,0 +1,77 @@
+"""Less memory for more time: activations of chosen blocks are computed again in the backward pass (arXiv:1604.06174).
+
+Departs from transformers' own switch, which needs blocks in training mode: some then drop activations of the frozen
+model (OPT), and by the time of the backward pass a block could find another attention function set than in the forward.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch.utils.checkpoint import checkpoint
+
+from veneer import machine
+from veneer.errors import ConfigError, ModelError
+from veneer.models.attention import attending_with
+from veneer.models.blocks import blocks_of
+from veneer.train.activation_offload import Inputs
+
+Wanted = bool | int | Sequence[int]
+"""All blocks, none, the first so many, or those of these numbers, counted from 0."""
+TRIMMED = 4
+"""Blocks of a forward pass after which freed memory, in pieces between the blocks' inputs, goes back to the system."""
+
+
+@contextmanager
+def recomputing(model: Any, wanted: Wanted, inputs: Inputs | None = None) -> Iterator[None]:
+    """Inside, chosen blocks' activations are recomputed in the backward pass, with the same dropout as before.
+
+    inputs    where the blocks' inputs are kept meanwhile; None is memory
+    Raises ModelError if the model has no blocks that can be, ConfigError for a block it does not have.
+    """
+    blocks = chosen_blocks(model, wanted)
+    for number, block in enumerate(blocks, 1):
+        block.forward = _recomputed(block.forward, model, inputs, trims=number % TRIMMED == 0)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own is seen again
+
+
+def chosen_blocks(model: Any, wanted: Wanted) -> list[Any]:
+    """The blocks that `wanted` means, in the model's order; raises as `recomputing` does.
+
+    A count means the first ones: when their turn comes in the backward pass, what the later ones kept is free again.
+    """
+    if wanted is False:
+        return []
+    blocks = list(blocks_of(model).values())
+    if not blocks:
+        raise ModelError(f"{type(model).__name__} has no blocks that can be recomputed; set train.recompute to false")
+    if wanted is True:
+        return blocks
+    numbers = range(wanted) if isinstance(wanted, int) else sorted(set(wanted))
+    if absent := [n for n in numbers if not 0 <= n < len(blocks)]:
+        raise ConfigError(
+            f"train.recompute is {wanted if isinstance(wanted, int) else list(wanted)}, but {type(model).__name__} has "
+            f"{len(blocks)} blocks, 0 to {len(blocks) - 1}; there is no block {', '.join(map(str, absent[:4]))}"
+        )
+    return [blocks[n] for n in numbers]
+
+
+def _recomputed(forward: Callable[..., Any], model: Any, inputs: Inputs | None, *, trims: bool) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        attention = model.config._attn_implementation
+
+        def same(*args: Any, **kwargs: Any) -> Any:
+            with attending_with(model, attention):
+                return forward(*args, **kwargs)
+
+        with nullcontext() if inputs is None else inputs.saving():
+            out = checkpoint(same, *args, use_reentrant=False, **kwargs)
+        if trims:
+            machine.trim_memory()
+        return out
+
+    return run

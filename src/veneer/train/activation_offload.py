@@ -1,0 +1,171 @@
+"""Inputs of recomputed blocks kept in a scratch file from the forward pass to the backward pass.
+
+One thread writes each as it comes and reads it back one block ahead of its use, in the reverse order.  Those of a model
+on CUDA go to pinned host memory instead; nothing here was run on a GPU.
+"""
+
+import mmap
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+
+from veneer.data.example import Example
+from veneer.disk.readahead import PAGE, pages
+from veneer.disk.scratch import no_room, open_scratch, refuse_memory
+from veneer.errors import DiskError
+from veneer.models.blocks import blocks_of
+from veneer.recipe.settings import Recipe
+from veneer.train.setup import Job, Plan
+from veneer.train.step import ROUND
+
+BEHIND = 2
+"""Tensors that may wait to be written."""
+
+
+class Inputs(Protocol):
+    """Where inputs of blocks are kept."""
+
+    def saving(self) -> saved_tensors_hooks:
+        """Inside, tensors that autograd saves are kept there."""
+
+
+class PinnedMemory:
+    """Host memory that a GPU copies to and from by itself."""
+
+    def saving(self) -> saved_tensors_hooks:
+        return save_on_cpu(pin_memory=True)
+
+
+class Kept:
+    """A tensor in the file; its place is free again when nobody refers to this."""
+
+    def __init__(self, home: "ActivationFile", place: int, tensor: Tensor) -> None:
+        self._free, self.place, self.shape, self.dtype = home.free, place, tensor.shape, tensor.dtype
+        self.nbytes = tensor.nbytes
+        self.read: Future[mmap.mmap] | None = None
+
+    def __del__(self) -> None:
+        self._free.append(self.place)
+
+
+class ActivationFile:
+    """Room for `places` tensors of at most `most` bytes each, in a scratch file in `folder`.
+
+    Raises DiskError where the disk has no room for all of them, at once.
+    """
+
+    def __init__(self, folder: Path, places: int, most: int) -> None:
+        self._folder, self._room = folder, -(-most // PAGE) * PAGE
+        self.nbytes = places * self._room
+        self.free = list(range(places))
+        try:
+            self._handle = open_scratch(folder, self.nbytes, flags=getattr(os, "O_DIRECT", 0))
+        except DiskError:  # a file system without direct access, or a full disk, which is said again
+            self._handle = open_scratch(folder, self.nbytes)
+        self._worker = ThreadPoolExecutor(1, "veneer-activations")
+        self._writing: deque[Future[None]] = deque()
+        self._order: list[Kept] = []
+        self.stored = 0
+        """Tensors written so far."""
+
+    def close(self) -> None:
+        """Wait for what is under way and give the disk back."""
+        self._worker.shutdown(cancel_futures=True)
+        os.close(self._handle)
+
+    def saving(self) -> saved_tensors_hooks:
+        """Inside, tensors that autograd saves go to the file."""
+        return saved_tensors_hooks(self._put, self._get)
+
+    def settle(self) -> None:
+        """Wait until all that was saved is written."""
+        while self._writing:
+            self._writing.popleft().result()
+
+    def _put(self, tensor: Tensor) -> Any:
+        if not tensor.is_floating_point() or tensor.nbytes > self._room or not self.free:
+            return tensor
+        kept = Kept(self, self.free.pop(), tensor)
+        while len(self._writing) >= BEHIND:
+            self._writing.popleft().result()
+        self._writing.append(self._worker.submit(self._write, kept.place, tensor.detach()))
+        self._order.append(kept)
+        self.stored += 1
+        return kept
+
+    def _get(self, kept: Any) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        self.settle()
+        read = kept.read or self._worker.submit(self._read, kept.place)
+        while self._order and self._order.pop() is not kept:
+            pass
+        if self._order:
+            below = self._order[-1]
+            below.read = below.read or self._worker.submit(self._read, below.place)
+        buffer, kept.read = read.result(), None
+        flat = torch.frombuffer(buffer, dtype=torch.uint8)[: kept.nbytes]
+        return flat.view(kept.dtype).view(kept.shape)
+
+    def _write(self, place: int, tensor: Tensor) -> None:
+        buffer = pages(self._room)
+        target = torch.frombuffer(buffer, dtype=torch.uint8)[: tensor.nbytes]
+        target.copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
+        self._all(os.pwritev, buffer, place)
+
+    def _read(self, place: int) -> mmap.mmap:
+        buffer = pages(self._room)
+        self._all(os.preadv, buffer, place)
+        return buffer
+
+    def _all(self, move: Any, buffer: mmap.mmap, place: int) -> None:
+        done = 0
+        try:
+            while done < self._room:
+                moved = move(self._handle, [memoryview(buffer)[done:]], place * self._room + done)
+                if not moved:
+                    raise DiskError(f"the scratch file in {self._folder} ends early")
+                done += moved
+        except OSError as error:
+            if isinstance(error, DiskError):
+                raise
+            raise DiskError(no_room(self._folder, self._room, error)) from error
+
+
+@contextmanager
+def paged_inputs(recipe: Recipe, job: Job, folder: Path) -> Iterator[Inputs | None]:
+    """What `memory.page_activations` asks for, a file as large as the largest micro-batch needs; else None.
+
+    Pinned memory where the model is on CUDA.
+    """
+    if not recipe.memory.page_activations:
+        yield None
+    elif on_cuda(job.model):
+        yield PinnedMemory()
+    else:
+        refuse_memory(folder, "memory.page_activations", "put the run on a disk")
+        file = ActivationFile(folder, len(blocks_of(job.model)), largest_input(job.model, job.examples, job.plan))
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+def on_cuda(model: Any) -> bool:
+    """Whether the model computes on a GPU."""
+    return bool(model.device.type == "cuda")
+
+
+def largest_input(model: Any, examples: Sequence[Example], plan: Plan) -> int:
+    """Bytes of a block's input in the micro-batch of the most tokens, filled up as packed ones are."""
+    longest = max(sum(len(examples[i]) for i in members) for step in plan for members in step)
+    rows = -(-longest // ROUND) * ROUND
+    return int(rows * model.config.get_text_config().hidden_size * model.dtype.itemsize)

@@ -1,0 +1,164 @@
+"""Checkpoints: everything the next step depends on, so that an interrupted run ends with the same bytes.
+
+Parameters, optimizer state and the state of the random generator are safetensors; the rest is JSON. The order of rows
+is a pure function of the seed, so the step's number is its position.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from veneer.adapters.adapter import Change
+from veneer.base.fingerprint import base_fingerprint
+from veneer.disk.atomic import replacing_folder
+from veneer.disk.tensors import writing_tensors
+from veneer.errors import ConfigError, DiskError, TrainingError
+from veneer.methods.base import METHODS, config_from
+from veneer.train.setup import Begun
+
+
+@dataclass
+class TrainState:
+    """All that changes from step to step."""
+
+    adapter: Change
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    """Steps done."""
+    tokens: int = 0
+    """Tokens seen."""
+    seconds: float = 0.0
+    """Spent in training, over all sessions of the run."""
+    base: str = field(init=False)
+    """The fingerprint of the base's weights, which restarts change for the length of a session."""
+
+    def __post_init__(self) -> None:
+        self.base = base_fingerprint(self.adapter.model)
+
+
+def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
+    """Write the state after a step, whole or not at all; `data` is a hash of the examples."""
+    tensors = _own(state.adapter) | _past(state.adapter)
+    for index, entries in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
+    tensors["random"] = torch.get_rng_state()
+    facts = {
+        "step": state.step,
+        "tokens": state.tokens,
+        "seconds": state.seconds,
+        "threads": torch.get_num_threads(),
+        "data": data,
+        "base": state.base,
+        "begun": _began(state.adapter),
+    }
+    specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with replacing_folder(folder) as temporary:
+        with writing_tensors(temporary / "state.safetensors", specs) as writer:
+            for name, tensor in tensors.items():
+                writer.write(name, tensor)
+        (temporary / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def begun_in(folder: Path) -> Begun | None:
+    """How the run of a checkpoint began, if its method looked at data; raises DiskError for a damaged checkpoint."""
+    try:
+        facts = json.loads((folder / "state.json").read_text(encoding="utf-8")).get("begun")
+        return facts and Begun(config_from(facts["method"], facts["settings"]), list(facts["paths"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _began(adapter: Change) -> dict[str, Any] | None:
+    config = adapter.settings
+    if config is None or METHODS[config.method].watch(config) is None:
+        return None
+    return {"method": config.method, "settings": asdict(config), "paths": list(adapter.deltas)}
+
+
+def _unreadable(folder: Path, error: Exception) -> DiskError:
+    return DiskError(
+        f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}); remove it to go on from an earlier "
+        "one, or from the start"
+    )
+
+
+def load_checkpoint(folder: Path, state: TrainState, data: str) -> str | None:
+    """Put the state back in place; returns what keeps the run from ending with the same bytes, if anything does.
+
+    Raises TrainingError if the rows, the base model or the parameters are not those of the checkpoint, DiskError if it
+    is damaged; the state is then as it was.
+    """
+    try:
+        tensors = load_file(folder / "state.safetensors")
+        facts: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        random, step, tokens, seconds = tensors["random"], facts["step"], facts["tokens"], facts["seconds"]
+        rows, base = facts["data"], facts["base"]
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _unreadable(folder, error) from error
+    if rows != data:
+        raise TrainingError(
+            f"the training rows are not those of checkpoint {folder}; put the old file back, or start a new run"
+        )
+    if base != state.base:
+        raise TrainingError(
+            f"the base model's weights are not those of checkpoint {folder}; put the old ones back, or start a new run"
+        )
+    _restore_adapter(folder, state.adapter, tensors)
+    _restore_optimizer(state.optimizer, tensors)
+    torch.set_rng_state(random)
+    state.step, state.tokens, state.seconds = step, tokens, seconds
+    return _other_threads(facts.get("threads"))
+
+
+def _other_threads(before: int | None) -> str | None:
+    """Sums are added up in another order by another number of threads."""
+    now = torch.get_num_threads()
+    if before is None or before == now:
+        return None
+    return (
+        f"the run began with OMP_NUM_THREADS={before}, now there are {now} threads: it goes on rightly, but not to the "
+        "same bytes as without the interruption"
+    )
+
+
+def _own(adapter: Change) -> dict[str, Tensor]:
+    """Every parameter and buffer of the adapter: views of them, by name."""
+    own = {f"parameter.{n.path}:{n.name}": n.parameter.detach() for n in adapter.named()}
+    for path, holder in adapter.holders().items():
+        own |= {f"buffer.{path}:{name}": buffer for name, buffer in holder.named_buffers()}
+    return own
+
+
+def _past(adapter: Change) -> dict[str, Tensor]:
+    """What finished cycles have left in the deltas."""
+    return {f"past.{path}:{name}": t for path, delta in adapter.deltas.items() for name, t in delta.past.items()}
+
+
+def _restore_adapter(folder: Path, adapter: Change, tensors: dict[str, Tensor]) -> None:
+    named = _own(adapter)
+    saved = {k: t for k, t in tensors.items() if k.startswith(("parameter.", "buffer."))}
+    differing = sorted(named.keys() ^ saved.keys()) + [
+        k for k in named if k in saved and named[k].shape != saved[k].shape
+    ]
+    if differing:
+        raise TrainingError(f"checkpoint {folder} is of another adapter; these differ: {', '.join(differing[:8])}")
+    for key, tensor in named.items():
+        tensor.copy_(saved[key])
+    for path, delta in adapter.deltas.items():
+        own = f"past.{path}:"
+        delta.past = {k.removeprefix(own): t for k, t in tensors.items() if k.startswith(own)}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

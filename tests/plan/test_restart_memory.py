@@ -1,0 +1,36 @@
+"""What finished cycles take is foreseen as it then is."""
+
+from collections.abc import Callable
+
+import pytest
+
+from veneer.plan.meta_model import Plain
+from veneer.plan.restart_memory import Cycles, cycles_of
+from veneer.recipe.settings import Recipe
+from veneer.train.loop import train
+
+Make = Callable[..., Recipe]
+
+
+@pytest.mark.parametrize(
+    ("method", "storage"), [("lora", "dense"), ("dora", "nf4"), ("pissa", "dense"), ("mora", "nf4"), ("mora", "dense")]
+)
+def test_past_and_copies_are_those_of_a_run(recipe: Make, method: str, storage: str) -> None:
+    settings = {"name": method, "rank": 2, **({"variant": "sharing", "groupings": 2} if method == "mora" else {})}
+    more = {"restarts": {"every": 2, "warmup": 1}, "train.steps": 8, "train.warmup": 0, "storage.name": storage}
+    made = recipe(method=settings, **more)
+    plain = Plain.of(made)
+    found = cycles_of(plain, plain.model(), 8)
+    _, job = train(made)
+    assert job is not None
+    assert found.past == sum(4 * t.numel() for d in job.adapter.deltas.values() for t in d.past.values())
+    weights = [job.model.get_submodule(path)._parameters.get("weight") for path in job.adapter.deltas]
+    assert found.base == (sum(w.nbytes for w in weights if w is not None) if storage == "dense" else 0)
+
+
+def test_without_restarts_there_is_nothing_and_beside_no_copy(recipe: Make) -> None:
+    plain = Plain.of(recipe())
+    assert cycles_of(plain, plain.model(), 8) == Cycles()
+    beside = Plain.of(recipe(restarts={"every": 2, "fold": "beside"}))
+    found = cycles_of(beside, beside.model(), 3)
+    assert found == Cycles(past=4 * sum(beside.trained(beside.model())))

@@ -1,0 +1,109 @@
+"""What a method that starts from data is shown: the run's first rows, no more than it asks for, and once."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.train.test_loop import interrupted, weights
+from veneer.adapters.attach import load_adapter
+from veneer.methods.base import Delta
+from veneer.methods.eva import EVA, Directions
+from veneer.models.load import load_model
+from veneer.recipe.settings import Recipe
+from veneer.train import setup as prepare_module
+from veneer.train.init_pass import looking
+from veneer.train.loop import train
+from veneer.train.setup import prepare
+
+Make = Callable[..., Recipe]
+
+
+def fed(job: Make, tokens: int, *, packing: bool) -> list[list[int]]:
+    ready = prepare(job(**{"data.packing": packing}))
+    seen: list[list[int]] = []
+    hook = ready.model.get_input_embeddings().register_forward_pre_hook(lambda m, x: seen.append(x[0][0].tolist()))
+    looking(ready.model, ready.examples, ready.plan, tokens, packed=packing)()
+    hook.remove()
+    first = [ready.examples[i].tokens.tolist() for step in ready.plan for members in step for i in members]
+    assert [t for row in seen for t in row] == [t for row in first for t in row][: sum(map(len, seen))]
+    return seen
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_it_sees_the_runs_first_rows_until_there_are_enough(job: Make, packing: bool) -> None:
+    seen = fed(job, 300, packing=packing)
+    assert sum(map(len, seen)) >= 300 > sum(map(len, seen[:-1]))
+    assert len(fed(job, 1, packing=packing)) == 1
+    assert sum(map(len, fed(job, 10**9, packing=packing))) > 600
+
+
+def test_eva_trains_starts_from_the_rows_and_is_the_same_after_an_interruption(
+    job: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = {"name": "eva", "rank": 4, "dropout": 0.2, "look": 200}
+    whole, broken = (job(name, method=method) for name in ("whole", "broken"))
+    looked = []
+    monkeypatch.setattr(Directions, "see", counted(Directions.see, looked))
+    outcome, ready = train(whole)
+    assert looked and ready is not None
+    ranks = {path: len(delta.a) for path, delta in ready.adapter.deltas.items()}  # type: ignore[arg-type]
+    assert len(set(ranks.values())) > 1 and sum(ranks.values()) == 4 * 14
+    interrupted(broken, 2)
+    looked.clear()
+    monkeypatch.setattr(EVA, "settle", None)  # ranks are not shared out a second time
+    assert train(broken)[0].steps == 6
+    assert looked == []
+    assert weights(broken) == weights(whole)
+    loaded = load_model(whole.model, dtype="float32")
+    adapter = load_adapter(loaded.model, outcome.adapter)
+    assert {path: len(delta.a) for path, delta in adapter.deltas.items()} == ranks  # type: ignore[arg-type]
+
+
+def test_the_same_rows_begin_it_the_same_way(job: Make) -> None:
+    method = {"name": "eva", "rank": 4, "look": 200}
+    first, second = (prepare(job(name, method=method)).adapter for name in ("one", "two"))
+    assert asdict(first.settings) == asdict(second.settings)  # type: ignore[call-overload]
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = prepare(job("three", method=method, **{"train.seed": 1})).adapter
+    assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=False))
+
+
+def test_nobody_else_looks(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("looked")
+
+    monkeypatch.setattr(prepare_module, "looking", lambda *a, **k: refuse)
+    assert prepare(job()).adapter.attached
+    assert Delta.looks(None) == 0
+
+
+def counted(see: Callable[..., None], calls: list[int]) -> Callable[..., None]:
+    def counting(self: Directions, x: Tensor) -> None:
+        calls.append(len(x))
+        see(self, x)
+
+    return counting
+
+
+def test_progress_is_told_of_every_micro_batch(job: Make, monkeypatch: pytest.MonkeyPatch, rows: Path) -> None:
+    from contextlib import contextmanager
+
+    from veneer.train import init_pass as look_module
+
+    told: list[Any] = []
+
+    @contextmanager
+    def showing(what: str, total: int) -> Any:
+        told.append((what, total))
+        yield told.append
+
+    monkeypatch.setattr(look_module, "showing", showing)
+    ready = prepare(job())
+    looking(ready.model, ready.examples, ready.plan, 300, packed=True)()
+    assert told[0][0] == "looking at the training rows: micro-batches" and told[1:] == [1] * told[0][1]
