@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.plan.test_between import foreseen, measured
 
+from tests.plan.test_eval_memory import foreseen, measured
 from veneer.adapters.attach import layer_at
 from veneer.plan.init_memory import Beginning, beginning_of
 from veneer.plan.meta_model import Plain

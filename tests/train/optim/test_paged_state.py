@@ -11,7 +11,7 @@ from veneer import machine
 from veneer.adapters.adapter import Named
 from veneer.errors import DiskError
 from veneer.recipe.settings import OptimizerSettings
-from veneer.train.optim import adamw, build_optimizer, paging
+from veneer.train.optim import adamw, build_optimizer
 from veneer.train.optim.adamw import FlatAdamW
 
 
@@ -61,11 +61,11 @@ def test_auto_pages_what_would_take_half_of_the_memory(tmp_path: Path, monkeypat
 
 def test_a_full_disk_is_an_error_before_training(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"the disk is full: a scratch file in .* needs .*, .* are free"):
-        paging.Pages(tmp_path, 2**58)
+        paged_state.Pages(tmp_path, 2**58)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("veneer.disk.scratch.filesystem_of", lambda folder: "tmpfs")
     with pytest.raises(DiskError, match=r"optimizer.paged: .* is a tmpfs, which lies in memory; put the run on a disk"):
-        paging.Pages(tmp_path, 4096)
+        paged_state.Pages(tmp_path, 4096)
