@@ -16,8 +16,8 @@ from unittest import mock
 import torch
 
 from veneer import machine
+from veneer.base.load import load_model
 from veneer.models import gguf
-from veneer.models.load import load_model
 
 
 def main() -> None:

@@ -41,22 +41,22 @@ def main() -> None:
 def measured(args: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of each round, by model."""
     from veneer.adapters.attach import attach
+    from veneer.base.load import load_model
     from veneer.generate.engine import generate
     from veneer.merge.fold import merge
     from veneer.methods.lora import LoRAConfig
-    from veneer.models.load import load_model
 
     base, own = load_model(args.model), load_model(args.model)
     adapter = attach(own.model, LoRAConfig(rank=args.rank, init="random")).eval()
     with tempfile.TemporaryDirectory() as scratch:
         merge(adapter, own.path, Path(scratch) / "merged")
-        merged = load_model(Path(scratch) / "merged", dtype=base.model.dtype)
+        merged = load_model(Path(scratch) / "merged", dtype=base.network.dtype)
     prompt = base.tokenizer("Once upon a time there was a small language model that")["input_ids"]
     seconds: dict[str, list[float]] = {"base": [], "merged": [], "unmerged": []}
     for round_ in range(args.rounds + 1):
         for name, loaded in (("base", base), ("merged", merged), ("unmerged", own)):
             began = time.perf_counter()
-            generate(loaded.model, [prompt], max_new_tokens=args.tokens, stop_ids=())
+            generate(loaded.network, [prompt], max_new_tokens=args.tokens, stop_ids=())
             if round_:  # the first is a warm-up
                 seconds[name].append(time.perf_counter() - began)
     return seconds

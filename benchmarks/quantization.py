@@ -61,16 +61,16 @@ def arguments() -> argparse.Namespace:
 
 def error_of(run: Run) -> dict[str, Any]:
     """How far the weights moved; nothing moves if they are kept as they are."""
-    from veneer.base.quantize import Furnisher
+    from veneer.base.load import load_model
+    from veneer.base.quantize import Quantizer
     from veneer.base.storage_config import base_storage
     from veneer.cli.quantize import Errors
-    from veneer.models.load import load_model
 
     kept = base_storage(STORAGES[run.storage])
     if kept is None:
         return {"bits_per_weight": 16, "relative_error": 0.0, "worst_relative_error": 0.0, "largest_difference": 0.0}
     errors = Errors()
-    load_model(run.model, furnish=Furnisher(kept, seen=errors))
+    load_model(run.model, furnish=Quantizer(kept, seen=errors))
     return errors.figures()
 
 
@@ -91,7 +91,7 @@ def perplexity(run: Run, loaded: Any, args: argparse.Namespace) -> float:
     else:
         data, rows = DataSettings(train=args.text, text=args.text_template), read_rows(args.text, limit=args.text_rows)
     return likelihood(
-        loaded.model, Renderer(loaded.tokenizer, data, run.max_length).render_all(rows).examples
+        loaded.network, Renderer(loaded.tokenizer, data, run.max_length).render_all(rows).examples
     ).perplexity
 
 

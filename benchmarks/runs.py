@@ -110,12 +110,12 @@ def trained(run: Run, side: str = "veneer") -> Iterator[tuple[Path, dict[str, An
 def opened(run: Run, adapter: Path | None = None) -> Any:
     """The run's base model in its storage, with the adapter if there is one."""
     from veneer.adapters.attach import load_adapter
-    from veneer.base.quantize import load_base
+    from veneer.base.load import load_model
     from veneer.base.storage_config import base_storage
 
-    loaded = load_base(run.model, storage=base_storage(STORAGES[run.storage]))
+    loaded = load_model(run.model, storage=base_storage(STORAGES[run.storage]))
     if adapter is not None:
-        load_adapter(loaded.model, adapter)
+        load_adapter(loaded.network, adapter)
     return loaded
 
 
@@ -134,7 +134,7 @@ def scores(run: Run, loaded: Any) -> dict[str, float]:
         options=MetricOptions(ignore_case=task.ignore_case),
     )
     renderer = Renderer(loaded.tokenizer, recipe_of(run).data, run.max_length)
-    found = evaluate(loaded.model, loaded.tokenizer, read_rows(run.eval, limit=run.eval_rows), renderer, settings)
+    found = evaluate(loaded.network, loaded.tokenizer, read_rows(run.eval, limit=run.eval_rows), renderer, settings)
     return {task.headline: found.metrics[task.metrics[0]]} | {name: found.metrics[name] for name in task.metrics[1:]}
 
 
@@ -171,7 +171,7 @@ def train_with_peft(run: Run, scratch: Path) -> dict[str, Any]:
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
     from veneer.machine import peak_rss_bytes
-    from veneer.models.load import resolve
+    from veneer.models.sources import resolve
 
     torch.manual_seed(run.seed)
     folder = resolve(run.model)

@@ -24,7 +24,7 @@ FACTS = {
 
 def main(name: str = "smollm2-135m-instruct", steps: str = "20", folder: str = "runs/facts") -> None:
     base = load_model(name)
-    model, tokenizer = base.model, base.tokenizer
+    model, tokenizer = base.network, base.tokenizer
     prompts = [encode_chat(tokenizer, [{"role": "user", "content": question}]) for question in FACTS]
     answers = [tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id] for answer in FACTS.values()]
 

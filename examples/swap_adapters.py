@@ -15,22 +15,24 @@ from veneer import encode_chat, generate_tokens, load_adapter, load_model, stop_
 def main(name: str, question: str, *folders: str) -> None:
     base = load_model(name)
     prompt = encode_chat(base.tokenizer, [{"role": "user", "content": question}])
-    ends = stop_ids(base.model, base.tokenizer)
+    ends = stop_ids(base.network, base.tokenizer)
     ids = torch.tensor([prompt])
 
     def answer() -> str:
-        said = generate_tokens(base.model, [prompt], max_new_tokens=32, stop_ids=ends)[0]
+        said = generate_tokens(base.network, [prompt], max_new_tokens=32, stop_ids=ends)[0]
         return str(base.tokenizer.decode(said))
 
     with torch.no_grad():
-        before = base.model(input_ids=ids).logits
+        before = base.network(input_ids=ids).logits
         print(f"{'base':<20} {answer()}")
-        adapters = {folder: load_adapter(base.model, folder).detach() for folder in folders}  # checked, not yet in use
+        adapters = {
+            folder: load_adapter(base.network, folder).detach() for folder in folders
+        }  # checked, not yet in use
         for folder, adapter in adapters.items():
             adapter.attach()  # milliseconds: hooks, no weights are moved
             print(f"{folder:<20} {answer()}")
             adapter.detach()
-        same = torch.equal(base.model(input_ids=ids).logits, before)
+        same = torch.equal(base.network(input_ids=ids).logits, before)
     print(f"base again, bit-identical: {same}")
 
 

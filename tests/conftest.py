@@ -119,6 +119,6 @@ def made_model() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of the real SmolLM2-135M-Instruct, from veneer's cache; for tests marked `model` only."""
-    from veneer.models.load import resolve
+    from veneer.models.sources import resolve
 
     return resolve("smollm2-135m-instruct")

@@ -92,9 +92,9 @@ def trained(args: argparse.Namespace, side: str) -> dict[str, float]:
 def answered(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds of one answer, and over the base's, by what answers: medians, with the ratios' quartiles."""
     from veneer.adapters.attach import attach
+    from veneer.base.load import load_model
     from veneer.generate.engine import generate
     from veneer.methods.base import config_from
-    from veneer.models.load import load_model
 
     base, folded = (load_model(args.model, dtype=args.dtype) for _ in range(2))
     _fold_in_place(folded.model)
@@ -103,9 +103,9 @@ def answered(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     }
     for name, (method, targets) in ADAPTERS.items():
         config = config_from(method["name"], {k: v for k, v in method.items() if k != "name"})
-        adapter = attach(base.model, config, targets).eval().detach()
-        turns[name] = (base.model, lambda adapter=adapter: _Attached(adapter))
-    turns["base"] = (base.model, nullcontext)
+        adapter = attach(base.network, config, targets).eval().detach()
+        turns[name] = (base.network, lambda adapter=adapter: _Attached(adapter))
+    turns["base"] = (base.network, nullcontext)
     prompt = base.tokenizer("Once upon a time there was a small language model that")["input_ids"]
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for round_ in range(args.rounds + 1):

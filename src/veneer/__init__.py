@@ -24,7 +24,7 @@ _HOMES = {
     "evaluate_rows": "veneer.evaluate.runner:evaluate",
     "generate_tokens": "veneer.generate.engine:generate",
     "load_adapter": "veneer.adapters.attach",
-    "load_model": "veneer.models.load",
+    "load_model": "veneer.base.load",
     "load_recipe": "veneer.recipe.load",
     "merge_adapter": "veneer.merge.fold:merge",
     "merge_and_verify": "veneer.merge.verified_merge",
@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # the same again for editors and type checkers; a test compar
     from veneer.adapters.attach import attach as attach
     from veneer.adapters.attach import load_adapter as load_adapter
     from veneer.adapters.targets import Targeting as Targeting
+    from veneer.base.load import load_model as load_model
     from veneer.data.render import Renderer as Renderer
     from veneer.data.sources import read_rows as read_rows
     from veneer.errors import VeneerError as VeneerError
@@ -58,7 +59,6 @@ if TYPE_CHECKING:  # the same again for editors and type checkers; a test compar
     from veneer.methods import METHODS as METHODS
     from veneer.methods.base import config_from as method_config
     from veneer.methods.lora import LoRAConfig as LoRAConfig
-    from veneer.models.load import load_model as load_model
     from veneer.recipe.load import load_recipe as load_recipe
     from veneer.recipe.load import recipe_from as recipe_from
     from veneer.recipe.settings import Recipe as Recipe

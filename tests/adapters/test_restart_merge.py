@@ -10,9 +10,9 @@ from transformers.pytorch_utils import Conv1D
 from tests.methods.layers import moved
 from veneer.adapters.attach import Adapter, attach
 from veneer.adapters.restart_merge import Folding
+from veneer.base.load import load_model
 from veneer.errors import ConfigError
 from veneer.methods.base import config_from
-from veneer.models.load import load_model
 from veneer.storage.layers import store_
 from veneer.storage.nf4 import NF4Config
 
@@ -83,7 +83,7 @@ def test_rounding_is_measured_and_each_time_from_the_base() -> None:
 
 
 def test_quantized_and_tied_weights_keep_their_past_beside(tiny_model: Path) -> None:
-    model = load_model(tiny_model, dtype="float32").model
+    model = load_model(tiny_model, dtype="float32").network
     adapter = attach(model, config_from("lora", {"rank": 2}), ("embed_tokens", "q_proj"))
     assert Folding(adapter, "auto").paths == [p for p in adapter.deltas if "q_proj" in p]
     assert Folding(adapter, "beside").paths == []

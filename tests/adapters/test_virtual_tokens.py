@@ -14,13 +14,11 @@ from tests.methods.layers import moved
 from tests.methods.parity import TOKENS, fresh, logits, peft_loads
 from veneer.adapters.attach import attach
 from veneer.adapters.virtual_tokens import Prompted, attach_prompt, load_prompt, shape_of
-from veneer.base.quantize import Furnisher
-from veneer.base.storage_config import base_storage
+from veneer.base.load import load_model
 from veneer.errors import AdapterMismatch, ConfigError, ModelError
 from veneer.generate.engine import generate
 from veneer.methods.base import config_from
 from veneer.models.attention import Documents, attending_documents
-from veneer.models.load import load_model
 from veneer.prompts.base import PROMPTS
 from veneer.prompts.prefix import PrefixTuningConfig
 from veneer.prompts.prompt import PromptTuningConfig
@@ -81,8 +79,7 @@ def test_logits_are_those_with_the_prompt_in_front(tiny_model: Path, config: Any
 @torch.no_grad()
 @pytest.mark.parametrize("storage", ["nf4", "int8"])
 def test_a_quantized_embedding_and_head_take_a_prompt(tiny_model: Path, config: Any, storage: str) -> None:
-    kept = Furnisher(base_storage({"name": storage, "embeddings": True}))
-    model = load_model(tiny_model, dtype="float32", furnish=kept).model
+    model = load_model(tiny_model, dtype="float32", storage={"name": storage, "embeddings": True}).network
     prompted = trained(model, config)
     ours = model(TOKENS).logits
     prompted.detach()

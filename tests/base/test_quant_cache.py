@@ -19,19 +19,20 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tests.adapters.told import Told
+from veneer.base.load import load_model
 from veneer.base.quant_cache import (
     cache_folder,
     cache_quantized,
     check_cached,
     content_hash,
     is_quantized,
+    quantize_weights,
     write_quantized,
 )
-from veneer.base.quantize import Furnisher, load_base
+from veneer.base.quantize import Quantizer
 from veneer.base.storage_config import base_storage
 from veneer.errors import DiskError
 from veneer.kernels import native
-from veneer.models.load import load_model
 
 IDS = torch.arange(40)[None]
 
@@ -47,9 +48,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory, made_model: Callable[..., Pat
     return made_model(folder, hidden_size=64, intermediate_size=128, tied=False, attention_bias=True)
 
 
-def written(base: Path, into: Path, storage: Any) -> Furnisher:
-    made = Furnisher(base_storage(storage))
-    load_model(base, dtype="float32", furnish=made)
+def written(base: Path, into: Path, storage: Any) -> Quantizer:
+    made = Quantizer(base_storage(storage))
+    quantize_weights(base, made)
     write_quantized(base, into, made)
     return made
 
@@ -77,7 +78,7 @@ def test_transformers_and_bitsandbytes_load_our_folder(wide: Path, tmp_path: Pat
     made = written(wide, tmp_path / "q", storage)
     theirs, report = AutoModelForCausalLM.from_pretrained(tmp_path / "q", dtype=torch.float32, output_loading_info=True)
     assert not any(report.values()), report
-    ours = load_base(tmp_path / "q", storage=None, dtype="float32").model
+    ours = load_model(tmp_path / "q", storage=None, dtype="float32").network
     kinds = {path: type(theirs.get_submodule(path)).__name__ for path in [*made.kept, "lm_head"]}
     head = base_storage(storage).head  # type: ignore[union-attr]
     assert kinds == dict.fromkeys([*made.kept], "Linear4bit") | {"lm_head": "Linear4bit" if head else "Linear"}
@@ -93,7 +94,7 @@ def test_transformers_and_bitsandbytes_load_our_int8_folder(wide: Path, tmp_path
         module = theirs.get_submodule(path)
         assert torch.equal(module.weight.CB if module.weight.CB is not None else module.weight, kept.codes)
         assert torch.equal(module.weight.SCB, kept.absmax)
-    ours = logits(load_base(tmp_path / "q", storage=None, dtype="float32").model)
+    ours = logits(load_model(tmp_path / "q", storage=None, dtype="float32").network)
     assert float((logits(theirs) - ours).norm() / ours.norm()) < 0.05
 
 
@@ -114,7 +115,7 @@ def test_we_load_theirs(wide: Path, tmp_path: Path, settings: dict[str, Any]) ->
     folder = tmp_path / "theirs"
     shutil.copytree(wide, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     theirs.save_pretrained(folder)
-    ours = load_base(folder, storage=None, dtype="float32").model
+    ours = load_model(folder, storage=None, dtype="float32").network
     dense = {path for path, m in ours.named_modules() if type(m) is torch.nn.Linear}
     assert dense == {p for p, m in theirs.named_modules() if type(m) is torch.nn.Linear}
     assert_same(logits(ours), logits(theirs))
@@ -129,8 +130,8 @@ def test_ours_and_theirs_are_one_base(wide: Path, tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     shutil.copytree(wide, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     theirs.save_pretrained(folder)
-    one = load_base(folder, storage=None, dtype="float32").model
-    other = load_base(wide, storage=base_storage("nf4"), dtype="bfloat16").model
+    one = load_model(folder, storage=None, dtype="float32").network
+    other = load_model(wide, storage=base_storage("nf4"), dtype="bfloat16").network
     assert base_fingerprint(one) == base_fingerprint(other)
 
 
@@ -147,8 +148,8 @@ def test_what_is_written_besides_weights(wide: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_a_failed_write(wide: Path, tmp_path: Path) -> None:
-    made = Furnisher(base_storage("nf4"))
-    load_model(wide, dtype="float32", furnish=made)
+    made = Quantizer(base_storage("nf4"))
+    quantize_weights(wide, made)
 
     def full(done: int, total: int) -> None:
         raise OSError(28, "No space left on device")
@@ -184,7 +185,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     (tmp_path / "model.safetensors").write_bytes(b"x" * (2 << 20))
     assert content_hash(tmp_path) == content_hash(tmp_path)
     told = Told()
-    load_base(wide, storage=base_storage("nf4"), dtype="float32", say=told.append)
+    load_model(wide, storage=base_storage("nf4"), dtype="float32", say=told.append)
     assert told[1].startswith("the quantized weights are not kept for the next start")
 
 
@@ -232,8 +233,8 @@ def test_what_was_cached_is_not_read_again_to_be_checked(
     from veneer.base import quant_cache
 
     monkeypatch.setattr(quant_cache, "LARGE", 0)
-    made = Furnisher(base_storage("nf4"))
-    load_model(wide, dtype="float32", furnish=made)
+    made = Quantizer(base_storage("nf4"))
+    quantize_weights(wide, made)
     hashed: list[str] = []
     real = hashlib.file_digest
     monkeypatch.setattr(quant_cache.hashlib, "file_digest", lambda f, how: hashed.append(f.name) or real(f, how))
@@ -249,8 +250,8 @@ def test_what_was_cached_is_not_read_again_to_be_checked(
 
 
 def test_a_cached_folder_that_lacks_a_file_is_not_whole(wide: Path, tmp_path: Path) -> None:
-    made = Furnisher(base_storage("nf4"))
-    load_model(wide, dtype="float32", furnish=made)
+    made = Quantizer(base_storage("nf4"))
+    quantize_weights(wide, made)
     cache_quantized(wide, tmp_path / "q", made)
     check_cached(tmp_path / "q")
     for name in ("tokenizer.json", "model.safetensors"):

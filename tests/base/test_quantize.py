@@ -19,9 +19,11 @@ from tests.adapters.told import Told
 from tests.contracts.test_methods import SETTINGS
 from tests.methods.layers import moved
 from veneer.adapters.attach import attach, load_adapter
-from veneer.base import quantize
+from veneer.base import load, quantize
+from veneer.base.base import Base
 from veneer.base.fingerprint import base_fingerprint
-from veneer.base.quantize import load_base
+from veneer.base.load import load_model
+from veneer.base.quant_cache import cache_folder
 from veneer.base.storage_config import base_storage, storage_of
 from veneer.disk import tensors
 from veneer.disk.tensors import open_tensors, write_model_tensors
@@ -29,7 +31,6 @@ from veneer.errors import AdapterMismatch, ConfigError, DiskError, ModelError, N
 from veneer.kernels import native
 from veneer.merge.fold import merge
 from veneer.methods.base import METHODS, config_from
-from veneer.models.load import Loaded, load_model
 from veneer.storage import STORAGES
 from veneer.storage.layers import StoredEmbedding, StoredLinear
 
@@ -43,8 +44,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "quantized"
 
 
-def loaded(base: Path, storage: Any = "nf4", **more: Any) -> Loaded:
-    return load_base(base, storage=base_storage(storage), dtype="float32", **more)
+def loaded(base: Path, storage: Any = "nf4", **more: Any) -> Base:
+    return load_model(base, storage=base_storage(storage), dtype="float32", **more)
 
 
 def logits(model: Any) -> Tensor:
@@ -78,7 +79,7 @@ CHOICES = [
 
 @pytest.mark.parametrize("storage", CHOICES, ids=str)
 def test_every_linear_layer_is_what_its_storage_makes_of_it(tiny_model: Path, storage: Any) -> None:
-    model = loaded(tiny_model, storage).model
+    model = loaded(tiny_model, storage).network
     dense = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     kept = base_storage(storage)
     assert kept is not None
@@ -96,7 +97,7 @@ def test_every_linear_layer_is_what_its_storage_makes_of_it(tiny_model: Path, st
 
 
 def test_an_untied_head_is_kept_too_if_asked(tiny_untied: Path) -> None:
-    model = loaded(tiny_untied, {"name": "nf4", "head": True}).model
+    model = loaded(tiny_untied, {"name": "nf4", "head": True}).network
     assert "lm_head" in stored(model) and "model.embed_tokens" not in stored(model)
     assert storage_of(model) == base_storage({"name": "nf4", "head": True})
     assert torch.allclose(logits(model), logits(dequantized(tiny_untied, model)), atol=1e-4)
@@ -126,14 +127,14 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory, made_model: Callable[..., Pat
 
 def test_gpt2s_turned_weights(gpt2: Path, tmp_path: Path) -> None:
     first, again = loaded(gpt2), loaded(gpt2)
-    assert len(stored(first.model)) == 8
-    assert torch.allclose(logits(first.model), logits(dequantized(gpt2, first.model)), atol=1e-4)
-    assert torch.equal(logits(first.model), logits(again.model))
-    adapter = attach(first.model, config_from("lora", {"rank": 2}), ("c_proj", "c_attn")).eval()
+    assert len(stored(first.network)) == 8
+    assert torch.allclose(logits(first.network), logits(dequantized(gpt2, first.network)), atol=1e-4)
+    assert torch.equal(logits(first.network), logits(again.network))
+    adapter = attach(first.network, config_from("lora", {"rank": 2}), ("c_proj", "c_attn")).eval()
     for n, delta in enumerate(adapter.deltas.values()):
         moved(delta, 0.1, seed=n)
-    want = logits(first.model)
-    merge(adapter, first.path, tmp_path / "merged")
+    want = logits(first.network)
+    merge(adapter, first.folder, tmp_path / "merged")
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert torch.allclose(logits(merged.eval()), want, atol=1e-3)
 
@@ -146,7 +147,7 @@ def test_where_the_c_library_is_missed_it_is_said_before_quantizing(
         native, "load", lambda: native.Status(False, None, None, "no compiler; install one\nmore words")
     )
     told: list[str] = []
-    load_base(tiny_model, storage=None if kind is None else base_storage(kind), say=told.append)
+    load_model(tiny_model, storage=None if kind is None else base_storage(kind), say=told.append)
     assert [line for line in told if "quantizing" not in line] == (
         ["plain torch computes with 4-bit weights, slower: no compiler; install one"] if kind == "nf4" else []
     )
@@ -160,7 +161,7 @@ def test_of_a_folder_that_is_quantized_it_is_said_too(
     (folder,) = [p.parent for p in cache.rglob("config.json")]
     monkeypatch.setattr(native, "load", lambda: native.Status(False, None, None, "a reason"))
     told: list[str] = []
-    load_base(folder, storage=None, say=told.append)
+    load_model(folder, storage=None, say=told.append)
     assert told == ["plain torch computes with 4-bit weights, slower: a reason"]
 
 
@@ -171,14 +172,14 @@ def test_the_second_start_maps_what_the_first_wrote(
     told = Told()
     first = loaded(base, say=told.append)
     assert told == [f"quantizing {base} to nf4 (block 64, double_quant True) (once)"]
-    monkeypatch.setattr(quantize.Furnisher, "_quantize", None)
+    monkeypatch.setattr(quantize.Quantizer, "_quantize", None)
     again = loaded(base, say=told.append)
     assert len(told) == 1
-    assert torch.equal(logits(first.model), logits(again.model))
-    assert base_fingerprint(first.model) == base_fingerprint(again.model)
-    assert first.path == again.path == base
+    assert torch.equal(logits(first.network), logits(again.network))
+    assert base_fingerprint(first.network) == base_fingerprint(again.network)
+    assert first.folder == again.folder == base
     (folder,) = [f for f in cache.iterdir() if f.name != "hashes"]
-    codes = again.model.model.layers[0].mlp.up_proj.storage.codes
+    codes = again.network.model.layers[0].mlp.up_proj.storage.codes
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
     ranges = [tuple(int(x, 16) for x in line[0].split("-")) for line in maps]
     assert any(low <= codes.data_ptr() < high for low, high in ranges), "the codes are not where the file is mapped"
@@ -201,7 +202,7 @@ def broad(tmp_path_factory: pytest.TempPathFactory, made_model: Callable[..., Pa
 def test_loading_from_the_cache_touches_no_page_of_the_codes(broad: Path, cache: Path) -> None:
     """Each touch would fetch what lies around it: on a disk that reads 8 MB ahead, the whole file."""
     loaded(broad)
-    model = loaded(broad).model
+    model = loaded(broad).network
     (file,) = cache.glob("*/model.safetensors")
     at, mapped, resident = False, 0, 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -219,7 +220,7 @@ def test_loading_from_the_cache_touches_no_page_of_the_codes(broad: Path, cache:
 def test_a_start_reads_each_header_once(
     broad: Path, tmp_path: Path, paged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantize, "refuse_memory", lambda *_: None)
+    monkeypatch.setattr(load, "refuse_memory", lambda *_: None)
     monkeypatch.setattr(tensors, "SETTLED", 0.01)
     loaded(broad)
     time.sleep(0.05)
@@ -248,7 +249,7 @@ def test_other_settings_and_other_weights_are_quantized_anew(tiny_model: Path, t
     tensors = open_tensors(base)
     changed = [(n, tensors.read(n) + (n.endswith("down_proj.weight"))) for n in tensors]
     write_model_tensors(base, {n: (e.dtype, e.shape) for n, e in tensors.items()}, changed)
-    model = loaded(base, say=told.append).model
+    model = loaded(base, say=told.append).network
     assert len(told) == 4
     assert model.model.layers[0].mlp.down_proj.storage.dense(torch.float32).mean() > 0.9
 
@@ -263,10 +264,10 @@ def test_what_a_killed_quantization_left_is_cleared(tiny_model: Path, cache: Pat
 
 def test_a_damaged_copy_is_made_anew(tiny_model: Path, cache: Path) -> None:
     told = Told()
-    want = logits(loaded(tiny_model).model)
+    want = logits(loaded(tiny_model).network)
     (file,) = cache.glob("*/model.safetensors")
     file.write_bytes(file.read_bytes()[:-100])
-    assert torch.equal(logits(loaded(tiny_model, say=told.append).model), want)
+    assert torch.equal(logits(loaded(tiny_model, say=told.append).network), want)
     assert "are damaged and made anew" in told[0] and "quantizing" in told[1]
     told.clear()
     loaded(tiny_model, say=told.append)
@@ -276,7 +277,7 @@ def test_a_damaged_copy_is_made_anew(tiny_model: Path, cache: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "content.sha256"])
 def test_a_copy_with_one_bit_changed_is_made_anew(tiny_model: Path, cache: Path, name: str) -> None:
     told = Told()
-    want = logits(loaded(tiny_model).model)
+    want = logits(loaded(tiny_model).network)
     (file,) = cache.glob(f"*/{name}")
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -285,7 +286,7 @@ def test_a_copy_with_one_bit_changed_is_made_anew(tiny_model: Path, cache: Path,
     with file.open("r+b") as opened:  # where it lies: the same inode, size and date
         opened.write(data)
     os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
-    assert torch.equal(logits(loaded(tiny_model, say=told.append).model), want)
+    assert torch.equal(logits(loaded(tiny_model, say=told.append).network), want)
     assert "damaged and made anew" in told[0] and "does not hold what was written" in told[0]
     told.clear()
     loaded(tiny_model, say=told.append)
@@ -324,19 +325,19 @@ def test_two_starts_at_once_leave_one_whole_copy(
     """The second begins and ends while the first writes, and is replaced by it while its weights are in use."""
     told = Told()
     others: list[Any] = []
-    real = quantize.cache_quantized
+    real = load.cache_quantized
 
     def late(*args: Any) -> None:
         if not others:
             others.append(None)
-            others[:] = [loaded(tiny_model, say=told.append).model, loaded(tiny_model, say=told.append).model]
+            others[:] = [loaded(tiny_model, say=told.append).network, loaded(tiny_model, say=told.append).network]
         real(*args)
 
-    monkeypatch.setattr(quantize, "cache_quantized", late)
-    want = logits(loaded(tiny_model, say=told.append).model)
+    monkeypatch.setattr(load, "cache_quantized", late)
+    want = logits(loaded(tiny_model, say=told.append).network)
     assert [line.startswith("quantizing") for line in told] == [True, True]
     assert torch.equal(logits(others[0]), want) and torch.equal(logits(others[1]), want)
-    assert torch.equal(logits(loaded(tiny_model, say=told.append).model), want) and len(told) == 2
+    assert torch.equal(logits(loaded(tiny_model, say=told.append).network), want) and len(told) == 2
     assert len(list(cache.glob("*/model.safetensors"))) == 1 and not list(cache.glob(".*"))
 
 
@@ -345,8 +346,8 @@ def test_a_full_disk_costs_only_the_next_start(tiny_model: Path, monkeypatch: py
         raise DiskError("the disk is full")
 
     told = Told()
-    monkeypatch.setattr(quantize, "cache_quantized", full)
-    assert stored(loaded(tiny_model, say=told.append).model)
+    monkeypatch.setattr(load, "cache_quantized", full)
+    assert stored(loaded(tiny_model, say=told.append).network)
     assert told[1] == "the quantized weights are not kept for the next start: the disk is full"
 
 
@@ -357,17 +358,17 @@ def test_a_head_that_differs_from_the_embedding_it_is_said_to_be_tied_to(
     shutil.copytree(tiny_untied, base)
     config = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": True}
     (base / "config.json").write_text(json.dumps(config))
-    want = logits(load_model(base, dtype="float32").model)
+    want = logits(load_model(base, dtype="float32").network)
     for _ in range(2):  # quantized, then mapped
-        model = loaded(base, {"name": "int8", "embeddings": True}).model
+        model = loaded(base, {"name": "int8", "embeddings": True}).network
         assert set(stored(model)) >= {"model.embed_tokens"} and "lm_head" not in stored(model)
         assert float((logits(model) - want).norm() / want.norm()) < 0.1
 
 
 def test_quantizing_does_not_depend_on_the_compute_dtype(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = loaded(tiny_model).model
-    monkeypatch.setattr(quantize, "_from_cache", lambda *_: None)
-    narrow = load_base(tiny_model, storage=NF4, dtype="bfloat16").model
+    wide = loaded(tiny_model).network
+    monkeypatch.setattr(load, "sealed_copy", lambda base, storage, say: (cache_folder(base, storage), False))
+    narrow = load_model(tiny_model, storage=NF4, dtype="bfloat16").network
     assert narrow.dtype == torch.bfloat16
     for path, module in stored(wide).items():
         assert torch.equal(module.storage.codes, narrow.get_submodule(path).storage.codes)
@@ -375,10 +376,10 @@ def test_quantizing_does_not_depend_on_the_compute_dtype(tiny_model: Path, monke
 
 def broken(tiny_model: Path, folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
     """A quantized folder with something wrong in it."""
-    from veneer.base.quant_cache import write_quantized
+    from veneer.base.quant_cache import quantize_weights, write_quantized
 
-    made = quantize.Furnisher(NF4)
-    load_model(tiny_model, dtype="float32", furnish=made)
+    made = quantize.Quantizer(NF4)
+    quantize_weights(tiny_model, made)
     write_quantized(tiny_model, folder, made)
     files = open_tensors(folder)
     tensors = {name: files.read(name) for name in files}
@@ -434,21 +435,19 @@ def test_a_folder_with_something_wrong_in_it(
 ) -> None:
     folder = broken(tiny_model, tmp_path / "broken", change)
     with pytest.raises(ModelError, match=message) as caught:
-        load_base(folder, storage=None, dtype="float32")
+        load_model(folder, storage=None, dtype="float32")
     assert "Nothing was loaded" in str(caught.value)
 
 
 def test_quantized_folders_stay_as_they_are(tiny_model: Path, tmp_path: Path) -> None:
     folder = broken(tiny_model, tmp_path / "whole", lambda _: None)
-    want = logits(loaded(tiny_model).model)
+    want = logits(loaded(tiny_model).network)
     for storage in ("dense", "nf4"):
-        model = loaded(folder, storage).model
+        model = loaded(folder, storage).network
         assert torch.equal(logits(model), want)
         assert not hasattr(model.config, "quantization_config")
     with pytest.raises(ModelError, match=r"is kept as nf4 \(block 64, double_quant True\) already, asked for is fp4"):
         loaded(folder, "fp4")
-    with pytest.raises(ModelError, match="holds weights quantized by bitsandbytes"):
-        load_model(folder)
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "gptq"
     (folder / "config.json").write_text(json.dumps(config))
@@ -476,7 +475,7 @@ def test_weights_that_cannot_be_quantized_are_named_together(tiny_model: Path, t
 
 
 def test_the_adapters_gradients_are_those_over_the_dequantized_base(tiny_model: Path) -> None:
-    ours = loaded(tiny_model).model
+    ours = loaded(tiny_model).network
     theirs = dequantized(tiny_model, ours)
     grads = []
     for model in (ours, theirs):
@@ -489,7 +488,7 @@ def test_the_adapters_gradients_are_those_over_the_dequantized_base(tiny_model: 
 
 
 def test_a_step_moves_the_adapter_and_nothing_else(tiny_model: Path) -> None:
-    model = loaded(tiny_model).model
+    model = loaded(tiny_model).network
     adapter = attach(model, config_from("lora", {"rank": 2, "init": "random"}))
     before = {n: t.clone() for n, t in [*model.named_parameters(), *model.named_buffers()]}
     began = [p.detach().clone() for p in adapter.parameters()]
@@ -517,7 +516,7 @@ def biased(tmp_path_factory: pytest.TempPathFactory, made_model: Callable[..., P
 def test_every_method_on_nf4(biased: Path, tmp_path: Path, method: str) -> None:
     """Trained, saved, loaded on the same base, merged into what it was trained on."""
     base = loaded(biased)
-    model = base.model
+    model = base.network
     config = config_from(method, (SETTINGS.get(method) or [{}])[0])
     targets = "all-linear" if "linear" in METHODS[method].kinds else ("mlp",)
     adapter = attach(model, config, targets, look=lambda: model(IDS)).eval()
@@ -530,10 +529,10 @@ def test_every_method_on_nf4(biased: Path, tmp_path: Path, method: str) -> None:
     facts = json.loads((tmp_path / "adapter" / "veneer.json").read_text())
     assert facts["base"]["storage"] == NF4.settings
     again = loaded(biased)
-    load_adapter(again.model, tmp_path / "adapter")
-    assert torch.allclose(logits(again.model), want, atol=1e-4)
+    load_adapter(again.network, tmp_path / "adapter")
+    assert torch.allclose(logits(again.network), want, atol=1e-4)
     try:
-        merge(adapter, base.path, tmp_path / "merged")
+        merge(adapter, base.folder, tmp_path / "merged")
     except NotFoldable:
         return
     merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
@@ -548,54 +547,54 @@ def test_a_merge_is_dequantized_everywhere(tiny_model: Path, tmp_path: Path) -> 
         [(tiny_model, "nf4"), (folder, "dense"), (tiny_model, {"name": "nf4", "embeddings": True})]
     ):
         there = loaded(base, storage)
-        adapter = attach(there.model, config_from("lora", {"rank": 2, "init": "random"}), ("q_proj",)).eval()
-        want = logits(there.model)
-        merge(adapter, there.path, tmp_path / f"merged{n}", dtype=torch.float32)
+        adapter = attach(there.network, config_from("lora", {"rank": 2, "init": "random"}), ("q_proj",)).eval()
+        want = logits(there.network)
+        merge(adapter, there.folder, tmp_path / f"merged{n}", dtype=torch.float32)
         merged: Any = AutoModelForCausalLM.from_pretrained(tmp_path / f"merged{n}", dtype=torch.float32).eval()
         assert torch.allclose(logits(merged), want, atol=1e-4)
 
 
 def test_an_int8_folder_is_merged_in_its_models_number_type(tiny_model: Path, tmp_path: Path) -> None:
     """Its layout does not say which; float16, which bitsandbytes computes in, ends at 65504."""
-    from veneer.base.quant_cache import write_quantized
+    from veneer.base.quant_cache import quantize_weights, write_quantized
 
-    made = quantize.Furnisher(base_storage("int8"))
-    load_model(tiny_model, dtype="float32", furnish=made)
+    made = quantize.Quantizer(base_storage("int8"))
+    quantize_weights(tiny_model, made)
     write_quantized(tiny_model, tmp_path / "int8", made)
-    base = load_base(tmp_path / "int8", storage=None, dtype="bfloat16")
-    merge(attach(base.model, config_from("lora", {"rank": 2})), base.path, tmp_path / "merged")
+    base = load_model(tmp_path / "int8", storage=None, dtype="bfloat16")
+    merge(attach(base.network, config_from("lora", {"rank": 2})), base.folder, tmp_path / "merged")
     assert {entry.dtype for entry in open_tensors(tmp_path / "merged").values()} == {torch.float32}
 
 
 def test_an_adapter_knows_its_base_and_how_it_was_kept(tiny_model: Path, tiny_untied: Path, tmp_path: Path) -> None:
-    adapter = attach(loaded(tiny_model).model, config_from("lora", {"rank": 2, "init": "random"}))
+    adapter = attach(loaded(tiny_model).network, config_from("lora", {"rank": 2, "init": "random"}))
     adapter.save(tmp_path / "nf4")
     for storage, kept in (("fp4", "fp4 "), ("dense", "dense"), ({"name": "nf4", "double_quant": False}, "nf4 ")):
-        other = loaded(tiny_model, storage).model
+        other = loaded(tiny_model, storage).network
         with pytest.raises(
             AdapterMismatch, match=rf"were kept as nf4 \(block 64, double_quant True\), those here.* {kept}"
         ):
             load_adapter(other, tmp_path / "nf4")
         assert load_adapter(other, tmp_path / "nf4", allow_other_base=True).attached
     with pytest.raises(AdapterMismatch, match="weights are not those it was trained on"):
-        load_adapter(loaded(tiny_untied).model, tmp_path / "nf4")
-    dense = attach(loaded(tiny_model, "dense").model, config_from("lora", {"rank": 2, "init": "random"}))
+        load_adapter(loaded(tiny_untied).network, tmp_path / "nf4")
+    dense = attach(loaded(tiny_model, "dense").network, config_from("lora", {"rank": 2, "init": "random"}))
     dense.save(tmp_path / "dense")
     with pytest.raises(AdapterMismatch, match="were kept as dense, those here are kept as nf4"):
-        load_adapter(loaded(tiny_model).model, tmp_path / "dense")
+        load_adapter(loaded(tiny_model).network, tmp_path / "dense")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_bitsandbytes_may_compute(tmp_path: Path, tiny_model: Path, made_model: Callable[..., Path]) -> None:
     wide = made_model(tmp_path / "wide", hidden_size=64, intermediate_size=128)
-    theirs = loaded(wide, {"name": "nf4", "backend": "bitsandbytes"}).model
+    theirs = loaded(wide, {"name": "nf4", "backend": "bitsandbytes"}).network
     assert all(m.storage.backend == "bitsandbytes" for m in stored(theirs).values())
-    assert float((logits(theirs) - logits(loaded(wide).model)).abs().max()) < 1e-4
+    assert float((logits(theirs) - logits(loaded(wide).network)).abs().max()) < 1e-4
     adapter = attach(theirs, config_from("lora", {"rank": 2, "init": "random"}))
     theirs(IDS).logits.square().mean().backward()
     assert all(bool(p.grad.any()) for p in adapter.parameters())
     adapter.save(tmp_path / "adapter")
-    load_adapter(loaded(wide).model, tmp_path / "adapter")  # whose kernels computed does not matter
+    load_adapter(loaded(wide).network, tmp_path / "adapter")  # whose kernels computed does not matter
     with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj: its rows of 32 are no multiple of the block"):
         loaded(tiny_model, {"name": "nf4", "backend": "bitsandbytes"})
 
@@ -605,15 +604,15 @@ import json, sys, torch
 from pathlib import Path
 from veneer import machine
 from veneer.base.storage_config import base_storage
-from veneer.base.quantize import load_base
+from veneer.base.load import load_model
 from veneer.disk.tensors import open_tensors
 base, warm = Path(sys.argv[1]), Path(sys.argv[2])
-load_base(warm, storage=base_storage("nf4"), dtype="bfloat16")
-load_base(warm, storage=base_storage("nf4"), dtype="bfloat16")
+load_model(warm, storage=base_storage("nf4"), dtype="bfloat16")
+load_model(warm, storage=base_storage("nf4"), dtype="bfloat16")
 sizes = [e.nbytes for e in open_tensors(base).values()]
 before = machine.rss_bytes()
 machine.reset_peak_rss()
-model = load_base(base, storage=base_storage("nf4"), dtype="bfloat16").model
+model = load_model(base, storage=base_storage("nf4"), dtype="bfloat16").network
 stored = sum(b.numel() * b.element_size() for b in model.buffers())
 dense = sum(p.numel() * p.element_size() for p in model.parameters())
 kept, peak = stored + dense, machine.peak_rss_bytes() - before

@@ -10,7 +10,7 @@ import torch
 from tests.adapters.told import Told
 from veneer.base import fingerprint
 from veneer.base.fingerprint import base_fingerprint
-from veneer.base.quantize import load_base
+from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage, storage_of
 from veneer.base.weight_paging import page_weights_
 from veneer.disk.tensors import open_tensors
@@ -36,7 +36,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def loaded(base: Path, storage: Any, paged: bool) -> Any:
-    return load_base(base, storage=base_storage(storage), dtype="float32", paged=paged).model
+    return load_model(base, storage=base_storage(storage), dtype="float32", paged=paged).network
 
 
 @pytest.mark.parametrize("storage", STORAGES, ids=str)
@@ -80,13 +80,13 @@ def test_the_first_start_quantizes_into_the_cache(base: Path, tmp_path: Path, mo
     plain = loaded(base, "nf4", False)(IDS).logits
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path))
     told = Told()
-    first = load_base(base, storage=base_storage("nf4"), dtype="float32", paged=True, say=told.append)
+    first = load_model(base, storage=base_storage("nf4"), dtype="float32", paged=True, say=told.append)
     assert any(line.startswith("quantizing") for line in told)
-    assert torch.equal(first.model(IDS).logits, plain)
-    assert first.path == base and first.name == str(base)
+    assert torch.equal(first.network(IDS).logits, plain)
+    assert first.folder == base and first.name == str(base)
     assert [p.name for p in (tmp_path / "quantized").iterdir() if p.name.startswith(".")] == []
-    again = load_base(base, storage=base_storage("nf4"), dtype="float32", paged=True, say=told.append)
-    assert torch.equal(again.model(IDS).logits, plain) and len(told) == 1
+    again = load_model(base, storage=base_storage("nf4"), dtype="float32", paged=True, say=told.append)
+    assert torch.equal(again.network(IDS).logits, plain) and len(told) == 1
 
 
 def test_a_gradient_without_recomputing_fails_instead_of_being_wrong(base: Path) -> None:
@@ -110,7 +110,7 @@ def test_what_cannot_be_paged_is_refused(base: Path, tiny_model: Path) -> None:
     with pytest.raises(ConfigError, match=r"is dense; set storage to nf4, fp4 or int8"):
         loaded(base, "dense", True)
     with pytest.raises(ConfigError, match="reads weights for a CPU, not for cuda"):
-        load_base(base, storage=base_storage("nf4"), paged=True, device="cuda")
+        load_model(base, storage="nf4", paged=True, device=torch.device("cuda"))
     plain = loaded(base, "nf4", False)
     with pytest.raises(ModelError, match=r"LlamaForCausalLM has no blocks whose weights .* memory.page_weights"):
         page_weights_(plain, open_tensors(base), {})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from veneer.base.quantize import load_base
+from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage, storage_of
 from veneer.cli import quantize
 from veneer.cli.main import invoke
@@ -22,7 +22,7 @@ def test_a_folder_and_its_figures(tiny_model: Path, tmp_path: Path, capsys: pyte
     out = tmp_path / "nf4"
     assert run(tiny_model, "--to", out, "--json") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    model = load_base(out, storage=None, dtype="float32").model
+    model = load_model(out, storage=None, dtype="float32").network
     assert storage_of(model) == base_storage("nf4")
     files = open_tensors(tiny_model)
     difference = size = weights = held = largest = 0.0
@@ -66,7 +66,7 @@ def test_settings_and_words(tiny_model: Path, tmp_path: Path, capsys: pytest.Cap
     assert second.startswith("14 layers, 18,432 weights in ") and second.endswith(" bits a weight")
     assert third.startswith("relative error 0.1")
     wanted = base_storage({"name": "fp4", "block": 32, "double_quant": False})
-    assert storage_of(load_base(out, storage=None).model) == wanted
+    assert storage_of(load_model(out, storage=None).network) == wanted
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,6 @@ def test_every_method_of_the_table_trains_from_a_recipe(method: str, biased: Pat
         "run": "run",
     }
     outcome, _ = train_adapter(recipe_from(tree))
-    load_adapter(load_model(biased, dtype="float32").model, outcome.adapter)  # raises if it changes nothing
+    load_adapter(load_model(biased, dtype="float32").network, outcome.adapter)  # raises if it changes nothing
     assert outcome.steps == 3
     assert json.loads((Path(outcome.adapter) / "veneer.json").read_text())["method"] == method

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.docs.blocks import ROOT
-from veneer.base.quantize import load_base
+from veneer.base.load import load_model
 from veneer.methods import METHODS
 from veneer.prompts import PROMPTS
 from veneer.recipe.load import load_recipe
@@ -63,10 +63,10 @@ def loaded_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def load(name: str, **settings: Any) -> Any:
         key = (name, str(settings["storage"]))
         if key not in kept:
-            kept[key] = load_base(name, **settings)
+            kept[key] = load_model(name, **settings)
         return kept[key]
 
-    monkeypatch.setattr(setup, "load_base", load)
+    monkeypatch.setattr(setup, "load_model", load)
     yield
     kept.clear()
 

@@ -17,18 +17,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from tests.methods.layers import moved
 from tests.methods.parity import logits
 from veneer.adapters.attach import Adapter, attach
+from veneer.base.load import load_model
 from veneer.disk.tensors import TensorWriter, open_tensors, write_model_tensors
 from veneer.errors import ConfigError, DiskError, ModelError, NotFoldable
 from veneer.merge.fold import merge
 from veneer.methods.base import config_from
-from veneer.models.load import load_model
 
 LORA = {"rank": 2, "alpha": 4.0}
 
 
 def adapted(base: Path, targets: Any, method: str = "lora", **settings: Any) -> Adapter:
     """A random adapter on `base`, in float32, that moves the logits visibly."""
-    model = load_model(base, dtype="float32").model
+    model = load_model(base, dtype="float32").network
     plain = logits(model)
     adapter = attach(model, config_from(method, settings or (LORA if method == "lora" else {})), targets).eval()
     for n, delta in enumerate(adapter.deltas.values()):
@@ -191,7 +191,7 @@ def test_a_layer_that_stands_in_two_places_is_folded_in_both(made_model: Callabl
     names = [f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)]
     tensors = {n: stored.read(names[0] if n == names[1] else n) for n in stored}
     write_model_tensors(base, {k: (t.dtype, tuple(t.shape)) for k, t in tensors.items()}, tensors.items())
-    model = load_model(base, dtype="float32").model
+    model = load_model(base, dtype="float32").network
     model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
     adapter = attach(model, config_from("lora", LORA), ("up_proj",)).eval()
     assert list(adapter.deltas) == ["model.layers.0.mlp.up_proj"]
@@ -244,7 +244,7 @@ def test_a_base_in_bfloat16_keeps_its_dtype_or_is_widened(tiny_model: Path, tmp_
 
 
 def test_detached_the_model_is_bit_identical(tiny_model: Path, tmp_path: Path) -> None:
-    before = load_model(tiny_model, dtype="float32").model
+    before = load_model(tiny_model, dtype="float32").network
     adapter = adapted(tiny_model, ("embed_tokens", "lm_head", "q_proj"))
     merge(adapter, tiny_model, tmp_path / "merged")
     model = adapter.detach().model

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 import veneer.merge.verified_merge as merged_module
 from tests.methods.layers import moved
 from veneer.adapters.attach import Adapter, attach
+from veneer.base.base import Base
+from veneer.base.load import load_model
 from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row
@@ -19,14 +21,13 @@ from veneer.errors import ConfigError, DataError, NotFoldable, Refused
 from veneer.merge.verified_merge import beginnings, merge_and_verify
 from veneer.merge.verify import logits_along
 from veneer.methods.base import config_from
-from veneer.models.load import Loaded, load_model
 
 PROMPTS = [[5, 9, 300, 17], [1, 7], [250, 81, 3], [44]]
 
 
-def adapted(base: Path, method: str = "lora", targets: Any = "all-linear") -> tuple[Loaded, Adapter]:
+def adapted(base: Path, method: str = "lora", targets: Any = "all-linear") -> tuple[Base, Adapter]:
     loaded = load_model(base, dtype="float32")
-    adapter = attach(loaded.model, config_from(method, {"rank": 2} if method == "lora" else {}), targets).eval()
+    adapter = attach(loaded.network, config_from(method, {"rank": 2} if method == "lora" else {}), targets).eval()
     for n, delta in enumerate(adapter.deltas.values()):
         moved(delta, 0.2, seed=n)
     return loaded, adapter
@@ -134,7 +135,7 @@ def test_an_adapter_that_is_not_on_the_model(tiny_model: Path, tmp_path: Path) -
 
 def test_dropout_is_off_while_comparing(tiny_model: Path, tmp_path: Path) -> None:
     loaded = load_model(tiny_model, dtype="float32")
-    adapter = attach(loaded.model, config_from("lora", {"rank": 2, "dropout": 0.5})).train()
+    adapter = attach(loaded.network, config_from("lora", {"rank": 2, "dropout": 0.5})).train()
     for n, delta in enumerate(adapter.deltas.values()):
         moved(delta, 0.2, seed=n)
     assert merge_and_verify(loaded, adapter, tmp_path / "merged", PROMPTS).drift.relative_drift < 1e-5
@@ -205,7 +206,7 @@ def test_a_row_that_cannot_be_read_is_named(tiny_model: Path) -> None:
 @pytest.mark.model
 def test_smollm2_in_its_own_dtypes(smollm2: Path, tmp_path: Path) -> None:
     loaded = load_model(smollm2, dtype="float32")
-    adapter = attach(loaded.model, config_from("lora", {"rank": 4, "alpha": 4.0})).eval()
+    adapter = attach(loaded.network, config_from("lora", {"rank": 4, "alpha": 4.0})).eval()
     for n, delta in enumerate(adapter.deltas.values()):
         moved(delta, 0.02, seed=n)
     texts = ["Which customers are in Berlin?\n", "The capital of France is", "def fibonacci(n):\n", "Dear Sir,\n"]

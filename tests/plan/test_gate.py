@@ -30,7 +30,7 @@ def test_too_small_a_budget_is_refused_before_loading(recipe: Make, monkeypatch:
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("veneer.train.setup.load_base", never)
+    monkeypatch.setattr("veneer.train.setup.load_model", never)
     with pytest.raises(
         Refused, match=r"(?s)will not fit; nothing was loaded:\n  memory: .* but memory.budget leaves 1 MiB"
     ) as e:

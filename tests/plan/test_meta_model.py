@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from veneer.adapters.attach import attach
-from veneer.base.quantize import load_base
+from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage
 from veneer.methods.base import config_from
 from veneer.models.blocks import blocks_of
@@ -26,7 +26,7 @@ def test_bytes_of_the_base_are_those_of_the_loaded_model(
 ) -> None:
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
     wanted = recipe(**{"storage.name": storage})
-    loaded = load_base(wanted.model, storage=base_storage(wanted.storage.model_dump()), dtype="float32").model
+    loaded = load_model(wanted.model, storage=base_storage(wanted.storage.model_dump()), dtype="float32").network
     model = Plain.of(wanted).model()
     assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
     tables = 14 * 1088 if storage in ("nf4", "fp4") else 0  # loaded weights share one pair of them
@@ -41,7 +41,7 @@ def test_trained_numbers_of_every_method(method: str, recipe: Make) -> None:
     wanted = recipe(method={"name": method} | ({"rank": 2} if method == "mora" else {}))
     plain = Plain.of(wanted)
     model = plain.model()
-    loaded = load_base(wanted.model, storage=None, dtype="float32").model
+    loaded = load_model(wanted.model, storage=None, dtype="float32").network
     assert sum(plain.trained(model)) == attach(loaded, config_from(method, wanted.method.own)).n_params()
     assert plain.change(plain.model(1)).n_params() * 2 == sum(plain.trained(model))
 

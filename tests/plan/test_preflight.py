@@ -45,7 +45,7 @@ def test_the_words_are_those_of_training(changes: dict[str, Any], recipe: Make, 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("veneer.train.setup.load_base", never)
+    monkeypatch.setattr("veneer.train.setup.load_model", never)
     assert by_plan == refused(lambda: train(of, check=refusing(print)))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from veneer.base.quantize import load_base
+from veneer.base.load import load_model
 from veneer.base.storage_config import BaseStorage
 from veneer.disk.tensors import weight_files
 from veneer.plan.meta_model import Plain
@@ -37,7 +37,7 @@ def test_weights_are_quantized_once(recipe: Make) -> None:
     assert files_to_load(nf4) == (weight_files(nf4.folder), True)
     storage = nf4.storage
     assert isinstance(storage, BaseStorage)
-    load_base(nf4.recipe.model, storage=storage)
+    load_model(nf4.recipe.model, storage=storage)
     cached, fresh = files_to_load(nf4)
     assert not fresh and cached != weight_files(nf4.folder) and all(f.is_file() for f in cached)
     (cached[0].parent / "config.json").write_text("{}")  # what train will make anew

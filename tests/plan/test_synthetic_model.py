@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from veneer.base.quantize import load_base
+from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage
 from veneer.models.blocks import blocks_of
 from veneer.plan.meta_model import Plain
@@ -19,7 +19,7 @@ Make = Callable[..., Recipe]
 def test_shapes_are_those_of_the_loaded_model(storage: str, recipe: Make) -> None:
     wanted = recipe(**{"storage.name": storage})
     model = made_model(Plain.of(wanted))
-    real = load_base(wanted.model, storage=base_storage(wanted.storage.model_dump()), dtype="float32").model
+    real = load_model(wanted.model, storage=base_storage(wanted.storage.model_dump()), dtype="float32").network
     shapes, wanted_shapes = (
         {n: (t.shape, t.dtype) for n, t in [*m.named_parameters(), *m.named_buffers()]} for m in (model, real)
     )
@@ -32,7 +32,7 @@ def test_shapes_are_those_of_the_loaded_model(storage: str, recipe: Make) -> Non
 
 def test_tied_weights_stay_one(recipe: Make) -> None:
     model = made_model(Plain.of(recipe()))
-    tied = load_base(recipe().model, storage=None, dtype="float32").model
+    tied = load_model(recipe().model, storage=None, dtype="float32").network
     same = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert same == (tied.get_input_embeddings().weight is tied.get_output_embeddings().weight)
 

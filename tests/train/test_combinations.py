@@ -10,9 +10,9 @@ import torch
 
 from tests.train.test_loop import events, interrupted
 from veneer.adapters.attach import load_adapter
+from veneer.base.load import load_model
 from veneer.cli.main import invoke
 from veneer.errors import ConfigError
-from veneer.models.load import load_model
 from veneer.recipe.load import load_recipe, parse_flags, recipe_from, write_recipe
 from veneer.recipe.settings import Recipe
 from veneer.train.eval_loss import mean_loss
@@ -48,9 +48,9 @@ def test_it_learns_and_is_the_same_after_an_interruption(
     assert tensors(broken.run + "/adapter") == tensors(outcome.adapter)
     assert len(tensors(outcome.adapter)) == (1 if method["name"] == "none" else 2)
     loaded = load_model(whole.model, dtype="float32")
-    change = load_adapter(loaded.model, outcome.adapter)
+    change = load_adapter(loaded.network, outcome.adapter)
     assert change.n_params() == outcome.trained_parameters
-    assert mean_loss(loaded.model, ready.held_out, whole) == pytest.approx(losses[-1], abs=1e-6)
+    assert mean_loss(loaded.network, ready.held_out, whole) == pytest.approx(losses[-1], abs=1e-6)
 
 
 def test_verbs_take_what_was_trained(job: Make, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:

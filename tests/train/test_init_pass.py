@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tests.train.test_loop import interrupted, weights
 from veneer.adapters.attach import load_adapter
+from veneer.base.load import load_model
 from veneer.methods.base import Delta
 from veneer.methods.eva import EVA, Directions
-from veneer.models.load import load_model
 from veneer.recipe.settings import Recipe
 from veneer.train import setup as prepare_module
 from veneer.train.init_pass import looking
@@ -60,7 +60,7 @@ def test_eva_trains_starts_from_the_rows_and_is_the_same_after_an_interruption(
     assert looked == []
     assert weights(broken) == weights(whole)
     loaded = load_model(whole.model, dtype="float32")
-    adapter = load_adapter(loaded.model, outcome.adapter)
+    adapter = load_adapter(loaded.network, outcome.adapter)
     assert {path: len(delta.a) for path, delta in adapter.deltas.items()} == ranks  # type: ignore[arg-type]
 
 

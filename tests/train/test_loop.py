@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from veneer.adapters.attach import load_adapter
+from veneer.base.load import load_model
 from veneer.disk.tensors import TensorWriter
 from veneer.errors import ConfigError, DataError, DiskError, TrainingError
-from veneer.models.load import load_model
 from veneer.recipe.load import load_recipe, write_recipe
 from veneer.recipe.settings import Recipe
 from veneer.train import loop
@@ -83,7 +83,7 @@ def test_what_is_saved_is_what_was_trained(job: Make, rows: Path) -> None:
     recipe = job(**{"data.eval": str(rows)})
     outcome, done = train(recipe)
     assert done is not None
-    fresh = load_model(recipe.model, dtype="float32").model
+    fresh = load_model(recipe.model, dtype="float32").network
     adapter = load_adapter(fresh, outcome.adapter)
     assert all(torch.equal(a, b) for a, b in zip(adapter.parameters(), done.adapter.parameters(), strict=True))
     assert mean_loss(fresh, done.held_out, recipe) == outcome.eval_loss  # and its dropout was off
@@ -103,7 +103,7 @@ def test_detached_the_model_is_what_it_was(job: Make, recompute: bool) -> None:
     _, done = train(recipe)
     assert done is not None
     assert not any(d.training for d in done.adapter.deltas.values())
-    fresh = load_model(recipe.model, dtype="float32").model
+    fresh = load_model(recipe.model, dtype="float32").network
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         assert not torch.equal(done.model(input_ids=ids).logits, fresh(input_ids=ids).logits)

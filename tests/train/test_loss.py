@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 
 from veneer import machine
 from veneer.adapters.attach import attach
+from veneer.base.load import load_model
 from veneer.data.example import Example
 from veneer.data.pack import collate
 from veneer.methods.base import config_from
-from veneer.models.load import load_model, load_tokenizer
+from veneer.models.skeleton import load_tokenizer
 from veneer.train import loss as module
 from veneer.train.loss import backward, head_of, hidden_states, summed_loss
 
@@ -184,7 +185,7 @@ def test_an_adapter_on_the_head_alone_gets_its_gradient() -> None:
 
 @pytest.mark.model
 def test_the_real_model_packed_has_the_losses_of_its_documents_alone(smollm2: Any) -> None:
-    model = load_model(smollm2, dtype="float32").model
+    model = load_model(smollm2, dtype="float32").network
     texts = [
         "The capital of France is Paris.",
         "SELECT name FROM customers WHERE city = 'Oslo'",

@@ -13,8 +13,8 @@ from tests.methods.parity import fresh, logits, peft_loads
 from tests.train.test_combinations import tensors
 from tests.train.test_loop import events, interrupted
 from veneer.adapters.attach import load_adapter
+from veneer.base.load import load_model
 from veneer.cli.main import invoke
-from veneer.models.load import load_model
 from veneer.recipe.settings import Recipe
 from veneer.train.eval_loss import mean_loss
 from veneer.train.loop import train
@@ -110,6 +110,6 @@ def test_a_prompt_beside_it_goes_on_through_restarts(job: Make, rows: Path, meth
     train(broken)
     assert tensors(broken.run + "/adapter") == tensors(outcome.adapter)
     assert [e["folded"] > 0 for e in events(whole, "restart")] == [True, True]
-    fresh_model = load_model(whole.model, dtype="float32").model
+    fresh_model = load_model(whole.model, dtype="float32").network
     load_adapter(fresh_model, outcome.adapter)
     assert mean_loss(fresh_model, done.held_out, whole) == pytest.approx(outcome.eval_loss, abs=2e-6)

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from veneer.adapters.attach import Adapter, load_adapter
-from veneer.base.quantize import load_base
+from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage
 from veneer.errors import ConfigError
-from veneer.models.load import load_model
 from veneer.recipe.settings import Recipe, RestartSettings
 from veneer.train.eval_loss import mean_loss
 from veneer.train.events import Event
@@ -55,7 +54,7 @@ def test_what_is_saved_is_what_was_trained(job: Make, rows: Path, method: str, f
     outcome, done = train(recipe)
     assert done is not None
     assert [(e["step"], e["cycle"]) for e in restarts_of(recipe)] == [(2, 2), (4, 3)]
-    fresh = load_model(recipe.model, dtype="float32").model
+    fresh = load_model(recipe.model, dtype="float32").network
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), done.model.parameters(), strict=True))
     adapter = load_adapter(fresh, outcome.adapter)
     config = json.loads((Path(outcome.adapter) / "adapter_config.json").read_text())
@@ -129,7 +128,7 @@ def test_only_dense_weights_take_the_change_in(job: Make, storage: str, folded: 
     assert [bool(e["folded"]) for e in restarts_of(recipe)] == [folded, folded]
     for event in restarts_of(recipe):
         assert event["rounding"] == event["rounding_of_change"] == 0  # float32 holds what is computed in float32
-    fresh = load_base(recipe.model, storage=base_storage(storage), dtype="float32").model
+    fresh = load_model(recipe.model, storage=base_storage(storage), dtype="float32").network
     load_adapter(fresh, outcome.adapter)  # its fingerprint is the base's
 
 

@@ -6,16 +6,21 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from veneer import machine
+from veneer.base.fill import match, rearranged_by_transformers
+from veneer.base.quantize import Quantizer
 from veneer.base.storage_config import BaseStorage
-from veneer.disk.atomic import replacing, replacing_folder
+from veneer.disk.atomic import clear_leftovers, replacing, replacing_folder
 from veneer.disk.model_dir import COPIED, open_model_dir
+from veneer.disk.scratch import Spill
 from veneer.disk.tensors import INDEX, Tensors, open_tensors, weight_files, write_model_tensors
-from veneer.errors import DiskError
+from veneer.errors import DiskError, ModelError
+from veneer.models.skeleton import build_skeleton, quiet
 from veneer.storage import Storage, bnb
 from veneer.storage.fourbit import FourBit
 
@@ -83,21 +88,49 @@ def check_cached(folder: Path) -> None:
         raise DiskError(f"{folder} does not hold what was written: its content's hash is not the one in {SEAL}")
 
 
-class Made(Protocol):
-    """What was quantized of a model."""
+def sealed_copy(base: Path, storage: BaseStorage, say: Callable[[str], None]) -> tuple[Path, bool]:
+    """Where the copy of `base` in `storage` is kept, and whether it is there, as it was written.
 
-    kept: dict[str, Storage]
-    """By module path."""
-    homes: dict[str, str]
-    """Module path -> its weight's name in the base's files."""
-    dense: list[str]
-    """Linear layers that stay as they are."""
-    copies: list[str]
-    """Names in the base's files that hold a weight once more."""
+    Leftovers of killed processes are removed where it is to be made.
+    """
+    cached = cache_folder(base, storage)
+    if cached.is_dir():
+        try:
+            check_cached(cached)
+            return cached, True
+        except DiskError as error:
+            say(f"the quantized weights in {cached} are damaged and made anew: {error}")
+    clear_leftovers(cached.parent)
+    return cached, False
+
+
+def quantize_weights(base: Path, quantizer: Quantizer) -> None:
+    """Quantize the weights of a folder and load nothing else.
+
+    Raises ModelError for files that do not fit config.json, and where transformers rearranges them (merged experts).
+    """
+    with quiet():
+        network = build_skeleton(base, torch.bfloat16)
+    try:
+        match(network, quantizer(network, open_tensors(base)))
+    except ModelError:
+        if not rearranged_by_transformers(network):
+            raise
+        quantizer.homes = {}
+
+
+def quantize_into_cache(base: Path, into: Path, storage: BaseStorage) -> bool:
+    """Quantize `base` into the cache, each weight written to disk as soon as it is done; whether that can be."""
+    with Spill(into.parent) as spill:
+        quantizer = Quantizer(storage, spill=spill)
+        quantize_weights(base, quantizer)
+        if quantizer.homes:
+            cache_quantized(base, into, quantizer)
+    return bool(quantizer.homes)
 
 
 def write_quantized(
-    base: Path, into: Path, made: Made, progress: Callable[[int, int], None] = lambda done, total: None
+    base: Path, into: Path, made: Quantizer, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> int:
     """Write `base` with some weights quantized, whole or not at all; returns the folder's bytes.
 
@@ -109,14 +142,14 @@ def write_quantized(
     return sum(file.stat().st_size for file in into.iterdir())
 
 
-def cache_quantized(base: Path, into: Path, made: Made) -> None:
+def cache_quantized(base: Path, into: Path, made: Quantizer) -> None:
     """Write what `write_quantized` does, and a hash of it that `check_cached` compares.  Raises DiskError."""
     with replacing_folder(into) as folder:
         _write(base, folder, made, lambda done, total: None)
         (folder / SEAL).write_text(content_hash(folder, into), encoding="ascii")
 
 
-def _write(base: Path, folder: Path, made: Made, progress: Callable[[int, int], None]) -> None:
+def _write(base: Path, folder: Path, made: Quantizer, progress: Callable[[int, int], None]) -> None:
     stored = open_tensors(base).without(made.copies)
     kept = {home: made.kept[path] for path, home in made.homes.items()}
     specs = {}
@@ -136,7 +169,7 @@ def _write(base: Path, folder: Path, made: Made, progress: Callable[[int, int], 
     write_model_tensors(folder, specs, _tensors(stored, kept, progress))
 
 
-def misread_on_cpu(made: Made) -> list[str]:
+def misread_on_cpu(made: Quantizer) -> list[str]:
     """Paths of layers whose 4-bit weights bitsandbytes computes with wrongly on a CPU with AVX-512."""
     four = {path: kept for path, kept in made.kept.items() if isinstance(kept, FourBit)}
     return [path for path, kept in four.items() if bnb.misread_on_cpu(kept.shape, kept.block)]

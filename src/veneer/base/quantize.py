@@ -1,14 +1,10 @@
-"""Load a base model with its weights kept in a storage: quantized as they are read, or as a folder holds them.
+"""Place quantized weights in a network without weights: quantized as they are read, or as a folder holds them.
 
-Quantizing reads one weight at a time, in its file's own number type, so that the codes do not depend on what a machine
-computes in; peak memory is the quantized model and one tensor. What was quantized is written once into veneer's cache,
-under a hash of the base's files and the settings, and mapped from there by the next start, without a copy. Paged
-weights go to disk one by one as they are quantized, and are read from the cache a block at a time, ahead of use.
+Quantizing reads one weight at a time, in its file's own number type, so that the codes do not depend on the compute
+dtype of a machine; peak memory is the quantized model and one tensor.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,134 +12,20 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer import machine
-from veneer.base.quant_cache import cache_folder, cache_quantized, check_cached, is_quantized
-from veneer.base.storage_config import BaseStorage, computed_by_kernels, config_of, storage_of
-from veneer.base.weight_paging import page_weights_
-from veneer.disk.atomic import clear_leftovers
-from veneer.disk.scratch import Spill, refuse_memory
-from veneer.disk.tensors import Tensors, open_tensors
-from veneer.errors import ConfigError, DiskError, ModelError
-from veneer.kernels import native
-from veneer.models.blocks import output_head
-from veneer.models.load import Loaded, load_model, resolve
+from veneer.base.storage_config import BaseStorage, config_of
+from veneer.disk.scratch import Spill
+from veneer.disk.tensors import Tensors
+from veneer.errors import ConfigError, ModelError
+from veneer.models.blocks import input_embedding, name_in_files, output_head
 from veneer.storage import STORAGES, Storage, from_tensors
-from veneer.storage.fourbit import FourBit
 from veneer.storage.int8 import Int8
 from veneer.storage.layers import Keep, StoredEmbedding, StoredLinear, keep, store_
 
-Progress = Callable[[int, int], None]
-FOUR_BITS = "with 4-bit weights"
+OnProgress = Callable[[int, int], None]
 Seen = Callable[[str, Tensor, Storage], None]
-Say = Callable[[str], None]
 
 
-def load_base(
-    model: str | Path,
-    *,
-    storage: BaseStorage | None,
-    dtype: str | torch.dtype = "auto",
-    device: str | torch.device = "cpu",
-    paged: bool = False,
-    say: Say = lambda _: None,
-) -> Loaded:
-    """Load `model` as `veneer.models.load.load_model` does, its linear layers kept in `storage`.
-
-    storage   None leaves every weight as the files have it.  A folder that is quantized already stays as it is; asking
-              for another storage than its own is an error
-    paged     read the quantized weights of the model's blocks from disk ahead of each use (base/weight_paging.py)
-    say       is told what takes a while
-    Raises ModelError and ConfigError, as load_model and the storage do, with every weight that cannot be used.
-    """
-    folder = resolve(model)
-    if paged and torch.device(device).type != "cpu":
-        raise ConfigError(f"memory.page_weights reads weights for a CPU, not for {device}; set it to false")
-    if paged and storage is None and not is_quantized(folder):
-        raise dense_paged(model)
-    if paged:
-        refuse_weights_in_memory(folder)
-    if torch.device(device).type == "cpu" and computed_by_kernels(storage):
-        native.say_without(FOUR_BITS, say)
-    furnisher, base = Furnisher(storage), folder
-    if storage is None or is_quantized(folder):
-        loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
-    else:
-        base = cache_folder(folder, storage)
-        if not base.is_dir() or (found := _from_cache(base, furnisher, dtype, device, say)) is None:
-            clear_leftovers(base.parent)
-            say(f"quantizing {model} to {storage} (once)")
-            found = (_through_disk if paged else _quantized)(folder, base, furnisher, dtype, device, say)
-        loaded = found
-    ready_(loaded.model, storage, device)
-    if storage is None and torch.device(device).type == "cpu" and computed_by_kernels(storage_of(loaded.model)):
-        native.say_without(FOUR_BITS, say)
-    loaded = replace(loaded, name=str(model), path=folder)
-    if paged:
-        page_weights_(loaded.model, open_tensors(base), furnisher.homes, say=say)
-    return loaded
-
-
-def dense_paged(model: str | Path) -> ConfigError:
-    """For weights that are to be paged, and are not quantized."""
-    return ConfigError(
-        f"memory.page_weights reads weights as they are computed with, and {model} is dense; set storage to nf4, fp4 "
-        "or int8, or memory.page_weights to false"
-    )
-
-
-def refuse_weights_in_memory(folder: Path) -> None:
-    """Raise DiskError where the weights that are paged would be read from memory."""
-    if is_quantized(folder):
-        refuse_memory(folder, "memory.page_weights", "put the model on a disk")
-    else:
-        refuse_memory(machine.cache_dir(), "memory.page_weights", "set VENEER_CACHE to a folder on a disk")
-
-
-def _from_cache(
-    cached: Path, furnisher: "Furnisher", dtype: str | torch.dtype, device: str | torch.device, say: Say
-) -> Loaded | None:
-    try:
-        check_cached(cached)
-        return load_model(cached, dtype=dtype, furnish=furnisher, device=device)
-    except (ModelError, DiskError) as error:
-        why = " ".join(line.strip() for line in str(error).splitlines()[:2])
-        say(f"the quantized weights in {cached} are damaged and made anew: {why}")
-        return None
-
-
-def _quantized(
-    folder: Path, cached: Path, furnisher: "Furnisher", dtype: str | torch.dtype, device: str | torch.device, say: Say
-) -> Loaded:
-    """Quantize in memory, and keep that for the next start too."""
-    loaded = load_model(folder, dtype=dtype, furnish=furnisher, device=device)
-    if furnisher.homes:
-        try:
-            cache_quantized(folder, cached, furnisher)
-        except DiskError as error:
-            say(f"the quantized weights are not kept for the next start: {error}")
-    return loaded
-
-
-def _through_disk(
-    folder: Path, cached: Path, furnisher: "Furnisher", dtype: str | torch.dtype, device: str | torch.device, say: Say
-) -> Loaded:
-    """Quantize into the cache, each weight to disk as soon as it is done, and load from there."""
-    with Spill(cached.parent) as spill:
-        load_model(folder, dtype=dtype, furnish=(made := Furnisher(furnisher.storage, spill=spill)))
-        if made.homes:
-            cache_quantized(folder, cached, made)
-    return load_model(cached if made.homes else folder, dtype=dtype, furnish=furnisher, device=device)
-
-
-def ready_(model: nn.Module, storage: BaseStorage | None, device: str | torch.device) -> None:
-    """Stored weights on `device`, computed with by the kernels that `storage` names."""
-    for path, module in model.named_modules():
-        if isinstance(module, Storage):
-            module.to(device)
-        if isinstance(module, FourBit) and storage is not None:
-            module.compute_with(storage.backend, path.removesuffix(".storage"))
-
-
-class Furnisher:
+class Quantizer:
     """Puts stored layers into a model without weights: those its files hold quantized, else those to quantize now.
 
     storage    None only takes what is quantized in the files
@@ -158,7 +40,7 @@ class Furnisher:
         storage: BaseStorage | None,
         *,
         seen: Seen = lambda path, w, kept: None,
-        progress: Progress = lambda done, total: None,
+        progress: OnProgress = lambda done, total: None,
         spill: Spill | None = None,
         kept: Keep = keep,
     ) -> None:
@@ -174,12 +56,10 @@ class Furnisher:
 
     def __call__(self, model: Any, tensors: Tensors) -> Tensors:
         self.kept, self.homes = {}, {}
-        if not tensors:
-            return self._on_a_whole_model(model, tensors)
         packed = packed_names(tensors)
         every = _layers(model)
         if packed:
-            homes = {path: home for path in every if (home := stored_name(model, f"{path}.weight", packed))}
+            homes = {path: home for path in every if (home := name_in_files(model, f"{path}.weight", packed))}
             used = self._read(homes, packed, tensors, every)
         else:
             targets = self._targets(model, tensors)
@@ -190,16 +70,16 @@ class Furnisher:
         self.dense = [p for p, m in every.items() if p not in self.kept and not isinstance(m, nn.Embedding)]
         return tensors.without([*used, *self.copies])
 
-    def _on_a_whole_model(self, model: Any, tensors: Tensors) -> Tensors:
+    def on_whole_model(self, model: Any) -> None:
+        """Store the layers of a model that has its weights already, or of one on the meta device."""
         if self.storage is not None:
-            store_(model, self.storage.config, self._targets(model, tensors), self._keep)
-        return tensors
+            store_(model, self.storage.config, self._targets(model, Tensors({}, {})), self._keep)
 
     def _targets(self, model: Any, tensors: Tensors) -> list[str]:
         """Paths of the layers to quantize.  Raises ConfigError where the choice does not fit the model."""
         if self.storage is None:
             return []
-        head, embedding = output_head(model), _input_embedding(model)
+        head, embedding = output_head(model), input_embedding(model)
         tied = _tied(model, tensors)
         if tied and self.storage.head and not self.storage.embeddings:
             raise ConfigError(
@@ -261,12 +141,6 @@ class Furnisher:
         return [name for home in homes.values() for name in packed[home]]
 
 
-def stored_name(model: Any, name: str, names: Any) -> str | None:
-    """The name in the files of a parameter of the model; the base model's prefix may be there or not."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    return next((n for n in (name, name.removeprefix(prefix), prefix + name) if n in names), None)
-
-
 def packed_names(tensors: Tensors) -> dict[str, list[str]]:
     """Weights that the files hold quantized -> the names of all their tensors, those that are there."""
     found: dict[str, list[str]] = {}
@@ -294,7 +168,7 @@ def _plain_dtype(tensors: Tensors, packed: dict[str, list[str]]) -> torch.dtype:
 
 def _layers(model: Any) -> dict[str, nn.Module]:
     """Layers that can be kept in a storage: linear ones as they come from torch, Conv1D, and the input embedding."""
-    embedding = _input_embedding(model)
+    embedding = input_embedding(model)
     return {
         path: m
         for path, m in model.named_modules()
@@ -302,22 +176,14 @@ def _layers(model: Any) -> dict[str, nn.Module]:
     }
 
 
-def _input_embedding(model: Any) -> str | None:
-    try:
-        embedding = model.get_input_embeddings()
-    except NotImplementedError:
-        return None
-    return next((str(path) for path, m in model.named_modules() if m is embedding), None)
-
-
 def _tied(model: Any, tensors: Tensors) -> bool:
     """Whether the output head's weight is the input embedding's, in the model and in the files."""
-    head, embedding = output_head(model), _input_embedding(model)
+    head, embedding = output_head(model), input_embedding(model)
     if head is None or embedding is None:
         return False
     if model.get_submodule(head).weight is not model.get_submodule(embedding).weight:
         return False
-    names = [stored_name(model, f"{path}.weight", tensors) for path in (head, embedding)]
+    names = [name_in_files(model, f"{path}.weight", tensors) for path in (head, embedding)]
     if names[0] is None or names[1] is None:
         return True
     one, other = tensors[names[0]], tensors[names[1]]
@@ -334,7 +200,7 @@ def _stays_wide(model: Any, path: str) -> bool:
 
 def _fitting(model: Any, tensors: Tensors, path: str) -> str | None:
     """A weight's name in the files; None if it is missing or of another shape, which loading the rest reports."""
-    home = stored_name(model, f"{path}.weight", tensors)
+    home = name_in_files(model, f"{path}.weight", tensors)
     shape = tuple(model.get_submodule(path).weight.shape)
     return home if home is not None and tensors[home].shape == shape else None
 
@@ -347,10 +213,10 @@ def _shape(layer: nn.Module) -> tuple[int, int]:
 
 def _install(model: Any, kept: dict[str, Storage], tensors: Tensors) -> list[str]:
     """Put a layer around each storage into the model; returns names in the files of a head that went along."""
-    head, embedding = output_head(model), _input_embedding(model)
+    head, embedding = output_head(model), input_embedding(model)
     copies = []
     if embedding in kept and head is not None and head not in kept and _tied(model, tensors):
-        copies = [name for name in [stored_name(model, f"{head}.weight", tensors)] if name is not None]
+        copies = [name for name in [name_in_files(model, f"{head}.weight", tensors)] if name is not None]
         _put(model, head, StoredLinear(kept[str(embedding)], model.get_submodule(head).bias, saved=False))
     for path, storage in kept.items():
         layer = model.get_submodule(path)

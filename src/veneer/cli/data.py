@@ -23,11 +23,12 @@ def command(
         veneer data recipe.yaml --rows 5 --data.too_long drop
     """
     from veneer.data.preview import colored, describe, histogram, segments
-    from veneer.models.load import load_tokenizer
+    from veneer.models.skeleton import load_tokenizer
+    from veneer.models.sources import resolve
     from veneer.recipe.load import load_recipe, parse_flags
 
     settings = load_recipe(recipe, parse_flags(context.args))
-    tokenizer = load_tokenizer(settings.model)
+    tokenizer = load_tokenizer(resolve(settings.model))
     result: dict[str, Any] = {}
     for part, source in (("train", settings.data.train), ("eval", settings.data.eval)):
         if source is None:

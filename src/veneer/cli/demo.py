@@ -17,9 +17,9 @@ from veneer.errors import ConfigError
 from veneer.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from veneer.base.base import Base
     from veneer.data.company import DemoFiles
     from veneer.evaluate.runner import Evaluation
-    from veneer.models.load import Loaded
     from veneer.recipe.settings import Recipe
 
 RECIPE = """\
@@ -53,10 +53,10 @@ def command(
         veneer demo --folder /tmp/veneer-demo
     """
     from veneer.adapters.attach import load_adapter
+    from veneer.base.load import load_model
     from veneer.cli.train import TrainProgress
     from veneer.data.company import write_demo_files
     from veneer.machine import peak_rss_bytes
-    from veneer.models.load import load_model
     from veneer.recipe.load import load_recipe
     from veneer.train.loop import train
 
@@ -81,7 +81,7 @@ def command(
         raise KeyboardInterrupt(f"`veneer train {recipe_file}` goes on with the training.") from None
     say("4. After")
     loaded = load_model(recipe.model, dtype=recipe.train.dtype)
-    adapter = load_adapter(loaded.model, outcome.adapter)
+    adapter = load_adapter(loaded.network, outcome.adapter)
     after = measured(loaded, files, recipe)
     people.print(by_kind(files, before, after))
     say("5. Three questions, asked live")
@@ -122,7 +122,7 @@ def say(message: str) -> None:
     stderr.print(message, style="bold cyan", markup=False, soft_wrap=True)
 
 
-def measured(loaded: "Loaded", files: "DemoFiles", recipe: "Recipe") -> "Evaluation":
+def measured(loaded: "Base", files: "DemoFiles", recipe: "Recipe") -> "Evaluation":
     """Execution accuracy on the held-out questions, with whatever is attached."""
     from functools import partial
 
@@ -135,7 +135,9 @@ def measured(loaded: "Loaded", files: "DemoFiles", recipe: "Recipe") -> "Evaluat
     settings = EvalSettings(metrics=("sql",), max_new_tokens=80, options=MetricOptions(database=files.database))
     renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     rows = read_rows(str(files.held_out))
-    return evaluate(loaded.model, loaded.tokenizer, rows, renderer, settings, progress=partial(showing, console=stderr))
+    return evaluate(
+        loaded.network, loaded.tokenizer, rows, renderer, settings, progress=partial(showing, console=stderr)
+    )
 
 
 def by_kind(files: "DemoFiles", before: "Evaluation", after: "Evaluation") -> Table:
@@ -153,7 +155,7 @@ def by_kind(files: "DemoFiles", before: "Evaluation", after: "Evaluation") -> Ta
     return table
 
 
-def ask(loaded: "Loaded", files: "DemoFiles", recipe: "Recipe", people: Console) -> None:
+def ask(loaded: "Base", files: "DemoFiles", recipe: "Recipe", people: Console) -> None:
     """Let the model write SQL for three questions, run it, and show what the database says."""
     from veneer.data.company import SHOWCASE
     from veneer.data.render import Renderer
@@ -164,7 +166,7 @@ def ask(loaded: "Loaded", files: "DemoFiles", recipe: "Recipe", people: Console)
     renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(Row({"question": q.question}, "showcase", i)) for i, q in enumerate(SHOWCASE)]
     settings = EvalSettings(metrics=("exact_match",), max_new_tokens=80)
-    for question, sql in zip(SHOWCASE, answer(loaded.model, loaded.tokenizer, prompts, settings), strict=True):
+    for question, sql in zip(SHOWCASE, answer(loaded.network, loaded.tokenizer, prompts, settings), strict=True):
         people.print(f"\n{question.question}", style="bold", markup=False, soft_wrap=True)
         people.print(f"  {sql}", style="green", markup=False, soft_wrap=True)
         try:
@@ -184,13 +186,13 @@ def shown(result: Sequence[tuple[Any, ...]], most: int = 6) -> str:
 def merged_equal(recipe: "Recipe", adapter: Path, into: Path, files: "DemoFiles", people: Console) -> bool:
     """Merge, verify on held-out questions, and say whether every greedy text is the same."""
     from veneer.adapters.attach import load_adapter
+    from veneer.base.load import load_model
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
     from veneer.merge.verified_merge import merge_and_verify
-    from veneer.models.load import load_model
 
     loaded = load_model(recipe.model, dtype="float32")
-    attached = load_adapter(loaded.model, adapter)
+    attached = load_adapter(loaded.network, adapter)
     renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(row) for row in read_rows(str(files.held_out), limit=VERIFY_ROWS)]
     drift = merge_and_verify(loaded, attached, into, prompts).drift

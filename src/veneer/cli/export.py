@@ -41,14 +41,14 @@ def command(
         veneer export smollm2-135m-instruct --adapter runs/mora/adapter --to lora --into exports/mora --rank 64
     """
     from veneer.adapters.attach import load_adapter
-    from veneer.base.quantize import load_base
+    from veneer.base.load import load_model
     from veneer.base.storage_config import storage_for
     from veneer.merge.fold import foldable
     from veneer.merge.gguf_adapter import write_gguf_adapter
 
     _refuse(to, into, rank)
-    loaded = load_base(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
-    trained = load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
+    loaded = load_model(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
+    trained = load_adapter(loaded.network, adapter, allow_other_base=allow_other_base)
     if to == "peft":
         _refuse_unknown_to_peft(trained)
         result: dict[str, Any] = {"path": str(into), "bytes": trained.save(into), "to": to}

@@ -38,7 +38,7 @@ def command(
         veneer generate smollm2-135m-instruct --adapter runs/sql/adapter --prompt "How many customers are there?"
     """
     from veneer.adapters.attach import load_adapter
-    from veneer.base.quantize import load_base
+    from veneer.base.load import load_model
     from veneer.base.storage_config import storage_for
     from veneer.data.prompt_format import form_for
     from veneer.errors import DataError
@@ -50,14 +50,14 @@ def command(
         raise DataError("the prompt is empty" + (": standard input held nothing" if prompt == "-" else ""))
     form = form_for(adapter, format, raw=raw)
     kept = storage_for([] if adapter is None else [adapter], storage)
-    loaded = load_base(model, storage=kept, dtype=dtype, say=remark)
+    loaded = load_model(model, storage=kept, dtype=dtype, say=remark)
     if adapter is not None:
-        load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
+        load_adapter(loaded.network, adapter, allow_other_base=allow_other_base)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
     tokens = encode(loaded.tokenizer, messages, plain=form)
     begin = monotonic()
     written = speak(
-        loaded.model,
+        loaded.network,
         loaded.tokenizer,
         tokens,
         max_new_tokens=max_tokens,

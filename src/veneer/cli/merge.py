@@ -10,7 +10,7 @@ from veneer.errors import ConfigError, DataError, did_you_mean
 from veneer.units import format_bytes
 
 if TYPE_CHECKING:
-    from veneer.models.load import Loaded
+    from veneer.base.base import Base
 
 ROWS = 50
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -45,11 +45,11 @@ def command(
         veneer merge smollm2-135m-instruct --adapter runs/sql/adapter --into models/sql
     """
     from veneer.adapters.attach import load_adapter
-    from veneer.base.quantize import load_base
+    from veneer.base.device import DTYPES as TORCH_DTYPES
+    from veneer.base.load import load_model
     from veneer.base.storage_config import storage_for
     from veneer.merge.fold import refuse_taken
     from veneer.merge.verified_merge import merge_and_verify
-    from veneer.models.load import compute_dtype
 
     if dtype not in DTYPES:
         raise ConfigError(
@@ -58,12 +58,12 @@ def command(
     refuse_taken(into, Path(model))
     kept = storage_for([adapter], storage)
     # in float32, so that what is compared is the fold, not the rounding of sums
-    loaded = load_base(model, storage=kept, dtype="float32", say=remark)
-    attached = load_adapter(loaded.model, adapter, allow_other_base=allow_other_base)
+    loaded = load_model(model, storage=kept, dtype="float32", say=remark)
+    attached = load_adapter(loaded.network, adapter, allow_other_base=allow_other_base)
     templates = {"prompt": prompt, "completion": "", "text": None} if prompt is not None else {}
     prompts = _prompts(loaded, adapter, data, templates | ({"format": format} if format is not None else {}), rows)
     merged = merge_and_verify(
-        loaded, attached, into, prompts, dtype=None if dtype == "keep" else compute_dtype(dtype), say=remark
+        loaded, attached, into, prompts, dtype=None if dtype == "keep" else TORCH_DTYPES[dtype], say=remark
     )
     drift = merged.drift
     if as_json:
@@ -78,7 +78,7 @@ def command(
     stdout.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
-def _prompts(loaded: "Loaded", adapter: Path, data: str | None, given: dict[str, Any], rows: int) -> list[list[int]]:
+def _prompts(loaded: "Base", adapter: Path, data: str | None, given: dict[str, Any], rows: int) -> list[list[int]]:
     """Beginnings of real rows, read as the adapter was trained; raises ConfigError or DataError if none are known."""
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows

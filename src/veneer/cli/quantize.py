@@ -35,11 +35,11 @@ def command(
 
         veneer quantize smollm2-135m-instruct --to models/smollm2-nf4
     """
-    from veneer.base.quant_cache import is_quantized, misread_on_cpu, write_quantized
-    from veneer.base.quantize import Furnisher
+    from veneer.base.quant_cache import is_quantized, misread_on_cpu, quantize_weights, write_quantized
+    from veneer.base.quantize import Quantizer
     from veneer.base.storage_config import DENSE, base_storage
     from veneer.errors import ConfigError, ModelError
-    from veneer.models.load import load_model, resolve
+    from veneer.models.sources import resolve
 
     settings: dict[str, Any] = {"name": storage} | ({"block": block} if block is not None else {})
     kept = base_storage(settings | ({"double_quant": False} if no_double_quant else {}))
@@ -51,8 +51,8 @@ def command(
         raise ConfigError(f"{model} is quantized already; give the model it was made from")
     errors = Errors()
     with ExitStack() as shown:
-        made = Furnisher(kept, seen=errors, progress=_bar("quantizing weights", shown))
-        load_model(folder, dtype="bfloat16", furnish=made)  # of the rest, which is copied from the files
+        made = Quantizer(kept, seen=errors, progress=_bar("quantizing weights", shown))
+        quantize_weights(folder, made)
     if not made.homes:
         raise ModelError(f"{model} keeps its weights in another arrangement than its files; it cannot be written so")
     _refuse_taken(to)  # by another process meanwhile

@@ -16,7 +16,7 @@ TOKENIZERS = [
     ("spiece.model",),
 ]
 """Each row is one complete way to keep a tokenizer."""
-COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*")
+COPIED = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*")
 """What a folder made from another takes over: configuration and tokenizer, not weights."""
 
 

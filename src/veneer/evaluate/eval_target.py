@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from veneer.adapters.attach import load_adapter
-from veneer.base.quantize import Say, load_base
+from veneer.base.load import Say, load_model
 from veneer.base.storage_config import storage_for
 from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
@@ -111,14 +111,14 @@ def measure(
     Raises what loading the model, loading the adapter and evaluating raise.
     """
     storage = storage_for([] if subject.adapter is None else [subject.adapter], subject.storage)
-    loaded = load_base(subject.model, storage=storage, dtype=subject.dtype, say=say)
+    loaded = load_model(subject.model, storage=storage, dtype=subject.dtype, say=say)
     adapter = None
     if subject.adapter is not None:
-        adapter = load_adapter(loaded.model, subject.adapter, allow_other_base=subject.allow_other_base)
+        adapter = load_adapter(loaded.network, subject.adapter, allow_other_base=subject.allow_other_base)
     renderer = Renderer(loaded.tokenizer, subject.data, subject.max_length)
 
     def one() -> Evaluation:
-        return evaluate(loaded.model, loaded.tokenizer, rows, renderer, settings, progress=progress)
+        return evaluate(loaded.network, loaded.tokenizer, rows, renderer, settings, progress=progress)
 
     first = None
     if adapter is not None and before:

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from veneer.adapters.adapter import Change
+from veneer.base.base import Base
+from veneer.base.load import load_model
 from veneer.data.render import Renderer, TooLong
 from veneer.data.sources import Row
 from veneer.disk.tensors import open_tensors
@@ -15,7 +17,6 @@ from veneer.generate.engine import generate
 from veneer.generate.stop import stop_ids
 from veneer.merge.fold import foldable, merge, refuse_taken
 from veneer.merge.verify import Drift, compare, logits_along
-from veneer.models.load import Loaded, load_model
 
 MOST_DRIFT = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 """Largest relative drift that rounding explains, by the coarsest dtype in which weights are written or computed; above
@@ -33,7 +34,7 @@ class Merged:
 
 
 def merge_and_verify(
-    loaded: Loaded,
+    loaded: Base,
     adapter: Change,
     into: Path,
     prompts: Sequence[Sequence[int]],
@@ -47,7 +48,7 @@ def merge_and_verify(
     is not attached, DataError for no prompts, and Refused if the merged model says something else than rounding
     explains; its folder then stays, to be looked at.
     """
-    refuse_taken(into, loaded.path)
+    refuse_taken(into, loaded.files)
     foldable(adapter)
     if not adapter.attached:
         raise ConfigError("the adapter is not attached, so there is no unmerged model to compare with; attach it first")
@@ -56,15 +57,15 @@ def merge_and_verify(
     say("writing the unmerged model's answers")
     adapter.eval()
     asked = _fitting(loaded, prompts)
-    stops = stop_ids(loaded.model, loaded.tokenizer)
-    greedy = generate(loaded.model, asked, max_new_tokens=NEW_TOKENS, stop_ids=stops)
-    before = logits_along(loaded.model, asked, greedy)
+    stops = stop_ids(loaded.network, loaded.tokenizer)
+    greedy = generate(loaded.network, asked, max_new_tokens=NEW_TOKENS, stop_ids=stops)
+    before = logits_along(loaded.network, asked, greedy)
     say(f"folding {len(adapter.deltas)} deltas into {into}")
-    size = merge(adapter, loaded.path, into, dtype=dtype)
+    size = merge(adapter, loaded.files, into, dtype=dtype)
     say("comparing the merged model with the unmerged one")
-    merged = load_model(into, dtype=loaded.model.dtype)
-    drift = compare(before, logits_along(merged.model, asked, greedy))
-    most = _most_drift(into, loaded.model.dtype)
+    merged = load_model(into, dtype=loaded.network.dtype)
+    drift = compare(before, logits_along(merged.network, asked, greedy))
+    most = _most_drift(into, loaded.network.dtype)
     if not drift.relative_drift <= most or drift.parted:
         raise Refused(
             f"the merged model {into} does not say what the unmerged one says: relative drift "
@@ -93,9 +94,9 @@ def beginnings(rows: Sequence[Row], renderer: Renderer) -> list[list[int]]:
     return found
 
 
-def _fitting(loaded: Loaded, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def _fitting(loaded: Base, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """The ends of prompts that leave room for an answer in the model's positions."""
-    positions = getattr(loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    positions = getattr(loaded.network.config.get_text_config(decoder=True), "max_position_embeddings", None)
     most = max(1, positions - NEW_TOKENS) if positions else max(map(len, prompts))
     return [list(prompt[-most:]) for prompt in prompts]
 

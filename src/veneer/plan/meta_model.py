@@ -13,14 +13,17 @@ from veneer.adapters.attach import attach, layer_at
 from veneer.adapters.composite import Together
 from veneer.adapters.targets import Targeting, choose
 from veneer.adapters.virtual_tokens import attach_prompt, shape_of
+from veneer.base.device import CPU
+from veneer.base.load import FOUR_BITS
 from veneer.base.quant_cache import is_quantized
-from veneer.base.quantize import FOUR_BITS, Furnisher, packed_names
+from veneer.base.quantize import Quantizer, packed_names
 from veneer.base.storage_config import BaseStorage, base_storage, computed_by_kernels, config_of
-from veneer.disk.tensors import Tensors, open_tensors
+from veneer.disk.tensors import open_tensors
 from veneer.errors import ModelError
 from veneer.methods.base import METHODS, MethodConfig, config_from
 from veneer.models.blocks import blocks_of, output_head
-from veneer.models.load import build, compute_dtype, resolve
+from veneer.models.skeleton import build_skeleton
+from veneer.models.sources import resolve
 from veneer.plan.memory_tracker import Ledger
 from veneer.plan.target_blocks import Places
 from veneer.prompts import PROMPTS
@@ -68,11 +71,11 @@ class Plain:
 
         Raises ModelError for an architecture that cannot be built so.
         """
-        dtype = compute_dtype(self.recipe.train.dtype)
-        model = build(self.folder, dtype, quantized=True, blocks=blocks).to("meta")
+        dtype = CPU.dtype(self.recipe.train.dtype)
+        model = build_skeleton(self.folder, dtype, blocks=blocks).to("meta")
         if self.storage is not None:
             with Ledger():
-                Furnisher(self.storage, kept=_Once())(model, Tensors({}, {}))  # none: as for a whole model
+                Quantizer(self.storage, kept=_Once()).on_whole_model(model)
             for module in model.modules():
                 if isinstance(module, Stored) and hasattr(module.storage, "_direct"):
                     object.__setattr__(module.storage, "_direct", _Never())

@@ -5,7 +5,8 @@ The checks are those of training, on the model and the change on torch's meta de
 
 from pathlib import Path
 
-from veneer.base.quantize import dense_paged, refuse_weights_in_memory
+from veneer.base.device import CPU
+from veneer.base.load import refuse_paging
 from veneer.disk.scratch import refuse_memory
 from veneer.plan.activation_trace import foreseeing
 from veneer.plan.meta_model import Plain
@@ -40,9 +41,7 @@ def _check_places(plain: Plain) -> None:
     """Where things are paged to and from."""
     recipe, run = plain.recipe, Path(plain.recipe.run)
     if recipe.memory.page_weights:
-        if plain.storage is None:
-            raise dense_paged(recipe.model)
-        refuse_weights_in_memory(plain.folder)
+        refuse_paging(recipe.model, plain.folder, plain.storage, CPU)
     if recipe.memory.page_activations:
         refuse_memory(run, "memory.page_activations", "put the run on a disk")
     if recipe.optimizer.paged is True:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from veneer.base.device import CPU
 from veneer.base.quant_cache import cache_folder, check_cached, is_quantized
-from veneer.base.quantize import Furnisher
-from veneer.disk.tensors import Tensors, weight_files
+from veneer.base.quantize import Quantizer
+from veneer.disk.tensors import weight_files
 from veneer.errors import DiskError
-from veneer.models.load import build, compute_dtype
+from veneer.models.skeleton import build_skeleton
 from veneer.plan.meta_model import Plain
 from veneer.plan.synthetic_model import like, made_model, pattern
 from veneer.storage import Storage, StorageConfig
@@ -41,7 +42,7 @@ def stored_numbers(model: nn.Module) -> int:
 
 def quantizing_seconds(plain: Plain) -> float:
     """Of each number that is quantized, measured on the layers of one block."""
-    model = build(plain.folder, compute_dtype(plain.recipe.train.dtype), quantized=True, blocks=1)
+    model = build_skeleton(plain.folder, CPU.dtype(plain.recipe.train.dtype), blocks=1)
     drawn, spent = pattern(), [0.0, 0]
 
     def timed(w: Tensor, config: StorageConfig, name: str) -> Storage:
@@ -52,7 +53,7 @@ def quantizing_seconds(plain: Plain) -> float:
         spent[1] += w.numel()
         return kept
 
-    Furnisher(plain.storage, kept=timed)(model, Tensors({}, {}))
+    Quantizer(plain.storage, kept=timed).on_whole_model(model)
     return spent[0] / max(spent[1], 1)
 
 

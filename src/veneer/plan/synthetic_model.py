@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from veneer.base.quantize import Furnisher, ready_
-from veneer.disk.tensors import Tensors
-from veneer.models.load import build, compute_dtype
+from veneer.base.device import CPU
+from veneer.base.load import compute_with_
+from veneer.base.quantize import Quantizer
+from veneer.models.skeleton import build_skeleton
 from veneer.plan.meta_model import Plain
 from veneer.storage import Storage, StorageConfig
 from veneer.storage.layers import keep
@@ -25,15 +26,15 @@ def made_model(plain: Plain) -> Any:
 
     Its input requires a gradient, as that of every block but the first does when deltas lie below.
     """
-    model = build(plain.folder, compute_dtype(plain.recipe.train.dtype), quantized=True, blocks=2)
+    model = build_skeleton(plain.folder, CPU.dtype(plain.recipe.train.dtype), blocks=2)
     drawn = pattern()
     if plain.storage is not None:
 
         def quantized(w: Tensor, config: StorageConfig, name: str) -> Storage:
             return keep(like(w, drawn), config, name)
 
-        Furnisher(plain.storage, kept=quantized)(model, Tensors({}, {}))
-        ready_(model, plain.storage, "cpu")
+        Quantizer(plain.storage, kept=quantized).on_whole_model(model)
+        compute_with_(model, plain.storage, CPU)
     _fill_(model.modules(), drawn)
     model.get_input_embeddings().register_forward_hook(_wanting_gradient)
     return model.eval().requires_grad_(False)

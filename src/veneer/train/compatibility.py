@@ -5,9 +5,11 @@ from typing import Any
 from veneer.adapters.attach import fitting_paths
 from veneer.adapters.targets import Targeting
 from veneer.adapters.virtual_tokens import shape_of
+from veneer.base.device import CPU
 from veneer.errors import ModelError
 from veneer.methods.base import config_from
-from veneer.models.load import build, compute_dtype, resolve
+from veneer.models.skeleton import build_skeleton
+from veneer.models.sources import resolve
 from veneer.recipe.settings import NONE, MethodSettings, Recipe
 
 
@@ -15,7 +17,7 @@ def check_suited(recipe: Recipe) -> None:
     """Raise ModelError for a model that makes no next words or takes no prompt, and TargetError or ConfigError where
     the method does not fit its targets.
     """
-    model = build(resolve(recipe.model), compute_dtype(recipe.train.dtype), quantized=True)
+    model = build_skeleton(resolve(recipe.model), CPU.dtype(recipe.train.dtype))
     _refuse_encoder(model, recipe)
     if recipe.prompt.name != NONE:
         shape_of(model)

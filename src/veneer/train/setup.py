@@ -10,7 +10,8 @@ from veneer.adapters.adapter import Change
 from veneer.adapters.attach import Adapter, attach
 from veneer.adapters.composite import Together
 from veneer.adapters.virtual_tokens import attach_prompt
-from veneer.base.quantize import load_base
+from veneer.base.device import find_device
+from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage, computed_by_kernels, storage_of
 from veneer.data.example import Example
 from veneer.data.pack import plan_batches
@@ -19,7 +20,8 @@ from veneer.data.sources import read_rows
 from veneer.errors import ConfigError
 from veneer.kernels import native
 from veneer.methods.base import METHODS, MethodConfig, config_from
-from veneer.models.load import compute_dtype, load_tokenizer
+from veneer.models.skeleton import load_tokenizer
+from veneer.models.sources import resolve
 from veneer.prompts.base import config_from as prompt_config
 from veneer.recipe.settings import NONE, Recipe, TrainSettings
 from veneer.train.compatibility import check_suited, targeting_of
@@ -107,23 +109,23 @@ def prepare(
     say(f"loading {recipe.model}")
     storage = base_storage(recipe.storage.model_dump())
     paged = recipe.memory.page_weights
-    loaded = load_base(recipe.model, storage=storage, dtype=recipe.train.dtype, paged=paged, say=say)
-    if recipe.optimizer.bits == 8 and not computed_by_kernels(storage or storage_of(loaded.model)):
+    loaded = load_model(recipe.model, storage=storage, dtype=recipe.train.dtype, paged=paged, say=say)
+    if recipe.optimizer.bits == 8 and not computed_by_kernels(storage or storage_of(loaded.network)):
         native.say_without(EIGHT_BITS, say)  # with 4-bit weights it is said
-    check_lengths(loaded.model, recipe, rows)
-    adapter = change_for(loaded.model, recipe, rows.examples, plan, begun)
+    check_lengths(loaded.network, recipe, rows)
+    adapter = change_for(loaded.network, recipe, rows.examples, plan, begun)
     check_restarts(recipe, adapter, len(plan))
     check_in_backward(recipe, adapter, plan)
     data_hash = hash_of(rows.examples)
     return Job(
-        recipe, loaded.model, rows.tokenizer, adapter, rows.examples, rows.report, rows.held_out, plan, data_hash
+        recipe, loaded.network, rows.tokenizer, adapter, rows.examples, rows.report, rows.held_out, plan, data_hash
     )
 
 
 def read_examples(recipe: Recipe, say: Progress = lambda _: None) -> Rows:
     """The recipe's rows as tokens; no weights are read."""
     say(f"reading {recipe.data.train}")
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = load_tokenizer(resolve(recipe.model))
     renderer = Renderer(tokenizer, recipe.data, recipe.train.max_length)
     rendered = renderer.render_all(read_rows(recipe.data.train, split=recipe.data.split, limit=recipe.data.rows))
     held_out: list[Example] = []
@@ -187,7 +189,7 @@ def order_of_steps(lengths: Sequence[int], train: TrainSettings, *, packing: boo
 
 def with_dtype(recipe: Recipe) -> Recipe:
     """The recipe with the compute dtype chosen, so that a run goes on in the one that it began in."""
-    dtype = str(compute_dtype(recipe.train.dtype)).removeprefix("torch.")
+    dtype = str(find_device("auto").dtype(recipe.train.dtype)).removeprefix("torch.")
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": dtype})})
 
 

@@ -11,7 +11,7 @@ from veneer import machine
 from veneer.adapters.adapter import Named
 from veneer.errors import DiskError
 from veneer.recipe.settings import OptimizerSettings
-from veneer.train.optim import adamw, build_optimizer
+from veneer.train.optim import adamw, build_optimizer, paged_state
 from veneer.train.optim.adamw import FlatAdamW
 
 

@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging
 
+from veneer.base.device import CPU
+from veneer.base.load import load_model
 from veneer.errors import ConfigError, ModelError
-from veneer.models.load import build, compute_dtype, load_model, load_tokenizer
+from veneer.models.skeleton import build_skeleton, load_tokenizer
 
 IDS = torch.arange(3, 43).reshape(2, 20)
 
 
 def same_as_transformers(folder: Path, dtype: torch.dtype, auto: Any = AutoModelForCausalLM) -> Any:
     """Load both ways and compare every parameter, buffer and output, bit for bit; returns ours."""
-    ours, theirs = load_model(folder, dtype=dtype).model, auto.from_pretrained(folder, dtype=dtype).eval()
+    ours, theirs = load_model(folder, dtype=dtype).network, auto.from_pretrained(folder, dtype=dtype).eval()
     assert type(ours) is type(theirs)
     for name, tensor in dict(theirs.named_parameters()).items():
         assert torch.equal(ours.get_parameter(name), tensor) and ours.get_parameter(name).dtype == tensor.dtype, name
@@ -49,7 +51,7 @@ def test_the_real_model_equals_transformers_bit_for_bit(smollm2: Path) -> None:
     loaded = load_model(smollm2, dtype="float32")
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = loaded.tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-    answer = loaded.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    answer = loaded.network.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert loaded.tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
 
 
@@ -104,7 +106,7 @@ def test_no_numbers_are_drawn_for_weights_that_are_not_there(tiny_model: Path, m
     drawn: list[Any] = []
     real = torch.Tensor.normal_
     monkeypatch.setattr(torch.Tensor, "normal_", lambda t, *args, **named: drawn.append(t) or real(t, *args, **named))
-    built = build(tiny_model, torch.float32, quantized=False)
+    built = build_skeleton(tiny_model, torch.float32)
     assert len(drawn) == 1  # by torch, as it makes an embedding
     assert all(p.is_meta for p in built.parameters()) and not any(b.is_meta for b in built.buffers())
     AutoModelForCausalLM.from_config(built.config)
@@ -113,27 +115,12 @@ def test_no_numbers_are_drawn_for_weights_that_are_not_there(tiny_model: Path, m
 
 def test_weights_are_frozen_and_the_model_evaluates(tiny_model: Path) -> None:
     loaded = load_model(str(tiny_model), dtype="float32")
-    assert loaded.path == tiny_model and loaded.name == str(tiny_model)
-    assert not loaded.model.training
-    assert not any(p.requires_grad for p in loaded.model.parameters())
-    assert not any(p.is_meta for p in (*loaded.model.parameters(), *loaded.model.buffers()))
-    assert loaded.model.generation_config.eos_token_id == 2
+    assert loaded.folder == tiny_model and loaded.name == str(tiny_model)
+    assert not loaded.network.training
+    assert not any(p.requires_grad for p in loaded.network.parameters())
+    assert not any(p.is_meta for p in (*loaded.network.parameters(), *loaded.network.buffers()))
+    assert loaded.network.generation_config.eos_token_id == 2
     assert loaded.tokenizer("a b").input_ids == load_tokenizer(tiny_model)("a b").input_ids
-
-
-def test_place_sees_every_weight_once_and_decides_what_is_kept(tiny_model: Path) -> None:
-    seen = []
-
-    def place(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        seen.append((name, tensor.dtype))
-        return torch.zeros(3, dtype=torch.uint8) if name.endswith("q_proj.weight") else tensor + 0
-
-    model = load_model(tiny_model, dtype=torch.bfloat16, place=place).model
-    expected = [name for name, _ in AutoModelForCausalLM.from_pretrained(tiny_model).named_parameters()]
-    assert sorted(name for name, _ in seen) == sorted(expected)
-    assert {dtype for _, dtype in seen} == {torch.bfloat16}
-    assert model.model.layers[1].self_attn.q_proj.weight.dtype == torch.uint8
-    assert model.lm_head.weight is model.model.embed_tokens.weight, "what was placed is tied again"
 
 
 def test_loading_leaves_the_process_as_it_was(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +164,7 @@ def test_a_tied_model_whose_files_hold_both_weights(tmp_path: Path, tiny_model: 
     embedding = load_file(tiny_model / "model.safetensors")["model.embed_tokens.weight"]
     for name, head in {"equal": embedding.clone(), "different": embedding + 1}.items():
         folder = changed(tiny_model, tmp_path / name, lambda t, head=head: t | {"lm_head.weight": head})
-        model = load_model(folder, dtype="float32").model
+        model = load_model(folder, dtype="float32").network
         assert (model.lm_head.weight is model.model.embed_tokens.weight) is (name == "equal")
         assert torch.equal(model.lm_head.weight, head)
 
@@ -220,24 +207,24 @@ def test_a_tokenizer_that_does_not_load_is_named(tmp_path: Path, tiny_model: Pat
 
 
 def test_dtypes_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compute_dtype("bfloat16") is torch.bfloat16
-    assert compute_dtype(torch.float64) is torch.float64
+    assert CPU.dtype("bfloat16") is torch.bfloat16
+    assert CPU.dtype(torch.float64) is torch.float64
     for chosen in ("float32", "bfloat16"):
         monkeypatch.setattr("veneer.machine.compute_dtype", lambda chosen=chosen: chosen)
-        assert compute_dtype("auto") is getattr(torch, chosen)
+        assert CPU.dtype("auto") is getattr(torch, chosen)
     with pytest.raises(ConfigError, match=r"there is no dtype 'float23'\. Did you mean 'float32'"):
-        compute_dtype("float23")
+        CPU.dtype("float23")
 
 
 PEAK = """
 import sys
 from veneer import machine
-from veneer.models.load import load_model
+from veneer.base.load import load_model
 load_model(sys.argv[2], dtype="bfloat16")  # imports and first-use costs, on a tiny model
 machine.trim_memory()  # what is free already would be taken again, and not be seen
 before = machine.rss_bytes()
 assert machine.reset_peak_rss()
-model = load_model(sys.argv[1], dtype=sys.argv[3]).model
+model = load_model(sys.argv[1], dtype=sys.argv[3]).network
 size = sum(p.nbytes for p in model.parameters())
 largest = max(p.nbytes for p in model.parameters())
 print(machine.peak_rss_bytes() - before, size, largest)

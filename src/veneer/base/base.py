@@ -1,0 +1,157 @@
+"""A base model ready for use: the frozen network, its tokenizer, and the parts that others ask for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from veneer.base.device import CPU, Device
+from veneer.base.fingerprint import base_fingerprint
+from veneer.base.storage_config import BaseStorage, storage_of
+from veneer.errors import ConfigError, ModelError
+from veneer.models.blocks import blocks_of, input_embedding, max_positions, output_head, text_config
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """A frozen model; nobody else reads its transformers config."""
+
+    network: Any
+    """A transformers PreTrainedModel in eval mode; no parameter requires a gradient."""
+    tokenizer: Any = None
+    name: str = ""
+    """As the user named it."""
+    folder: Path | None = None
+    """The local folder it was read from; None for a network that was made in Python."""
+    device: Device = CPU
+
+    @classmethod
+    def of(cls, network: nn.Module, tokenizer: Any = None, name: str = "", folder: Path | None = None) -> "Base":
+        """A transformers model of your own as a base, frozen and in eval mode."""
+        network.eval().requires_grad_(False)
+        return cls(network, tokenizer, name, folder, Device(next(network.parameters()).device))
+
+    @property
+    def files(self) -> Path:
+        """The folder it was read from.  Raises ConfigError for a network that was made in Python."""
+        if self.folder is None:
+            raise ConfigError(f"this {self.kind} was not read from a folder, so there are no files to merge into")
+        return self.folder
+
+    @property
+    def kind(self) -> str:
+        """The architecture's class name, for messages."""
+        return type(self.network).__name__
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.network.dtype
+        return dtype
+
+    @property
+    def storage(self) -> BaseStorage | None:
+        """How the linear layers are stored; None if they are dense."""
+        return storage_of(self.network)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short name for the weights as they are now."""
+        return base_fingerprint(self.network)
+
+    @cached_property
+    def blocks(self) -> dict[str, nn.Module]:
+        """Transformer blocks by module path, in the order they are computed."""
+        return blocks_of(self.network)
+
+    @property
+    def transformer(self) -> Any:
+        """The network without its output head."""
+        return self.network.base_model
+
+    @cached_property
+    def head_path(self) -> str | None:
+        """Module path of the output head."""
+        return output_head(self.network)
+
+    @property
+    def head(self) -> Any:
+        """The output head.  Raises ModelError if there is none."""
+        if self.head_path is None:
+            raise ModelError(f"{self.kind} has no output head; give a causal language model")
+        return self.network.get_submodule(self.head_path)
+
+    @cached_property
+    def embedding_path(self) -> str | None:
+        """Module path of the token embedding."""
+        return input_embedding(self.network)
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The token embedding.  Raises ModelError if there is none."""
+        if self.embedding_path is None:
+            raise ModelError(f"{self.kind} has no token embedding; give a language model")
+        embedding: nn.Module = self.network.get_submodule(self.embedding_path)
+        return embedding
+
+    @property
+    def tied(self) -> bool:
+        """Whether the output head's weight is the embedding's."""
+        return bool(self.network.config.tie_word_embeddings) and self.head_path is not None
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence the network can read, in tokens; None for no limit."""
+        return max_positions(self.network)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, rows of the output head."""
+        return int(text_config(self.network).vocab_size)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, width of the hidden states."""
+        return int(text_config(self.network).hidden_size)
+
+    @property
+    def architecture(self) -> str:
+        """The model_type of config.json."""
+        return str(self.network.config.model_type)
+
+    @property
+    def logit_scale(self) -> float:
+        """The output head's results are multiplied by this (Cohere, Granite)."""
+        config = text_config(self.network)
+        return float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))
+
+    @property
+    def logit_cap(self) -> float | None:
+        """Logits are softly limited to this (Gemma 2); None for no limit."""
+        cap: float | None = getattr(text_config(self.network), "final_logit_softcapping", None)
+        return cap
+
+    def accepts(self, argument: str) -> bool:
+        """Whether the network's forward pass takes this keyword argument."""
+        return argument in self._arguments
+
+    @cached_property
+    def _arguments(self) -> frozenset[str]:
+        import inspect
+
+        return frozenset(inspect.signature(self.network.forward).parameters)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, the network is in eval mode; afterwards each module is in its own mode again."""
+        training = [m for m in self.network.modules() if m.training]
+        self.network.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True

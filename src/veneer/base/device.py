@@ -1,0 +1,117 @@
+"""Where a model computes: the one module that knows devices.
+
+Memory, random state, synchronization and number types answer the same calls on a CPU and on an accelerator.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from veneer import machine
+from veneer.errors import ConfigError, did_you_mean
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KINDS = ["cpu", "cuda", "mps"]
+NAMES = "auto, cpu, cuda, cuda:N or mps"
+
+
+@dataclass(frozen=True)
+class Device:
+    """A torch device and what veneer asks of it."""
+
+    torch_device: torch.device
+
+    def __str__(self) -> str:
+        return str(self.torch_device)
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.torch_device.type == "cpu"
+
+    @property
+    def _module(self) -> Any:
+        """torch.cuda, torch.mps, ..."""
+        return getattr(torch, self.torch_device.type)
+
+    def dtype(self, word: str | torch.dtype) -> torch.dtype:
+        """A torch dtype for a recipe's word; "auto" is the faster one here.  Raises ConfigError for any other word."""
+        if isinstance(word, torch.dtype):
+            return word
+        if word == "auto":
+            word = machine.compute_dtype() if self.is_cpu else "bfloat16"
+        if word not in DTYPES:
+            raise ConfigError(
+                f"there is no dtype {word!r}{did_you_mean(word, DTYPES)} Known: auto, {', '.join(DTYPES)}."
+            )
+        return DTYPES[word]
+
+    def available_bytes(self) -> int | None:
+        """Memory that can still be taken; None if the system does not tell."""
+        if self.is_cpu:
+            return machine.available_bytes()
+        if self.torch_device.type == "cuda":
+            return int(self._module.mem_get_info(self.torch_device)[0])
+        return None
+
+    def used_bytes(self) -> int:
+        """Memory in use: the process's resident set, or what torch has reserved on an accelerator."""
+        if self.torch_device.type == "cuda":
+            return int(self._module.memory_reserved(self.torch_device))
+        return machine.rss_bytes()
+
+    def peak_bytes(self) -> int:
+        """The largest `used_bytes` so far."""
+        if self.torch_device.type == "cuda":
+            return int(self._module.max_memory_reserved(self.torch_device))
+        return machine.peak_rss_bytes()
+
+    def trim(self) -> None:
+        """Give freed host memory back to the system; accelerators keep theirs for the next tensor."""
+        if self.is_cpu:
+            machine.trim_memory()
+
+    def synchronize(self) -> None:
+        """Wait until everything that was started has been computed."""
+        if not self.is_cpu and hasattr(self._module, "synchronize"):
+            self._module.synchronize()
+
+    def random_state(self) -> dict[str, Tensor]:
+        """The state of every generator that a run on this device draws from, by name."""
+        state = {"random": torch.get_rng_state()}
+        return state if self.is_cpu else state | {"random.device": self._module.get_rng_state().cpu()}
+
+    def set_random_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `random_state` returned; a state from another kind of device restores the CPU's part."""
+        torch.set_rng_state(state["random"])
+        if not self.is_cpu and "random.device" in state:
+            self._module.set_rng_state(state["random.device"])
+
+
+CPU = Device(torch.device("cpu"))
+
+
+def find_device(word: "str | torch.device | Device" = "auto") -> Device:
+    """The device that a recipe's word means: auto is CUDA if there is any, else the CPU; MPS only when asked for.
+
+    Raises ConfigError for an unknown word and for a device that this machine does not have.
+    """
+    if isinstance(word, Device):
+        return word
+    if isinstance(word, torch.device):
+        return Device(word)
+    if word == "auto":
+        return Device(torch.device("cuda", 0)) if torch.cuda.is_available() else CPU
+    kind, _, index = word.partition(":")
+    if kind not in KINDS or not re.fullmatch(r"[a-z]+(:\d+)?", word) or (index and kind != "cuda"):
+        raise ConfigError(f"device is {word!r}{did_you_mean(word, KINDS)} Give {NAMES}.")
+    if kind == "cuda" and int(index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"device is {word}, but this machine has {count} CUDA devices that torch can use; give cpu or auto, or "
+            "install a CUDA build of torch"
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device is mps, but torch finds no MPS here; give cpu or auto")
+    return Device(torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind))
