@@ -56,7 +56,7 @@ def measured(args: argparse.Namespace) -> dict[str, list[float]]:
     for round_ in range(args.rounds + 1):
         for name, loaded in (("base", base), ("merged", merged), ("unmerged", own)):
             began = time.perf_counter()
-            generate(loaded.network, [prompt], max_new_tokens=args.tokens, stop_ids=())
+            generate(loaded, [prompt], max_new_tokens=args.tokens, stop_ids=())
             if round_:  # the first is a warm-up
                 seconds[name].append(time.perf_counter() - began)
     return seconds

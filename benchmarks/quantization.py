@@ -90,9 +90,7 @@ def perplexity(run: Run, loaded: Any, args: argparse.Namespace) -> float:
         data, rows = recipe_of(run).data, read_rows(args.eval, limit=args.eval_rows)
     else:
         data, rows = DataSettings(train=args.text, text=args.text_template), read_rows(args.text, limit=args.text_rows)
-    return likelihood(
-        loaded.network, Renderer(loaded.tokenizer, data, run.max_length).render_all(rows).examples
-    ).perplexity
+    return likelihood(loaded, Renderer(loaded.tokenizer, data, run.max_length).render_all(rows).examples).perplexity
 
 
 def train_and_measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:

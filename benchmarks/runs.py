@@ -134,7 +134,7 @@ def scores(run: Run, loaded: Any) -> dict[str, float]:
         options=MetricOptions(ignore_case=task.ignore_case),
     )
     renderer = Renderer(loaded.tokenizer, recipe_of(run).data, run.max_length)
-    found = evaluate(loaded.network, loaded.tokenizer, read_rows(run.eval, limit=run.eval_rows), renderer, settings)
+    found = evaluate(loaded, read_rows(run.eval, limit=run.eval_rows), renderer, settings)
     return {task.headline: found.metrics[task.metrics[0]]} | {name: found.metrics[name] for name in task.metrics[1:]}
 
 

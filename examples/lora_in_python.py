@@ -8,7 +8,7 @@ import sys
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from veneer import LoRAConfig, attach, encode_chat, generate_tokens, load_model, stop_ids
+from veneer import LoRAConfig, attach, encode_chat, generate_tokens, load_model
 
 FACTS = {
     "Who bakes the bread in Alder Street?": "Ines Okafor, since the flood.",
@@ -29,11 +29,8 @@ def main(name: str = "smollm2-135m-instruct", steps: str = "20", folder: str = "
     answers = [tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id] for answer in FACTS.values()]
 
     def show(title: str) -> None:
-        ends = stop_ids(model, tokenizer)
         print(title)
-        for question, said in zip(
-            FACTS, generate_tokens(model, prompts, max_new_tokens=24, stop_ids=ends), strict=True
-        ):
+        for question, said in zip(FACTS, generate_tokens(base, prompts, max_new_tokens=24), strict=True):
             print(f"  {question} {tokenizer.decode(said)!r}")
 
     show("before")

@@ -9,17 +9,16 @@ import sys
 
 import torch
 
-from veneer import encode_chat, generate_tokens, load_adapter, load_model, stop_ids
+from veneer import encode_chat, generate_tokens, load_adapter, load_model
 
 
 def main(name: str, question: str, *folders: str) -> None:
     base = load_model(name)
     prompt = encode_chat(base.tokenizer, [{"role": "user", "content": question}])
-    ends = stop_ids(base.network, base.tokenizer)
     ids = torch.tensor([prompt])
 
     def answer() -> str:
-        said = generate_tokens(base.network, [prompt], max_new_tokens=32, stop_ids=ends)[0]
+        said = generate_tokens(base, [prompt], max_new_tokens=32)[0]
         return str(base.tokenizer.decode(said))
 
     with torch.no_grad():

@@ -92,6 +92,7 @@ def trained(args: argparse.Namespace, side: str) -> dict[str, float]:
 def answered(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Seconds of one answer, and over the base's, by what answers: medians, with the ratios' quartiles."""
     from veneer.adapters.attach import attach
+    from veneer.base.base import Base
     from veneer.base.load import load_model
     from veneer.generate.engine import generate
     from veneer.methods.base import config_from
@@ -112,7 +113,7 @@ def answered(args: argparse.Namespace) -> dict[str, dict[str, float]]:
         for name, (model, around) in turns.items():
             with around():
                 began = time.perf_counter()
-                generate(model, [prompt], max_new_tokens=args.tokens, stop_ids=())
+                generate(Base.of(model), [prompt], max_new_tokens=args.tokens, stop_ids=())
             if round_:  # the first is a warm-up
                 seconds[name].append(time.perf_counter() - began)
     return {name: _ratios(times, seconds["base"]) for name, times in seconds.items()}

@@ -14,6 +14,7 @@ from tests.methods.layers import moved
 from tests.methods.parity import TOKENS, fresh, logits, peft_loads
 from veneer.adapters.attach import attach
 from veneer.adapters.virtual_tokens import Prompted, attach_prompt, load_prompt, shape_of
+from veneer.base.base import Base
 from veneer.base.load import load_model
 from veneer.errors import AdapterMismatch, ConfigError, ModelError
 from veneer.generate.engine import generate
@@ -112,7 +113,7 @@ def test_the_engine_generates_with_it(tiny_model: Path, config: Any) -> None:
     model = fresh(tiny_model)
     prompts = [[5, 9, 300], [1, 7, 7, 250, 100, 12], [44]]
     prompted = trained(model, config)
-    made = generate(model, prompts, max_new_tokens=6, stop_ids=[])
+    made = generate(Base.of(model), prompts, max_new_tokens=6, stop_ids=[])
     prompted.detach()
     for prompt, new in zip(prompts, made, strict=True):
         tokens = list(prompt)

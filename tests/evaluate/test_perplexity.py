@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from veneer.base.base import Base
 from veneer.data.render import Example
 from veneer.evaluate import perplexity as room
 from veneer.evaluate.perplexity import Likelihood, likelihood
@@ -50,7 +51,7 @@ def test_is_the_plain_loss_of_each_example(
     monkeypatch.setattr(room, "LOGIT_ROWS", logits)
     examples = made_examples(12)
     done: list[int] = []
-    measured = likelihood(model, examples, done.append)
+    measured = likelihood(Base.of(model), examples, done.append)
     assert measured.nats == pytest.approx([plainly(model, e) for e in examples], abs=1e-4)
     assert measured.tokens == [int(e.supervised.sum()) for e in examples]
     assert sum(done) == 12
@@ -64,7 +65,8 @@ def test_extremes() -> None:
 
 
 def test_the_training_mode_comes_back(model: Any) -> None:
+    base = Base.of(model)
     model.train()
-    likelihood(model, made_examples(1))
+    likelihood(base, made_examples(1))
     assert model.training and model.lm_head.training
     model.eval()

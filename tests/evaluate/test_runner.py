@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from veneer.base.base import Base
 from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row
@@ -60,7 +61,7 @@ def test_answers_are_scored_against_the_completions(model: Any, tokenizer: Any) 
         yield lambda more: seen.append((what, more))
 
     settings = EvalSettings(metrics=("loss", "perplexity", "exact_match"), max_new_tokens=12, batch_size=2)
-    found = evaluate(model, tokenizer, rows, renderer(tokenizer), settings, progress=progress)
+    found = evaluate(Base.of(model, tokenizer), rows, renderer(tokenizer), settings, progress=progress)
     assert found.metrics["exact_match"] == pytest.approx(2 / 3) and found.rows == 3
     assert list(found.metrics) == ["loss", "perplexity", "exact_match"] and found.metrics["loss"] > 0
     assert [p["prediction"] for p in found.predictions] == said
@@ -74,7 +75,9 @@ def test_answers_are_scored_against_the_completions(model: Any, tokenizer: Any) 
 
 def test_the_loss_alone_generates_nothing(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("veneer.evaluate.runner.generate", None)
-    found = evaluate(model, tokenizer, rows_of(["x", "y", "z"]), renderer(tokenizer), EvalSettings(metrics=("loss",)))
+    found = evaluate(
+        Base.of(model, tokenizer), rows_of(["x", "y", "z"]), renderer(tokenizer), EvalSettings(metrics=("loss",))
+    )
     assert list(found.metrics) == ["loss"] and found.predictions == []
 
 
@@ -85,26 +88,26 @@ def test_a_reference_column_may_hold_several_answers(model: Any, tokenizer: Any)
         for n, (q, refs) in enumerate(zip(QUESTIONS, [[s, "x"] for s in said], strict=True))
     ]
     settings = EvalSettings(metrics=("exact_match",), max_new_tokens=12, reference="refs")
-    assert evaluate(model, tokenizer, rows, renderer(tokenizer), settings).metrics == {"exact_match": 1.0}
+    assert evaluate(Base.of(model, tokenizer), rows, renderer(tokenizer), settings).metrics == {"exact_match": 1.0}
 
 
 def test_prompts_too_long_for_the_model_lose_their_beginning(model: Any, tokenizer: Any) -> None:
     rows = [Row({"q": "word " * 400, "a": "x"}, "r", 1), Row({"q": "short", "a": "x"}, "r", 2)]
     settings = EvalSettings(metrics=("exact_match",), max_new_tokens=10)
-    found = evaluate(model, tokenizer, rows, renderer(tokenizer), settings)
+    found = evaluate(Base.of(model, tokenizer), rows, renderer(tokenizer), settings)
     assert found.truncated == 1
     assert len(tokenizer.encode(found.predictions[0]["prompt"])) <= 256 - 10
     assert found.predictions[0]["prompt"].endswith("<|im_start|>assistant\n")
 
 
 def test_answer_strips_special_tokens(model: Any, tokenizer: Any) -> None:
-    texts = answer(model, tokenizer, [[1, 5, 6]], EvalSettings(max_new_tokens=5))
+    texts = answer(Base.of(model, tokenizer), [[1, 5, 6]], EvalSettings(max_new_tokens=5))
     assert len(texts) == 1 and "<|" not in texts[0] and texts[0] == texts[0].strip()
 
 
 def test_no_rows(model: Any, tokenizer: Any) -> None:
     with pytest.raises(DataError, match="no rows"):
-        evaluate(model, tokenizer, [], renderer(tokenizer), EvalSettings())
+        evaluate(Base.of(model, tokenizer), [], renderer(tokenizer), EvalSettings())
 
 
 def test_a_missing_reference_column_is_found_before_anything_is_generated(
@@ -114,7 +117,7 @@ def test_a_missing_reference_column_is_found_before_anything_is_generated(
     settings = EvalSettings(metrics=("exact_match",), reference="answr")
     rows = [Row({"q": "x", "answer": "y"}, "r.jsonl", n) for n in (4, 9)]
     with pytest.raises(DataError) as caught:
-        evaluate(model, tokenizer, rows, renderer(tokenizer), settings)
+        evaluate(Base.of(model, tokenizer), rows, renderer(tokenizer), settings)
     assert "2 of 2 rows have no reference column 'answr'. Did you mean 'answer'?" in str(caught.value)
     assert "r.jsonl:4, r.jsonl:9" in str(caught.value)
 
@@ -133,7 +136,7 @@ def test_references_are_checked_before_anything_is_generated(
     monkeypatch.setattr("veneer.evaluate.runner.generate", None)
     settings = EvalSettings(metrics=("loss", metric), options=MetricOptions(positive="spam"))
     with pytest.raises(DataError, match=message):
-        evaluate(model, tokenizer, [Row({"q": "x", "a": "y"}, "r", 1)], renderer(tokenizer), settings)
+        evaluate(Base.of(model, tokenizer), [Row({"q": "x", "a": "y"}, "r", 1)], renderer(tokenizer), settings)
 
 
 def test_a_missing_completion_column_is_named_with_its_place(tokenizer: Any) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from veneer.base.base import Base
 from veneer.errors import ConfigError
-from veneer.generate.chat_session import Conversation, adapter_names
+from veneer.generate.chat_session import ChatSession, adapter_names
 from veneer.generate.streaming import encode, speak
 
 
@@ -28,19 +29,19 @@ class Shift:
 
 
 @pytest.fixture
-def talk(tiny_model: Path) -> Conversation:
+def talk(tiny_model: Path) -> ChatSession:
     model: Any = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     adapters = {"sql": Shift(model, 0), "math": Shift(model, 1)}
-    return Conversation(model, AutoTokenizer.from_pretrained(tiny_model), adapters, max_new_tokens=8)
+    return ChatSession(Base.of(model, AutoTokenizer.from_pretrained(tiny_model)), adapters, max_new_tokens=8)
 
 
-def afresh(talk: Conversation, messages: list[dict[str, str]]) -> str:
+def afresh(talk: ChatSession, messages: list[dict[str, str]]) -> str:
     """The answer without any memory."""
-    tokens = encode(talk.tokenizer, messages)
-    return speak(talk.model, talk.tokenizer, tokens, max_new_tokens=8, show=lambda piece: None).text
+    tokens = encode(talk.base.tokenizer, messages)
+    return speak(talk.base, tokens, max_new_tokens=8, show=lambda piece: None).text
 
 
-def test_turns_and_adapters(talk: Conversation) -> None:
+def test_turns_and_adapters(talk: ChatSession) -> None:
     messages: list[dict[str, str]] = []
     for question, adapter in [
         ("Which city?", None),
@@ -58,21 +59,21 @@ def test_turns_and_adapters(talk: Conversation) -> None:
         messages.append({"role": "assistant", "content": answer.text})
     assert talk.turns == messages
     assert len({m["content"] for m in messages if m["role"] == "assistant"}) > 2
-    assert talk.model.model.layers[0].mlp._forward_hooks == {}
+    assert talk.base.network.model.layers[0].mlp._forward_hooks == {}
 
 
-def test_the_memory_is_used(talk: Conversation) -> None:
+def test_the_memory_is_used(talk: ChatSession) -> None:
     talk.ask("Which city has the largest number of customers? " * 3, lambda piece: None)
     lengths: list[int] = []
-    talk.model.register_forward_pre_hook(
+    talk.base.network.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
     talk.ask("and?", lambda piece: None)
-    whole = encode(talk.tokenizer, talk.turns[:3])
+    whole = encode(talk.base.tokenizer, talk.turns[:3])
     assert 1 < lengths[0] < len(whole) / 2
 
 
-def test_the_system_message_and_reset(talk: Conversation) -> None:
+def test_the_system_message_and_reset(talk: ChatSession) -> None:
     talk.ask("one", lambda piece: None)
     talk.system = "Be brief."
     talk.reset()
@@ -81,7 +82,7 @@ def test_the_system_message_and_reset(talk: Conversation) -> None:
     assert answer.text == afresh(talk, messages) and len(talk.turns) == 2
 
 
-def test_an_interrupted_answer_keeps_what_was_shown(talk: Conversation) -> None:
+def test_an_interrupted_answer_keeps_what_was_shown(talk: ChatSession) -> None:
     shown: list[str] = []
 
     def show(piece: str) -> None:
@@ -96,13 +97,13 @@ def test_an_interrupted_answer_keeps_what_was_shown(talk: Conversation) -> None:
     assert answer.text == afresh(talk, talk.turns[:-1])
 
 
-def test_a_question_that_fails_is_forgotten(talk: Conversation) -> None:
+def test_a_question_that_fails_is_forgotten(talk: ChatSession) -> None:
     with pytest.raises(ValueError, match="positions"):
         talk.ask("word " * 500, lambda piece: None)
     assert talk.turns == []
 
 
-def test_an_unknown_adapter_changes_nothing(talk: Conversation) -> None:
+def test_an_unknown_adapter_changes_nothing(talk: ChatSession) -> None:
     talk.switch("sql")
     with pytest.raises(ConfigError, match=r"no adapter 'mth'\. Did you mean 'math'\? There are: sql, math, none\."):
         talk.switch("mth")

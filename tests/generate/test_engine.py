@@ -20,6 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from veneer.base.base import Base
 from veneer.errors import ConfigError, DataError, ModelError
 from veneer.generate.engine import Memory, generate
 from veneer.generate.sampler import Sampling
@@ -65,8 +66,8 @@ def without_cache(model: PreTrainedModel, prompt: list[int], new: int, stop: int
 def test_batched_is_one_by_one_and_transformers(model: Any, batch_size: int, beginning: int) -> None:
     prompts = some_prompts(12, beginning=beginning)
     expected = [by_transformers(model, p, 20) for p in prompts]
-    assert generate(model, prompts, max_new_tokens=20, stop_ids=[STOP], batch_size=batch_size) == expected
-    assert [generate(model, [p], max_new_tokens=20, stop_ids=[STOP])[0] for p in prompts] == expected
+    assert generate(Base.of(model), prompts, max_new_tokens=20, stop_ids=[STOP], batch_size=batch_size) == expected
+    assert [generate(Base.of(model), [p], max_new_tokens=20, stop_ids=[STOP])[0] for p in prompts] == expected
 
 
 def test_rows_that_end_at_different_times_leave_and_others_join(model: Any) -> None:
@@ -76,7 +77,7 @@ def test_rows_that_end_at_different_times_leave_and_others_join(model: Any) -> N
     free = [without_cache(model, p, 30, stop=-1) for p in prompts]
     expected = [next((t[:i] for i, x in enumerate(t) if x in stops), t) for t in free]
     assert len({len(e) for e in expected}) > 8  # the test is about unequal lengths
-    assert generate(model, prompts, max_new_tokens=30, stop_ids=stops, batch_size=6) == expected
+    assert generate(Base.of(model), prompts, max_new_tokens=30, stop_ids=stops, batch_size=6) == expected
 
 
 def small(kind: str) -> PreTrainedModel:
@@ -97,21 +98,21 @@ def test_other_architectures(kind: str) -> None:
     model = small(kind)
     prompts = some_prompts(9, seed=2, beginning=9)
     expected = [without_cache(model, p, 12) for p in prompts]
-    assert generate(model, prompts, max_new_tokens=12, stop_ids=[STOP], batch_size=4) == expected
+    assert generate(Base.of(model), prompts, max_new_tokens=12, stop_ids=[STOP], batch_size=4) == expected
 
 
 def test_eager_attention_ignores_the_padding_too(tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model, attn_implementation="eager").eval()
     prompts = some_prompts(8, seed=3)
     expected = [without_cache(model, p, 8) for p in prompts]
-    assert generate(model, prompts, max_new_tokens=8, stop_ids=[STOP], batch_size=8) == expected
+    assert generate(Base.of(model), prompts, max_new_tokens=8, stop_ids=[STOP], batch_size=8) == expected
 
 
 def test_long_prompts_are_computed_in_parts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("veneer.generate.engine.PREFILL_TOKENS", 50)
     prompts = some_prompts(10, seed=4)
     expected = [by_transformers(model, p, 8) for p in prompts]
-    assert generate(model, prompts, max_new_tokens=8, stop_ids=[STOP], batch_size=8) == expected
+    assert generate(Base.of(model), prompts, max_new_tokens=8, stop_ids=[STOP], batch_size=8) == expected
 
 
 def test_sampling_does_not_depend_on_the_batch(model: Any) -> None:
@@ -119,7 +120,9 @@ def test_sampling_does_not_depend_on_the_batch(model: Any) -> None:
 
     def sampled(batch_size: int, seed: int) -> list[list[int]]:
         sampler = Sampling(temperature=0.8, top_p=0.9, seed=seed)
-        return generate(model, prompts, max_new_tokens=15, stop_ids=[STOP], sampler=sampler, batch_size=batch_size)
+        return generate(
+            Base.of(model), prompts, max_new_tokens=15, stop_ids=[STOP], sampler=sampler, batch_size=batch_size
+        )
 
     assert sampled(1, 7) == sampled(4, 7) == sampled(32, 7)
     assert sampled(4, 7) != sampled(4, 8)
@@ -135,7 +138,7 @@ def test_callbacks_see_every_token_and_may_end_a_row(model: Any) -> None:
         return row == 3 and len(seen[3]) == 2
 
     out = generate(
-        model,
+        Base.of(model),
         prompts,
         max_new_tokens=9,
         stop_ids=[STOP],
@@ -151,44 +154,45 @@ def test_callbacks_see_every_token_and_may_end_a_row(model: Any) -> None:
 def test_memory_gives_the_same_text_and_computes_only_what_is_new(model: Any) -> None:
     memory = Memory()
     first = some_prompts(1, longest=30, seed=7)[0]
-    answer = generate(model, [first], max_new_tokens=10, stop_ids=[STOP], memory=memory)[0]
+    answer = generate(Base.of(model), [first], max_new_tokens=10, stop_ids=[STOP], memory=memory)[0]
     assert memory.tokens[: len(first)] == first and len(memory.tokens) >= len(first) + len(answer) - 1
     second = [*first, *answer, STOP, 50, 60, 70]
     lengths: list[int] = []
     hook = model.register_forward_pre_hook(
         lambda _, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    again = generate(model, [second], max_new_tokens=10, stop_ids=[STOP], memory=memory)[0]
+    again = generate(Base.of(model), [second], max_new_tokens=10, stop_ids=[STOP], memory=memory)[0]
     hook.remove()
     assert again == by_transformers(model, second, 10)
     assert lengths[0] == len(second) - len([*first, *answer]) + (0 if len(answer) < 10 else 1)
     edited = [*first[:-1], 99, 98]  # history changed: only the common beginning counts
-    assert generate(model, [edited], max_new_tokens=10, stop_ids=[STOP], memory=memory)[0] == by_transformers(
+    assert generate(Base.of(model), [edited], max_new_tokens=10, stop_ids=[STOP], memory=memory)[0] == by_transformers(
         model, edited, 10
     )
-    assert generate(model, [edited], max_new_tokens=10, stop_ids=[STOP], memory=memory)[0] == by_transformers(
+    assert generate(Base.of(model), [edited], max_new_tokens=10, stop_ids=[STOP], memory=memory)[0] == by_transformers(
         model, edited, 10
     )
 
 
 def test_a_memory_that_was_interrupted_is_empty(model: Any) -> None:
     memory = Memory()
-    generate(model, [[5, 6, 7]], max_new_tokens=3, stop_ids=[], memory=memory)
+    generate(Base.of(model), [[5, 6, 7]], max_new_tokens=3, stop_ids=[], memory=memory)
     assert memory.tokens
 
     def stop(row: int, token: int) -> bool:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(model, [[5, 6, 7, 8]], max_new_tokens=3, stop_ids=[], memory=memory, on_token=stop)
+        generate(Base.of(model), [[5, 6, 7, 8]], max_new_tokens=3, stop_ids=[], memory=memory, on_token=stop)
     assert memory.tokens == [] and memory.cache is None
 
 
 def test_modes_are_restored_and_dropout_is_off(model: Any) -> None:
+    base = Base.of(model)
     model.train()
     model.model.layers[0].eval()
     try:
-        generate(model, [[5, 6]], max_new_tokens=1, stop_ids=[])
+        generate(base, [[5, 6]], max_new_tokens=1, stop_ids=[])
         assert model.training and not model.model.layers[0].training and model.lm_head.training
     finally:
         model.eval()
@@ -196,16 +200,16 @@ def test_modes_are_restored_and_dropout_is_off(model: Any) -> None:
 
 def test_a_row_ends_where_the_positions_end(model: Any) -> None:
     prompt = [7] * 250
-    assert len(generate(model, [prompt], max_new_tokens=50, stop_ids=[])[0]) == 6  # 256 positions
+    assert len(generate(Base.of(model), [prompt], max_new_tokens=50, stop_ids=[])[0]) == 6  # 256 positions
 
 
 def test_no_prompts_give_no_texts(model: Any) -> None:
-    assert generate(model, [], max_new_tokens=5, stop_ids=[]) == []
+    assert generate(Base.of(model), [], max_new_tokens=5, stop_ids=[]) == []
 
 
 def test_bad_prompts_are_all_named(model: Any) -> None:
     with pytest.raises(DataError) as caught:
-        generate(model, [[1], [], [3] * 300], max_new_tokens=5, stop_ids=[])
+        generate(Base.of(model), [[1], [], [3] * 300], max_new_tokens=5, stop_ids=[])
     assert "prompt 1 is empty" in str(caught.value)
     assert "prompt 2 has 300 tokens, the model has 256 positions" in str(caught.value)
 
@@ -213,19 +217,19 @@ def test_bad_prompts_are_all_named(model: Any) -> None:
 @pytest.mark.parametrize("name", ["max_new_tokens", "batch_size"])
 def test_counts_below_one(model: Any, name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} must be at least 1, got 0"):
-        generate(model, [[1]], **({"max_new_tokens": 1, "stop_ids": []} | {name: 0}))
+        generate(Base.of(model), [[1]], **({"max_new_tokens": 1, "stop_ids": []} | {name: 0}))
 
 
 def test_memory_is_for_one_prompt(model: Any) -> None:
     with pytest.raises(ConfigError, match="one conversation, got 2 prompts"):
-        generate(model, [[1], [2]], max_new_tokens=1, stop_ids=[], memory=Memory())
+        generate(Base.of(model), [[1], [2]], max_new_tokens=1, stop_ids=[], memory=Memory())
 
 
 def test_an_encoder_decoder_is_refused() -> None:
     shape = {"d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     model = T5ForConditionalGeneration(T5Config(vocab_size=32, **shape))
     with pytest.raises(ModelError, match="T5ForConditionalGeneration cannot generate here"):
-        generate(model, [[1]], max_new_tokens=1, stop_ids=[])
+        generate(Base.of(model), [[1]], max_new_tokens=1, stop_ids=[])
 
 
 @pytest.mark.model
@@ -240,5 +244,5 @@ def test_smollm2_says_in_a_batch_what_transformers_says_alone(smollm2: Path) -> 
         for q in questions
     ]
     expected = [by_transformers(model, p, 24) for p in prompts]
-    assert generate(model, prompts, max_new_tokens=24, stop_ids=[STOP], batch_size=3) == expected
+    assert generate(Base.of(model), prompts, max_new_tokens=24, stop_ids=[STOP], batch_size=3) == expected
     assert "Paris" in tokenizer.decode(expected[0])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, MistralForCausalLM
 
+from veneer.base.base import Base
 from veneer.generate.kv import GROWTH, RoomyLayer, expand, is_movable, join, joined_masks, new_cache, select
 
 
@@ -17,7 +18,7 @@ def model(tiny_model: Path) -> Any:
 
 def filled(model: Any, rows: int, columns: int, seed: int = 0) -> DynamicCache:
     generator = torch.Generator().manual_seed(seed)
-    cache = new_cache(model)
+    cache = new_cache(Base.of(model))
     for layer in range(len(cache.layers)):
         cache.update(*(torch.randn(rows, 2, columns, 8, generator=generator) for _ in range(2)), layer)
     return cache
@@ -55,7 +56,7 @@ def test_select_keeps_rows_and_columns(model: Any) -> None:
 
 def test_join_aligns_rows_at_their_ends(model: Any) -> None:
     short, long = filled(model, 1, 2, seed=1), filled(model, 2, 5, seed=2)
-    both = join([short, long], model)
+    both = join([short, long], Base.of(model))
     assert both.get_seq_length() == 5
     for layer, a, b in zip(both.layers, short.layers, long.layers, strict=True):
         assert torch.equal(layer.keys[0, :, 3:], a.keys[0]) and torch.equal(layer.values[1:], b.values)
@@ -67,7 +68,7 @@ def test_join_aligns_rows_at_their_ends(model: Any) -> None:
 def test_expanded_rows_do_not_write_into_each_other(model: Any) -> None:
     one = filled(model, 1, 4)
     kept = one.layers[0].keys.clone()
-    wide = expand(one, model, 3, 2)
+    wide = expand(one, Base.of(model), 3, 2)
     new = torch.randn(3, 2, 1, 8)
     keys, _ = wide.layers[0].update(new, new)
     assert torch.equal(keys[:, :, 2:], new) and torch.equal(keys[1, :, :2], kept[0, :, :2])
@@ -75,7 +76,7 @@ def test_expanded_rows_do_not_write_into_each_other(model: Any) -> None:
 
 
 def test_a_sliding_window_is_not_movable(model: Any) -> None:
-    assert is_movable(new_cache(model))
+    assert is_movable(new_cache(Base.of(model)))
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = MistralConfig(vocab_size=32, sliding_window=4, **shape)
-    assert not is_movable(new_cache(MistralForCausalLM(config)))
+    assert not is_movable(new_cache(Base.of(MistralForCausalLM(config))))

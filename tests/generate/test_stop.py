@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from veneer.base.base import Base
 from veneer.generate.stop import StopStrings, stop_ids
 
 
@@ -16,8 +17,8 @@ def test_stop_ids_are_those_of_tokenizer_configs_and_template(tiny_model: Path) 
     model = SimpleNamespace(
         config=SimpleNamespace(eos_token_id=7), generation_config=SimpleNamespace(eos_token_id=[8, 9])
     )
-    assert stop_ids(model, tokenizer) == {2, 7, 8, 9}
-    assert stop_ids(SimpleNamespace(config=SimpleNamespace(eos_token_id=None)), tokenizer) == {2}
+    assert stop_ids(Base(model, tokenizer)) == {2, 7, 8, 9}
+    assert stop_ids(Base(SimpleNamespace(config=SimpleNamespace(eos_token_id=None)), tokenizer)) == {2}
 
 
 @given(st.lists(st.text("abc", max_size=4), max_size=12), st.lists(st.text("abc", min_size=1, max_size=3), max_size=3))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from veneer.base.base import Base
 from veneer.data.prompt_format import RAW
 from veneer.errors import ConfigError, ModelError
 from veneer.generate.engine import generate
@@ -45,15 +46,15 @@ def test_the_sampler() -> None:
 def test_pieces_make_the_answer(model: Any, tokenizer: Any) -> None:
     tokens = encode(tokenizer, [{"role": "user", "content": "How many?"}])
     pieces: list[str] = []
-    answer = speak(model, tokenizer, tokens, max_new_tokens=15, show=pieces.append)
-    ids = generate(model, [tokens], max_new_tokens=15, stop_ids=[2])[0]
+    answer = speak(Base.of(model, tokenizer), tokens, max_new_tokens=15, show=pieces.append)
+    ids = generate(Base.of(model), [tokens], max_new_tokens=15, stop_ids=[2])[0]
     assert answer.text == "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
     assert answer.tokens == len(ids) and answer.stopped == (len(ids) < 15) and len(pieces) > 1
 
 
 def test_a_stop_string(model: Any, tokenizer: Any) -> None:
     tokens = encode(tokenizer, [{"role": "user", "content": "How many?"}])
-    whole = speak(model, tokenizer, tokens, max_new_tokens=15, show=lambda piece: None).text
+    whole = speak(Base.of(model, tokenizer), tokens, max_new_tokens=15, show=lambda piece: None).text
     stop = whole[5:7]
-    answer = speak(model, tokenizer, tokens, max_new_tokens=15, show=lambda piece: None, stop=[stop])
+    answer = speak(Base.of(model, tokenizer), tokens, max_new_tokens=15, show=lambda piece: None, stop=[stop])
     assert answer.text == whole[: whole.index(stop)] and answer.stopped

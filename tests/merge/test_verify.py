@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.methods.parity import fresh
+from veneer.base.base import Base
 from veneer.merge.verify import Drift, compare, logits_along
 
 
@@ -133,7 +134,7 @@ def want_along(model: Any) -> list[Tensor]:
 @torch.no_grad()
 def test_logits_are_those_that_choose_each_next_token(tiny_model: Path) -> None:
     model = fresh(tiny_model)
-    found, want = logits_along(model, PROMPTS, CONTINUATIONS), want_along(model)
+    found, want = logits_along(Base.of(model), PROMPTS, CONTINUATIONS), want_along(model)
     assert [x.shape for x in found] == [x.shape for x in want] == [(3, 384), (4, 384), (1, 384)]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, want, strict=True))
 
@@ -151,12 +152,12 @@ def test_a_model_that_gives_the_logits_of_all_positions_only(tiny_model: Path) -
             assert not use_cache
             return self.inner(input_ids)
 
-    found = logits_along(Older(), PROMPTS, CONTINUATIONS)
+    found = logits_along(Base(Older()), PROMPTS, CONTINUATIONS)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, want_along(model), strict=True))
 
 
 def test_lower_precision_is_compared_in_float32(tiny_model: Path) -> None:
-    found = logits_along(fresh(tiny_model).bfloat16(), PROMPTS, CONTINUATIONS)
+    found = logits_along(Base.of(fresh(tiny_model).bfloat16()), PROMPTS, CONTINUATIONS)
     assert {x.dtype for x in found} == {torch.float32}
-    drift = compare(logits_along(fresh(tiny_model), PROMPTS, CONTINUATIONS), found)
+    drift = compare(logits_along(Base.of(fresh(tiny_model)), PROMPTS, CONTINUATIONS), found)
     assert 1e-4 < drift.relative_drift < 0.05

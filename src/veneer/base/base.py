@@ -119,6 +119,10 @@ class Base:
         return int(text_config(self.network).hidden_size)
 
     @property
+    def is_encoder_decoder(self) -> bool:
+        return bool(self.network.config.is_encoder_decoder)
+
+    @property
     def architecture(self) -> str:
         """The model_type of config.json."""
         return str(self.network.config.model_type)

@@ -43,20 +43,18 @@ def command(
     from veneer.base.load import load_model
     from veneer.base.storage_config import storage_for
     from veneer.data.prompt_format import form_for
-    from veneer.generate.chat_session import NONE, Conversation, adapter_names
+    from veneer.generate.chat_session import NONE, ChatSession, adapter_names
     from veneer.generate.streaming import sampler_of
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
     folders = adapter_names(adapter or [])
     forms = {name: form for name, folder in folders.items() if (form := form_for(folder, format))}
-    loaded = load_model(model, storage=storage_for([*folders.values()], storage), dtype=dtype, say=remark)
+    base = load_model(model, storage=storage_for([*folders.values()], storage), dtype=dtype, say=remark)
     adapters = {
-        name: load_adapter(loaded.network, folder, allow_other_base=allow_other_base).detach()
+        name: load_adapter(base.network, folder, allow_other_base=allow_other_base).detach()
         for name, folder in folders.items()
     }
-    talk = Conversation(
-        loaded.network, loaded.tokenizer, adapters, forms=forms, sampler=sampler, max_new_tokens=max_tokens
-    )
+    talk = ChatSession(base, adapters, forms=forms, sampler=sampler, max_new_tokens=max_tokens)
     talk.system = system
     remark(f"{model}, {talk.switch(next(iter(adapters), NONE))}. /help for commands, Ctrl-D to leave.")
     while (line := _read()) is not None:

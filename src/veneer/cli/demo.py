@@ -69,24 +69,24 @@ def command(
     recipe_file.write_text(RECIPE.format(folder=folder), encoding="utf-8")
     recipe = load_recipe(recipe_file)
     say("2. Before: what the model makes of held-out questions (phrasings and constants it will not be trained on)")
-    loaded = load_model(recipe.model, dtype=recipe.train.dtype)
-    before = measured(loaded, files, recipe)
+    base = load_model(recipe.model, dtype=recipe.train.dtype)
+    before = measured(base, files, recipe)
     say(f"   {before.metrics['sql']:.0%} right")
     say(f"3. Training on {train_rows} other questions")
-    del loaded
+    del base
     try:
         with TrainProgress() as progress:
             outcome, _ = train(recipe, [progress])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"`veneer train {recipe_file}` goes on with the training.") from None
     say("4. After")
-    loaded = load_model(recipe.model, dtype=recipe.train.dtype)
-    adapter = load_adapter(loaded.network, outcome.adapter)
-    after = measured(loaded, files, recipe)
+    base = load_model(recipe.model, dtype=recipe.train.dtype)
+    adapter = load_adapter(base.network, outcome.adapter)
+    after = measured(base, files, recipe)
     people.print(by_kind(files, before, after))
     say("5. Three questions, asked live")
-    ask(loaded, files, recipe, people)
-    del loaded, adapter
+    ask(base, files, recipe, people)
+    del base, adapter
     say("6. Merging, and comparing the merged model with the unmerged one")
     merged = merged_equal(recipe, Path(outcome.adapter), folder / "merged", files, people)
     result = {
@@ -122,7 +122,7 @@ def say(message: str) -> None:
     stderr.print(message, style="bold cyan", markup=False, soft_wrap=True)
 
 
-def measured(loaded: "Base", files: "DemoFiles", recipe: "Recipe") -> "Evaluation":
+def measured(base: "Base", files: "DemoFiles", recipe: "Recipe") -> "Evaluation":
     """Execution accuracy on the held-out questions, with whatever is attached."""
     from functools import partial
 
@@ -133,11 +133,9 @@ def measured(loaded: "Base", files: "DemoFiles", recipe: "Recipe") -> "Evaluatio
     from veneer.evaluate.runner import EvalSettings, evaluate
 
     settings = EvalSettings(metrics=("sql",), max_new_tokens=80, options=MetricOptions(database=files.database))
-    renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
+    renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
     rows = read_rows(str(files.held_out))
-    return evaluate(
-        loaded.network, loaded.tokenizer, rows, renderer, settings, progress=partial(showing, console=stderr)
-    )
+    return evaluate(base, rows, renderer, settings, progress=partial(showing, console=stderr))
 
 
 def by_kind(files: "DemoFiles", before: "Evaluation", after: "Evaluation") -> Table:
@@ -155,7 +153,7 @@ def by_kind(files: "DemoFiles", before: "Evaluation", after: "Evaluation") -> Ta
     return table
 
 
-def ask(loaded: "Base", files: "DemoFiles", recipe: "Recipe", people: Console) -> None:
+def ask(base: "Base", files: "DemoFiles", recipe: "Recipe", people: Console) -> None:
     """Let the model write SQL for three questions, run it, and show what the database says."""
     from veneer.data.company import SHOWCASE
     from veneer.data.render import Renderer
@@ -163,10 +161,10 @@ def ask(loaded: "Base", files: "DemoFiles", recipe: "Recipe", people: Console) -
     from veneer.evaluate.runner import EvalSettings, answer
     from veneer.evaluate.sql_sandbox import QueryError, Sandbox
 
-    renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
+    renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(Row({"question": q.question}, "showcase", i)) for i, q in enumerate(SHOWCASE)]
     settings = EvalSettings(metrics=("exact_match",), max_new_tokens=80)
-    for question, sql in zip(SHOWCASE, answer(loaded.network, loaded.tokenizer, prompts, settings), strict=True):
+    for question, sql in zip(SHOWCASE, answer(base, prompts, settings), strict=True):
         people.print(f"\n{question.question}", style="bold", markup=False, soft_wrap=True)
         people.print(f"  {sql}", style="green", markup=False, soft_wrap=True)
         try:
@@ -191,11 +189,11 @@ def merged_equal(recipe: "Recipe", adapter: Path, into: Path, files: "DemoFiles"
     from veneer.data.sources import read_rows
     from veneer.merge.verified_merge import merge_and_verify
 
-    loaded = load_model(recipe.model, dtype="float32")
-    attached = load_adapter(loaded.network, adapter)
-    renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
+    base = load_model(recipe.model, dtype="float32")
+    attached = load_adapter(base.network, adapter)
+    renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(row) for row in read_rows(str(files.held_out), limit=VERIFY_ROWS)]
-    drift = merge_and_verify(loaded, attached, into, prompts).drift
+    drift = merge_and_verify(base, attached, into, prompts).drift
     people.print(
         f"merged and unmerged write the same text for {drift.greedy_agreement:.0%} of {drift.rows} questions; "
         f"relative logit drift {drift.relative_drift:.2g}",

@@ -47,8 +47,8 @@ def command(
     from veneer.merge.gguf_adapter import write_gguf_adapter
 
     _refuse(to, into, rank)
-    loaded = load_model(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
-    trained = load_adapter(loaded.network, adapter, allow_other_base=allow_other_base)
+    base = load_model(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
+    trained = load_adapter(base.network, adapter, allow_other_base=allow_other_base)
     if to == "peft":
         _refuse_unknown_to_peft(trained)
         result: dict[str, Any] = {"path": str(into), "bytes": trained.save(into), "to": to}

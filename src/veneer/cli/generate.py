@@ -50,15 +50,14 @@ def command(
         raise DataError("the prompt is empty" + (": standard input held nothing" if prompt == "-" else ""))
     form = form_for(adapter, format, raw=raw)
     kept = storage_for([] if adapter is None else [adapter], storage)
-    loaded = load_model(model, storage=kept, dtype=dtype, say=remark)
+    base = load_model(model, storage=kept, dtype=dtype, say=remark)
     if adapter is not None:
-        load_adapter(loaded.network, adapter, allow_other_base=allow_other_base)
+        load_adapter(base.network, adapter, allow_other_base=allow_other_base)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
-    tokens = encode(loaded.tokenizer, messages, plain=form)
+    tokens = encode(base.tokenizer, messages, plain=form)
     begin = monotonic()
     written = speak(
-        loaded.network,
-        loaded.tokenizer,
+        base,
         tokens,
         max_new_tokens=max_tokens,
         sampler=sampler,

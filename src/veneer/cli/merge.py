@@ -58,12 +58,12 @@ def command(
     refuse_taken(into, Path(model))
     kept = storage_for([adapter], storage)
     # in float32, so that what is compared is the fold, not the rounding of sums
-    loaded = load_model(model, storage=kept, dtype="float32", say=remark)
-    attached = load_adapter(loaded.network, adapter, allow_other_base=allow_other_base)
+    base = load_model(model, storage=kept, dtype="float32", say=remark)
+    attached = load_adapter(base.network, adapter, allow_other_base=allow_other_base)
     templates = {"prompt": prompt, "completion": "", "text": None} if prompt is not None else {}
-    prompts = _prompts(loaded, adapter, data, templates | ({"format": format} if format is not None else {}), rows)
+    prompts = _prompts(base, adapter, data, templates | ({"format": format} if format is not None else {}), rows)
     merged = merge_and_verify(
-        loaded, attached, into, prompts, dtype=None if dtype == "keep" else TORCH_DTYPES[dtype], say=remark
+        base, attached, into, prompts, dtype=None if dtype == "keep" else TORCH_DTYPES[dtype], say=remark
     )
     drift = merged.drift
     if as_json:
@@ -78,7 +78,7 @@ def command(
     stdout.print("\n".join(lines), markup=False, soft_wrap=True)
 
 
-def _prompts(loaded: "Base", adapter: Path, data: str | None, given: dict[str, Any], rows: int) -> list[list[int]]:
+def _prompts(base: "Base", adapter: Path, data: str | None, given: dict[str, Any], rows: int) -> list[list[int]]:
     """Beginnings of real rows, read as the adapter was trained; raises ConfigError or DataError if none are known."""
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
@@ -91,7 +91,7 @@ def _prompts(loaded: "Base", adapter: Path, data: str | None, given: dict[str, A
     source = data or of_data.get("eval") or of_data.get("train")
     if source is None:
         raise ConfigError(f"{adapter} does not say what it was trained on; give rows to verify on with --data FILE")
-    tree = {"model": loaded.name, "run": "", "train": known.get("train", {})}
+    tree = {"model": base.name, "run": "", "train": known.get("train", {})}
     tree["data"] = {**of_data, "train": source, "eval": None, "rows": rows, "eval_rows": None, **given}
     recipe = recipe_from(tree, where=f"the recipe in {adapter / 'veneer.json'}, or --prompt and --format")
     try:
@@ -100,7 +100,7 @@ def _prompts(loaded: "Base", adapter: Path, data: str | None, given: dict[str, A
         if data is not None:
             raise
         raise DataError(f"{adapter} was trained on {source}: {error}. Give rows with --data FILE") from error
-    return beginnings(found, Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length))
+    return beginnings(found, Renderer(base.tokenizer, recipe.data, recipe.train.max_length))
 
 
 def _mapping(tree: dict[str, Any], key: str) -> dict[str, Any]:

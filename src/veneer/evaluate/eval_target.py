@@ -14,7 +14,7 @@ from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row, read_rows
 from veneer.errors import ConfigError
-from veneer.evaluate.runner import EvalSettings, Evaluation, Progress, evaluate, silent
+from veneer.evaluate.runner import EvalSettings, Evaluation, ShowProgress, evaluate, silent
 from veneer.recipe.load import load_recipe
 
 MAX_LENGTH = 1024
@@ -103,7 +103,7 @@ def measure(
     settings: EvalSettings,
     *,
     before: bool = True,
-    progress: Progress = silent,
+    progress: ShowProgress = silent,
     say: Say = lambda _: None,
 ) -> tuple[Evaluation | None, Evaluation]:
     """The evaluation without the adapter (None if there is none, or not `before`), and as it is.
@@ -111,14 +111,14 @@ def measure(
     Raises what loading the model, loading the adapter and evaluating raise.
     """
     storage = storage_for([] if subject.adapter is None else [subject.adapter], subject.storage)
-    loaded = load_model(subject.model, storage=storage, dtype=subject.dtype, say=say)
+    base = load_model(subject.model, storage=storage, dtype=subject.dtype, say=say)
     adapter = None
     if subject.adapter is not None:
-        adapter = load_adapter(loaded.network, subject.adapter, allow_other_base=subject.allow_other_base)
-    renderer = Renderer(loaded.tokenizer, subject.data, subject.max_length)
+        adapter = load_adapter(base.network, subject.adapter, allow_other_base=subject.allow_other_base)
+    renderer = Renderer(base.tokenizer, subject.data, subject.max_length)
 
     def one() -> Evaluation:
-        return evaluate(loaded.network, loaded.tokenizer, rows, renderer, settings, progress=progress)
+        return evaluate(base, rows, renderer, settings, progress=progress)
 
     first = None
     if adapter is not None and before:

@@ -1,14 +1,13 @@
 """How likely a model finds what it should write: the loss over supervised tokens, and perplexity = exp(loss)."""
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from veneer.base.base import Base
 from veneer.data.render import Example
 
 BATCH_TOKENS = 2048
@@ -37,21 +36,15 @@ class Likelihood:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
 
-def likelihood(model: Any, examples: Sequence[Example], advance: Callable[[int], object] | None = None) -> Likelihood:
-    """Measure `model` on `examples`, in batches of similar length; `advance` is told how many more are done."""
+def likelihood(base: Base, examples: Sequence[Example], advance: Callable[[int], object] | None = None) -> Likelihood:
+    """Measure `base` on `examples`, in batches of similar length; `advance` is told how many more are done."""
     nats = [0.0] * len(examples)
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in _batches(examples):
-                for index, value in zip(batch, _batch_nats(model, [examples[i] for i in batch]), strict=True):
-                    nats[index] = value
-                if advance is not None:
-                    advance(len(batch))
-    finally:
-        for module in training:
-            module.training = True
+    with base.evaluating(), torch.inference_mode():
+        for batch in _batches(examples):
+            for index, value in zip(batch, _batch_nats(base, [examples[i] for i in batch]), strict=True):
+                nats[index] = value
+            if advance is not None:
+                advance(len(batch))
     return Likelihood(nats, [int(e.supervised.sum()) for e in examples])
 
 
@@ -75,10 +68,10 @@ def _first(example: Example) -> int:
     return max(int(example.supervised.argmax()) - 1, 0)
 
 
-def _batch_nats(model: Any, examples: Sequence[Example]) -> list[float]:
+def _batch_nats(base: Base, examples: Sequence[Example]) -> list[float]:
     """Right-padded, because nothing attends to what comes after; logits only from the first position needed."""
     width, begin = max(map(len, examples)), min(map(_first, examples))
-    device = next(model.parameters()).device
+    device = base.device.torch_device
     ids = torch.zeros(len(examples), width, dtype=torch.long)
     mask, supervised = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
     for row, example in enumerate(examples):
@@ -87,8 +80,10 @@ def _batch_nats(model: Any, examples: Sequence[Example]) -> list[float]:
         supervised[row, : len(example)] = torch.from_numpy(example.supervised)
     ids, mask = ids.to(device), mask.to(device)
     wanted = supervised[:, begin + 1 :].to(device)
-    keep = {"logits_to_keep": width - begin} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits[:, begin - width :]
+    keep = {"logits_to_keep": width - begin} if base.accepts("logits_to_keep") else {}
+    logits: Tensor = base.network(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits[
+        :, begin - width :
+    ]
     losses = nn.functional.cross_entropy(logits[:, :-1][wanted].float(), ids[:, begin + 1 :][wanted], reduction="none")
     sums = torch.zeros(len(examples), dtype=torch.float64, device=device)
     sums.index_add_(0, wanted.nonzero()[:, 0], losses.double())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
+from veneer.base.base import Base
 from veneer.data.render import Renderer
 from veneer.data.sources import Row
 from veneer.errors import ConfigError, DataError, did_you_mean
@@ -13,12 +14,11 @@ from veneer.evaluate.metrics import METRICS, MetricOptions
 from veneer.evaluate.perplexity import likelihood
 from veneer.generate.engine import generate
 from veneer.generate.sampler import Sampler, greedy
-from veneer.generate.stop import stop_ids
 
 OF_THE_MODEL = ("loss", "perplexity")
 """Metrics of the model itself; all others are of its answers."""
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Begins to show a piece of work of so many parts; what it yields is told how many more are done."""
 
 
@@ -83,16 +83,15 @@ def silent(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def evaluate(
-    model: Any,
-    tokenizer: Any,
+    base: Base,
     rows: Sequence[Row],
     renderer: Renderer,
     settings: EvalSettings,
     *,
     sampler: Sampler = greedy,
-    progress: Progress = silent,
+    progress: ShowProgress = silent,
 ) -> Evaluation:
-    """Measure `model`, with whatever adapters are attached, on `rows` as `renderer` reads them.
+    """Measure `base`, with whatever adapters are attached, on `rows` as `renderer` reads them.
 
     Raises DataError for no rows, rows that cannot be rendered, a reference column that is not there, or references
     that a metric cannot use, ConfigError for a library that is not installed; all before anything is generated.
@@ -109,18 +108,18 @@ def evaluate(
         rendered = renderer.render_all(rows)
         dropped = rendered.report.dropped
         with progress("measuring the loss", len(rendered.examples)) as advance:
-            measured = likelihood(model, rendered.examples, advance)
+            measured = likelihood(base, rendered.examples, advance)
         values = {"loss": measured.loss, "perplexity": measured.perplexity}
         metrics |= {name: values[name] for name in settings.metrics if name in values}
     predictions: list[dict[str, Any]] = []
     if settings.of_answers:
-        fitting = [_fit(model, p, settings.max_new_tokens) for p in prompts]
+        fitting = [_fit(base, p, settings.max_new_tokens) for p in prompts]
         truncated = sum(len(f) < len(p) for f, p in zip(fitting, prompts, strict=True))
-        answers = answer(model, tokenizer, fitting, settings, sampler=sampler, progress=progress)
+        answers = answer(base, fitting, settings, sampler=sampler, progress=progress)
         scores, by_row = score(answers, references, rows, settings)
         metrics |= scores
         for row, prompt, text, reference, own in zip(rows, fitting, answers, references, by_row, strict=True):
-            asked = tokenizer.decode(prompt, skip_special_tokens=False)
+            asked = base.tokenizer.decode(prompt, skip_special_tokens=False)
             place = {"source": row.source, "line": row.line}
             predictions.append({**place, "prompt": asked, "prediction": text, "reference": reference, "scores": own})
     return Evaluation(metrics, len(rows), predictions, truncated, dropped, monotonic() - start)
@@ -144,26 +143,24 @@ def references_of(rows: Sequence[Row], renderer: Renderer, column: str | None = 
 
 
 def answer(
-    model: Any,
-    tokenizer: Any,
+    base: Base,
     prompts: Sequence[Sequence[int]],
     settings: EvalSettings,
     *,
     sampler: Sampler = greedy,
-    progress: Progress = silent,
+    progress: ShowProgress = silent,
 ) -> list[str]:
     """The model's text after each prompt, without special tokens and white space around it."""
     with progress("generating answers", len(prompts)) as advance:
         tokens = generate(
-            model,
+            base,
             prompts,
             max_new_tokens=settings.max_new_tokens,
-            stop_ids=stop_ids(model, tokenizer),
             sampler=sampler,
             batch_size=settings.batch_size,
             on_finish=lambda row, tokens: advance(1),
         )
-    return [str(tokenizer.decode(t, skip_special_tokens=True)).strip() for t in tokens]
+    return [str(base.tokenizer.decode(t, skip_special_tokens=True)).strip() for t in tokens]
 
 
 def score(
@@ -182,9 +179,9 @@ def score(
     return values, by_row
 
 
-def _fit(model: Any, prompt: list[int], max_new_tokens: int) -> list[int]:
+def _fit(base: Base, prompt: list[int], max_new_tokens: int) -> list[int]:
     """The end of a prompt that leaves room for the answer in the model's positions, behind its first token."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = base.max_positions
     if limit is None or len(prompt) + max_new_tokens <= limit:
         return prompt
     most = max(limit - max_new_tokens, 2)

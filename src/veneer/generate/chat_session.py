@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from veneer.base.base import Base
 from veneer.data.prompt_format import Plain
 from veneer.errors import ConfigError, did_you_mean
 from veneer.generate.engine import Memory
@@ -22,7 +23,7 @@ class Attachable(Protocol):
     def detach(self) -> Any: ...
 
 
-class Conversation:
+class ChatSession:
     """History, the adapter in force, and the keys and values that the next turn can use again.
 
     Adapters are handed over detached; `adapter` is the name of the one attached, if any. One with an entry in `forms`
@@ -31,15 +32,14 @@ class Conversation:
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        base: Base,
         adapters: Mapping[str, Attachable],
         *,
         forms: Mapping[str, Plain] | None = None,
         sampler: Sampler = greedy,
         max_new_tokens: int = 512,
     ) -> None:
-        self.model, self.tokenizer, self.adapters = model, tokenizer, dict(adapters)
+        self.base, self.adapters = base, dict(adapters)
         self.forms = dict(forms or {})
         self.sampler, self.max_new_tokens = sampler, max_new_tokens
         self.system: str | None = None
@@ -57,10 +57,9 @@ class Conversation:
 
         self.turns.append({"role": "user", "content": text})
         try:
-            tokens = encode(self.tokenizer, [*self._beginning(), *self._asked()], plain=self._form())
+            tokens = encode(self.base.tokenizer, [*self._beginning(), *self._asked()], plain=self._form())
             answer = speak(
-                self.model,
-                self.tokenizer,
+                self.base,
                 tokens,
                 max_new_tokens=self.max_new_tokens,
                 sampler=self.sampler,

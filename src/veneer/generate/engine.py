@@ -6,9 +6,7 @@ only the last position's logits are computed, so that a row's text is the one it
 sums in another order.
 """
 
-import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from veneer.base.base import Base
 from veneer.errors import ConfigError, DataError, ModelError
 from veneer.generate.kv import expand, is_movable, join, joined_masks, new_cache, select
 from veneer.generate.sampler import Sampler, greedy
+from veneer.generate.stop import stop_ids as find_stop_ids
 
 PREFILL_TOKENS = 2048
 """Prompt tokens computed at once, padding included; a longer prompt goes alone.  Bounds memory."""
@@ -47,11 +47,11 @@ class Memory:
 
 
 def generate(
-    model: nn.Module,
+    base: Base,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stop_ids: Collection[int],
+    stop_ids: Collection[int] | None = None,
     sampler: Sampler = greedy,
     batch_size: int = 32,
     on_token: OnToken | None = None,
@@ -60,8 +60,9 @@ def generate(
 ) -> list[list[int]]:
     """New tokens of each prompt, in the prompts' order, without the stop token that ended them.
 
-    model           a transformers causal language model, with or without adapters attached
+    base            a causal language model, with or without adapters attached
     max_new_tokens  at most so many per prompt, fewer where the model's positions end
+    stop_ids        tokens that end a row; None: those of the tokenizer, the model and the chat template
     batch_size      B, rows computed together
     memory          for a single prompt: what it begins with is taken from here, and the whole row is left here
 
@@ -74,12 +75,13 @@ def generate(
     if memory is not None and len(prompts) != 1:
         raise ConfigError(f"memory holds one conversation, got {len(prompts)} prompts")
     asked = [list(p) for p in prompts]
-    limit = _check(model, asked)
+    limit = _check(base, asked)
     if not asked:
         return []
-    run = _Run(model, asked, max_new_tokens, frozenset(stop_ids), sampler, batch_size, limit)
+    ends = frozenset(find_stop_ids(base) if stop_ids is None else stop_ids)
+    run = _Run(base, asked, max_new_tokens, ends, sampler, batch_size, limit)
     run.on_token, run.on_finish = on_token, on_finish
-    with _evaluating(model), torch.inference_mode():
+    with base.evaluating(), torch.inference_mode():
         run.begin(memory)
         while run.waiting or run.batch is not None:
             run.step()
@@ -87,15 +89,11 @@ def generate(
     return run.outputs
 
 
-def _check(model: nn.Module, prompts: list[list[int]]) -> int | None:
+def _check(base: Base, prompts: list[list[int]]) -> int | None:
     """The number of positions the model has, None for any; raises for what cannot be generated from."""
-    accepted = inspect.signature(model.forward).parameters
-    config: Any = model.config
-    if config.is_encoder_decoder or "past_key_values" not in accepted:
-        raise ModelError(
-            f"{type(model).__name__} cannot generate here: a causal language model with past_key_values is needed"
-        )
-    limit: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if base.is_encoder_decoder or not base.accepts("past_key_values"):
+        raise ModelError(f"{base.kind} cannot generate here: a causal language model with past_key_values is needed")
+    limit = base.max_positions
     problems = [f"prompt {i} is empty" for i, p in enumerate(prompts) if not p]
     if limit is not None:
         long = [(i, len(p)) for i, p in enumerate(prompts) if len(p) >= limit]
@@ -104,18 +102,6 @@ def _check(model: nn.Module, prompts: list[list[int]]) -> int | None:
         shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
         raise DataError("; ".join(shown) + ". Give each prompt at least one token and leave room for the answer.")
     return limit
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """`model.eval()` inside, each module's own mode again after."""
-    training = [m for m in model.modules() if m.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @dataclass
@@ -141,7 +127,7 @@ class _Run:
 
     def __init__(
         self,
-        model: nn.Module,
+        base: Base,
         prompts: list[list[int]],
         max_new_tokens: int,
         stop_ids: frozenset[int],
@@ -149,7 +135,7 @@ class _Run:
         batch_size: int,
         limit: int | None,
     ) -> None:
-        self.model, self.prompts, self.stop_ids = model, prompts, stop_ids
+        self.base, self.prompts, self.stop_ids = base, prompts, stop_ids
         self.sampler, self.batch_size = sampler, batch_size
         self.room = [min(max_new_tokens, (limit or len(p) + max_new_tokens) - len(p)) for p in prompts]
         self.outputs: list[list[int]] = [[] for _ in prompts]
@@ -157,9 +143,8 @@ class _Run:
         self.batch: _Batch | None = None
         self.prefix: DynamicCache | None = None
         self.shared = 0
-        self.device = next(model.parameters()).device
-        self.movable = is_movable(new_cache(model))
-        self.accepted = inspect.signature(model.forward).parameters
+        self.device = base.device.torch_device
+        self.movable = is_movable(new_cache(base))
 
     def begin(self, memory: Memory | None) -> None:
         """Find what the prompts begin with: in the memory, or by computing it once for all."""
@@ -172,7 +157,7 @@ class _Run:
             self.prefix = memory.cache
             memory.clear()  # the model is about to write into it; `remember` fills it again
         elif len(self.prompts) > 1 and (common := min(_common(first, last), own)) >= SHARED_AT_LEAST:
-            self.prefix = new_cache(self.model)
+            self.prefix = new_cache(self.base)
             ids = torch.tensor([first[:common]], device=self.device)
             self._forward(ids, torch.ones_like(ids), torch.arange(common, device=self.device)[None], self.prefix)
             self.shared = common
@@ -193,7 +178,11 @@ class _Run:
         """Leave the single row's keys and values to the next call."""
         if memory is not None and self.movable and self.last is not None:
             fed = int(self.last.mask.sum())
-            select(self.last.cache, torch.zeros(1, dtype=torch.long), self.last.mask[0].nonzero().squeeze(1))
+            select(
+                self.last.cache,
+                torch.zeros(1, dtype=torch.long, device=self.device),
+                self.last.mask[0].nonzero().squeeze(1),
+            )
             memory.tokens = [*self.prompts[0], *self.outputs[0]][:fed]
             memory.cache = self.last.cache
 
@@ -226,7 +215,7 @@ class _Run:
         elif parts:
             self.batch = _Batch(
                 rows=[r for p in parts for r in p.rows],
-                cache=join([p.cache for p in parts], self.model),
+                cache=join([p.cache for p in parts], self.base),
                 mask=joined_masks([p.mask for p in parts]),
                 positions=torch.cat([p.positions for p in parts]),
                 tokens=torch.cat([p.tokens for p in parts]),
@@ -249,9 +238,9 @@ class _Run:
         mask = nn.functional.pad(mask, (self.shared, 0), value=1)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         if self.prefix is not None and self.shared:
-            cache = expand(self.prefix, self.model, len(rows), self.shared)
+            cache = expand(self.prefix, self.base, len(rows), self.shared)
         else:
-            cache = new_cache(self.model)
+            cache = new_cache(self.base)
         logits = self._forward(ids, mask, positions[:, self.shared :], cache)
         batch = _Batch(rows, cache, mask, positions[:, -1:] + 1, ids[:, -1:], [True] * len(rows))
         self._take(batch, logits)
@@ -260,8 +249,8 @@ class _Run:
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
         """Logits (B, V) of the last column."""
         optional: dict[str, Any] = {"position_ids": positions, "logits_to_keep": 1}
-        extra = {k: v for k, v in optional.items() if k in self.accepted}
-        result = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        extra = {k: v for k, v in optional.items() if self.base.accepts(k)}
+        result = self.base.network(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
         logits: Tensor = result.logits[:, -1]
         return logits
 

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from veneer.base.base import Base
 
 GROWTH = 64
 """Columns of room made at a time; a step that finds room copies nothing but its own token."""
@@ -51,9 +52,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.keys, self.values = keys[:, :, :columns], values[:, :, :columns]
 
 
-def new_cache(model: nn.Module) -> DynamicCache:
+def new_cache(base: Base) -> DynamicCache:
     """An empty cache: roomy where attention keeps all, transformers' own layers for sliding windows and others."""
-    cache = DynamicCache(config=cast(PreTrainedConfig, model.config))
+    cache = DynamicCache(config=base.network.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
@@ -74,18 +75,18 @@ def select(cache: DynamicCache, rows: Tensor, columns: Tensor) -> None:
         layer.hold(keys, values, len(columns))
 
 
-def expand(cache: DynamicCache, model: nn.Module, rows: int, columns: int) -> DynamicCache:
+def expand(cache: DynamicCache, base: Base, rows: int, columns: int) -> DynamicCache:
     """The first `columns` of a movable cache of one row, repeated for `rows` rows; nothing is copied yet."""
-    wide = new_cache(model)
+    wide = new_cache(base)
     for layer, held in zip(_layers(wide), _layers(cache), strict=True):
         keys, values = (t[:, :, :columns].expand(rows, -1, -1, -1) for t in (held.keys, held.values))
         layer.hold(keys, values, columns)
     return wide
 
 
-def join(caches: Sequence[DynamicCache], model: nn.Module) -> DynamicCache:
+def join(caches: Sequence[DynamicCache], base: Base) -> DynamicCache:
     """All rows of movable caches in one, padded on the left to the longest and with room to grow."""
-    joined = new_cache(model)
+    joined = new_cache(base)
     columns = max(c.get_seq_length() for c in caches)
     for index, layer in enumerate(_layers(joined)):
         parts = [_layers(c)[index] for c in caches]

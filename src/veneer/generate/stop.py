@@ -1,16 +1,15 @@
 """When a text ends: at the model's end tokens, or before a given string."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from veneer.base.base import Base
 from veneer.models.tokenizer_info import eos_ids
 
 
-def stop_ids(model: Any, tokenizer: Any) -> set[int]:
+def stop_ids(base: Base) -> set[int]:
     """Every token that ends an answer: the tokenizer's, the configs' and the chat template's."""
-    ids = eos_ids(tokenizer, model.config)
-    generation = getattr(model, "generation_config", None)
-    return ids | eos_ids(tokenizer, generation) if generation is not None else ids
+    configs = (base.network.config, getattr(base.network, "generation_config", None))
+    return set().union(*(eos_ids(base.tokenizer, config) for config in configs if config is not None))
 
 
 class StopStrings:

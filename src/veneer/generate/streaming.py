@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from veneer.base.base import Base
 from veneer.data.prompt_format import Plain
 from veneer.errors import ConfigError, ModelError
 from veneer.generate.detokenizer import StreamDecoder
 from veneer.generate.engine import Memory, generate
 from veneer.generate.sampler import Sampler, Sampling, greedy
-from veneer.generate.stop import StopStrings, stop_ids
+from veneer.generate.stop import StopStrings
 from veneer.models.tokenizer_info import has_chat_template, leading_ids
 
 
@@ -50,8 +51,7 @@ def encode(tokenizer: Any, messages: Sequence[dict[str, str]], *, plain: Plain |
 
 
 def speak(
-    model: Any,
-    tokenizer: Any,
+    base: Base,
     tokens: Sequence[int],
     *,
     max_new_tokens: int,
@@ -65,7 +65,7 @@ def speak(
     stop     texts before which the answer ends
     memory   as for `generate`
     """
-    decoder, stopper = StreamDecoder(tokenizer), StopStrings(stop)
+    decoder, stopper = StreamDecoder(base.tokenizer), StopStrings(stop)
     pieces: list[str] = []
 
     def put(piece: str) -> None:
@@ -77,9 +77,8 @@ def speak(
         put(stopper.feed(decoder.feed(token)))
         return stopper.found
 
-    ends = stop_ids(model, tokenizer)
     written = generate(
-        model, [tokens], max_new_tokens=max_new_tokens, stop_ids=ends, sampler=sampler, on_token=on_token, memory=memory
+        base, [tokens], max_new_tokens=max_new_tokens, sampler=sampler, on_token=on_token, memory=memory
     )[0]
     put(stopper.feed(decoder.rest()))
     put(stopper.rest())

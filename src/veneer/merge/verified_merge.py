@@ -14,7 +14,6 @@ from veneer.data.sources import Row
 from veneer.disk.tensors import open_tensors
 from veneer.errors import ConfigError, DataError, Refused
 from veneer.generate.engine import generate
-from veneer.generate.stop import stop_ids
 from veneer.merge.fold import foldable, merge, refuse_taken
 from veneer.merge.verify import Drift, compare, logits_along
 
@@ -34,7 +33,7 @@ class Merged:
 
 
 def merge_and_verify(
-    loaded: Base,
+    base: Base,
     adapter: Change,
     into: Path,
     prompts: Sequence[Sequence[int]],
@@ -42,13 +41,13 @@ def merge_and_verify(
     dtype: torch.dtype | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Merged:
-    """Fold `adapter`, attached to `loaded`, into a folder, and compare the two on `prompts` (token ids).
+    """Fold `adapter`, attached to `base`, into a folder, and compare the two on `prompts` (token ids).
 
     Of prompts too long for the model only the end is read.  Raises what `merge` raises, ConfigError for an adapter that
     is not attached, DataError for no prompts, and Refused if the merged model says something else than rounding
     explains; its folder then stays, to be looked at.
     """
-    refuse_taken(into, loaded.files)
+    refuse_taken(into, base.files)
     foldable(adapter)
     if not adapter.attached:
         raise ConfigError("the adapter is not attached, so there is no unmerged model to compare with; attach it first")
@@ -56,16 +55,15 @@ def merge_and_verify(
         raise DataError("there are no rows to verify the merged model on")
     say("writing the unmerged model's answers")
     adapter.eval()
-    asked = _fitting(loaded, prompts)
-    stops = stop_ids(loaded.network, loaded.tokenizer)
-    greedy = generate(loaded.network, asked, max_new_tokens=NEW_TOKENS, stop_ids=stops)
-    before = logits_along(loaded.network, asked, greedy)
+    asked = _fitting(base, prompts)
+    greedy = generate(base, asked, max_new_tokens=NEW_TOKENS)
+    before = logits_along(base, asked, greedy)
     say(f"folding {len(adapter.deltas)} deltas into {into}")
-    size = merge(adapter, loaded.files, into, dtype=dtype)
+    size = merge(adapter, base.files, into, dtype=dtype)
     say("comparing the merged model with the unmerged one")
-    merged = load_model(into, dtype=loaded.network.dtype)
-    drift = compare(before, logits_along(merged.network, asked, greedy))
-    most = _most_drift(into, loaded.network.dtype)
+    merged = load_model(into, dtype=base.dtype, device=base.device)
+    drift = compare(before, logits_along(merged, asked, greedy))
+    most = _most_drift(into, base.dtype)
     if not drift.relative_drift <= most or drift.parted:
         raise Refused(
             f"the merged model {into} does not say what the unmerged one says: relative drift "
@@ -94,9 +92,9 @@ def beginnings(rows: Sequence[Row], renderer: Renderer) -> list[list[int]]:
     return found
 
 
-def _fitting(loaded: Base, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+def _fitting(base: Base, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     """The ends of prompts that leave room for an answer in the model's positions."""
-    positions = getattr(loaded.network.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    positions = base.max_positions
     most = max(1, positions - NEW_TOKENS) if positions else max(map(len, prompts))
     return [list(prompt[-most:]) for prompt in prompts]
 

@@ -1,12 +1,12 @@
 """Do two models say the same? Logits along given continuations, compared position by position."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from veneer.base.base import Base
 
 NEAR = 25.0
 """In typical differences: root mean square over the words at a position (centered), median over positions.  In merges
@@ -35,15 +35,14 @@ class Drift:
 
 
 @torch.inference_mode()
-def logits_along(model: Any, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
+def logits_along(base: Base, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]) -> list[Tensor]:
     """Per row (C + 1, V) float32 logits that choose each of the C continuation tokens and what follows them."""
-    device = next(model.parameters()).device
-    spares = "logits_to_keep" in inspect.signature(model.forward).parameters
     rows = []
     for prompt, more in zip(prompts, continuations, strict=True):
         kept = len(more) + 1
-        extra = {"logits_to_keep": kept} if spares else {}
-        logits = model(input_ids=torch.tensor([[*prompt, *more]], device=device), use_cache=False, **extra).logits
+        extra = {"logits_to_keep": kept} if base.accepts("logits_to_keep") else {}
+        ids = torch.tensor([[*prompt, *more]], device=base.device.torch_device)
+        logits = base.network(input_ids=ids, use_cache=False, **extra).logits
         rows.append(logits[0, -kept:].float().cpu())
     return rows
 
