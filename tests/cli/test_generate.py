@@ -106,7 +106,7 @@ def test_a_stop_string_ends_the_answer(tiny_model: Path, capsys: pytest.CaptureF
         (["--prompt", "x", "--top-p", "0.5"], "give a temperature above 0"),
         (["--prompt", "x", "--temperature", "-1"], "temperature must be above 0"),
         (["--prompt", "x", "--raw", "--system", "s"], "plain text has no system message"),
-        (["--prompt", "x", "--format", "alpaca"], "--format is 'alpaca', should be one of chat, plain"),
+        (["--prompt", "x", "--format", "alpaca"], "format is 'alpaca', should be one of chat, plain, raw"),
         (["--prompt", "x", "--max-tokens", "0"], "max_new_tokens must be at least 1"),
         (["--prompt", "x " * 500], "positions"),
     ],

@@ -74,10 +74,9 @@ def test_rows_of_another_adapter_with_their_own_columns(
 ) -> None:
     adapter, rows = random_adapter("peft"), tmp_path / "others.jsonl"
     rows.write_text('{"ask": "Which city?"}\n')
-    assert run(tiny_model, adapter, tmp_path / "a") == 2
-    assert (
-        f"{adapter} does not say what it was trained on; give rows to verify on with --data" in capsys.readouterr().err
-    )
+    assert run(tiny_model, adapter, tmp_path / "built-in", "--json") == 0
+    captured = capsys.readouterr()
+    assert "verifying on 8 built-in texts" in captured.err and json.loads(captured.out)["rows"] == 8
     assert run(tiny_model, adapter, tmp_path / "a", "--data", str(rows)) == 2
     assert "rows with the columns 'ask' are of no known layout" in capsys.readouterr().err
     given = ["--data", str(rows), "--prompt", "{ask}", "--format", "plain", "--json"]
@@ -199,6 +198,8 @@ def test_a_veneer_json_that_holds_something_else(
     adapter = trained()
     facts = json.loads((adapter / "veneer.json").read_text())
     (adapter / "veneer.json").write_text(json.dumps({**facts, "recipe": recipe}))
-    assert run(tiny_model, adapter, tmp_path / "merged") == 2
-    err = capsys.readouterr().err
-    assert "give rows to verify on with --data FILE" in err or "data.train is 7" in err
+    status, err = run(tiny_model, adapter, tmp_path / "merged"), capsys.readouterr().err
+    if recipe == {"data": {"train": 7}}:
+        assert status == 2 and "data.train is 7, the name of a file or data set is needed; --data FILE" in err
+    else:
+        assert status == 0 and "verifying on 8 built-in texts" in err

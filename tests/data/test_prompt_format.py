@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from veneer.data.prompt_format import RAW, Plain, form_for, trained_on
+from veneer.data.prompt_format import RAW, PlainText, form_of, recorded_settings, recorded_source, trained_on
 from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row
-from veneer.errors import AdapterMismatch, ConfigError
+from veneer.disk.adapter_dir import read_facts
+from veneer.errors import ConfigError
 from veneer.generate.streaming import encode
 
 
@@ -51,7 +52,7 @@ def test_the_tokens_are_those_that_were_trained(
 
 def test_what_is_recorded() -> None:
     assert trained_on(recorded(prompt="{q}", completion="{a}")) is None, "turns of a chat"
-    assert trained_on(recorded(format="plain")) == Plain()
+    assert trained_on(recorded(format="plain")) == PlainText()
     assert trained_on(recorded(text="{body}")) == RAW
     recognized = recorded() | {"data": {"layouts": {"text": 12}}}
     assert trained_on(recognized) == RAW, "rows of text alone, without a word in the recipe"
@@ -61,14 +62,24 @@ def test_what_is_recorded() -> None:
 
 
 def test_what_is_asked_for_outranks_it(folder: Path) -> None:
-    assert form_for(folder) == form_for(folder, "plain") == Plain("{q}", " -> ")
-    assert form_for(folder, "chat") is None and form_for(folder, raw=True) == RAW
-    assert form_for(None) is None and form_for(None, "plain") == Plain()
-    (folder / "veneer.json").unlink()
-    assert form_for(folder) is None
-    with pytest.raises(ConfigError, match="--format is 'alpaca', should be one of chat, plain"):
-        form_for(folder, "alpaca")
-    with pytest.raises(ConfigError, match="--raw and --format plain exclude each other"):
-        form_for(folder, "plain", raw=True)
-    with pytest.raises(AdapterMismatch, match="there is no adapter folder"):
-        form_for(folder / "absent")
+    facts = read_facts(folder)
+    assert form_of(facts) == form_of(facts, "plain") == PlainText("{q}", " -> ")
+    assert form_of(facts, "chat") is None and form_of(facts, "raw") == RAW
+    assert form_of({}) is None and form_of({}, "plain") == PlainText()
+    with pytest.raises(ConfigError, match="format is 'alpaca', should be one of chat, plain, raw"):
+        form_of(facts, "alpaca")
+
+
+def test_rows_are_read_as_they_were_for_training(folder: Path) -> None:
+    facts = read_facts(folder) | {"recipe": {**read_facts(folder)["recipe"], "train": {"max_length": 77}}}
+    settings, most = recorded_settings(facts, "other.jsonl", format=None, separator=" => ")
+    assert (settings.train, settings.prompt, settings.format, settings.separator) == (
+        "other.jsonl",
+        "{q}",
+        "plain",
+        " => ",
+    )
+    assert most == 77 and recorded_settings({}, "x.jsonl")[1] == 1024
+    assert recorded_source(facts) == "rows.jsonl" and recorded_source({"recipe": []}) is None
+    with pytest.raises(ConfigError, match="prompt and completion go together"):
+        recorded_settings({}, "x.jsonl", prompt="{q}")

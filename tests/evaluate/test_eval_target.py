@@ -70,9 +70,9 @@ def test_default_metrics(tmp_path: Path) -> None:
     pair = subject_of("m", adapter=None, source="x.jsonl", templates={"prompt": "q", "completion": "a"})
     bare = subject_of("m", adapter=None, source="x.jsonl", templates=NOTHING)
     rows = [Row({"q": "x", "a": "y"}, "x", 1)]
-    assert default_metrics(pair, rows, None) == ("loss", "perplexity", "exact_match")
-    assert default_metrics(pair, rows, "a") == ("exact_match",)
-    assert default_metrics(bare, [Row({"text": "x"}, "x", 1)], None) == ("loss", "perplexity")
+    assert default_metrics(pair.data, rows, None) == ("loss", "perplexity", "exact_match")
+    assert default_metrics(pair.data, rows, "a") == ("exact_match",)
+    assert default_metrics(bare.data, [Row({"text": "x"}, "x", 1)], None) == ("loss", "perplexity")
 
 
 def test_table_and_predictions() -> None:

@@ -1,11 +1,12 @@
 """A base model ready for use: the frozen network, its tokenizer, and the parts that others ask for."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,8 +14,19 @@ from torch import nn
 from veneer.base.device import CPU, Device
 from veneer.base.fingerprint import base_fingerprint
 from veneer.base.storage_config import BaseStorage, storage_of
-from veneer.errors import ConfigError, ModelError
+from veneer.errors import ConfigError, ModelError, did_you_mean
 from veneer.models.blocks import blocks_of, input_embedding, max_positions, output_head, text_config
+
+
+class Attachable(Protocol):
+    """An adapter, as far as a base is concerned."""
+
+    facts: dict[str, Any]
+    """What its folder says of its training: recipe, data, metrics."""
+
+    def attach(self) -> Any: ...
+
+    def detach(self) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +41,10 @@ class Base:
     folder: Path | None = None
     """The local folder it was read from; None for a network that was made in Python."""
     device: Device = CPU
+    adapters: dict[str, Attachable] = field(default_factory=dict)
+    """Adapters that were loaded under a name, for `using`."""
+    attached: list[Attachable] = field(default_factory=list)
+    """The adapters that change the outputs now; they enter and leave this list themselves."""
 
     @classmethod
     def of(cls, network: nn.Module, tokenizer: Any = None, name: str = "", folder: Path | None = None) -> "Base":
@@ -145,9 +161,29 @@ class Base:
 
     @cached_property
     def _arguments(self) -> frozenset[str]:
-        import inspect
-
         return frozenset(inspect.signature(self.network.forward).parameters)
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[Attachable | None]:
+        """Inside, the adapter of this name answers and no other; None for the base alone.
+
+        Raises ConfigError for a name that was not loaded.
+        """
+        if name is not None and name not in self.adapters:
+            known = did_you_mean(name, self.adapters)
+            raise ConfigError(f"no adapter was loaded as {name!r}{known} Loaded: {', '.join(self.adapters) or 'none'}.")
+        chosen, before = None if name is None else self.adapters[name], list(self.attached)
+        for adapter in before:
+            adapter.detach()
+        if chosen is not None:
+            chosen.attach()
+        try:
+            yield chosen
+        finally:
+            if chosen is not None:
+                chosen.detach()
+            for adapter in before:
+                adapter.attach()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -42,13 +42,14 @@ def command(
     from veneer.adapters.attach import load_adapter
     from veneer.base.load import load_model
     from veneer.base.storage_config import storage_for
-    from veneer.data.prompt_format import form_for
+    from veneer.data.prompt_format import form_of
+    from veneer.disk.adapter_dir import read_facts
     from veneer.generate.chat_session import NONE, ChatSession, adapter_names
     from veneer.generate.streaming import sampler_of
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
     folders = adapter_names(adapter or [])
-    forms = {name: form for name, folder in folders.items() if (form := form_for(folder, format))}
+    forms = {name: form for name, folder in folders.items() if (form := form_of(read_facts(folder), format))}
     base = load_model(model, storage=storage_for([*folders.values()], storage), dtype=dtype, say=remark)
     adapters = {
         name: load_adapter(base.network, folder, allow_other_base=allow_other_base).detach()

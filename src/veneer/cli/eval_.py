@@ -62,7 +62,7 @@ def command(
     names = tuple(n.strip() for given in metric or () for n in given.split(",") if n.strip())
     found = rows_of(subject, rows)
     settings = EvalSettings(
-        metrics=names or default_metrics(subject, found, reference),
+        metrics=names or default_metrics(subject.data, found, reference),
         max_new_tokens=max_tokens,
         batch_size=batch_size,
         reference=reference,

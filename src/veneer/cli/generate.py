@@ -40,15 +40,18 @@ def command(
     from veneer.adapters.attach import load_adapter
     from veneer.base.load import load_model
     from veneer.base.storage_config import storage_for
-    from veneer.data.prompt_format import form_for
-    from veneer.errors import DataError
+    from veneer.data.prompt_format import form_of
+    from veneer.disk.adapter_dir import read_facts
+    from veneer.errors import ConfigError, DataError
     from veneer.generate.streaming import encode, sampler_of, speak
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text.strip():
         raise DataError("the prompt is empty" + (": standard input held nothing" if prompt == "-" else ""))
-    form = form_for(adapter, format, raw=raw)
+    if raw and format is not None:
+        raise ConfigError(f"--raw and --format {format} exclude each other: a raw prompt is put as it is")
+    form = form_of({} if adapter is None else read_facts(adapter), "raw" if raw else format)
     kept = storage_for([] if adapter is None else [adapter], storage)
     base = load_model(model, storage=kept, dtype=dtype, say=remark)
     if adapter is not None:

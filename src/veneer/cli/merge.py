@@ -1,16 +1,13 @@
 """Fold an adapter into its base model and verify the result."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from veneer.cli.console import AsJson, Model, emit_json, remark, stdout
 from veneer.errors import ConfigError, DataError, did_you_mean
 from veneer.units import format_bytes
-
-if TYPE_CHECKING:
-    from veneer.base.base import Base
 
 ROWS = 50
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -48,8 +45,9 @@ def command(
     from veneer.base.device import DTYPES as TORCH_DTYPES
     from veneer.base.load import load_model
     from veneer.base.storage_config import storage_for
+    from veneer.disk.adapter_dir import read_facts
     from veneer.merge.fold import refuse_taken
-    from veneer.merge.verified_merge import merge_and_verify
+    from veneer.merge.verified_merge import merge_and_verify, verification_prompts
 
     if dtype not in DTYPES:
         raise ConfigError(
@@ -60,8 +58,15 @@ def command(
     # in float32, so that what is compared is the fold, not the rounding of sums
     base = load_model(model, storage=kept, dtype="float32", say=remark)
     attached = load_adapter(base.network, adapter, allow_other_base=allow_other_base)
-    templates = {"prompt": prompt, "completion": "", "text": None} if prompt is not None else {}
-    prompts = _prompts(base, adapter, data, templates | ({"format": format} if format is not None else {}), rows)
+    templates = {"prompt": prompt, "completion": ""} if prompt is not None else {}
+    try:
+        given = {"format": format, **templates}
+        prompts = verification_prompts(base, read_facts(adapter), data, rows=rows, say=remark, **given)
+    except ConfigError as error:
+        where = f"the recipe in {adapter / 'veneer.json'}, or --prompt and --format"
+        raise ConfigError(f"{where}: {error}; --data FILE names other rows") from None
+    except DataError as error:
+        raise error if data is not None else DataError(f"{error}: --data FILE") from error
     merged = merge_and_verify(
         base, attached, into, prompts, dtype=None if dtype == "keep" else TORCH_DTYPES[dtype], say=remark
     )
@@ -76,34 +81,3 @@ def command(
         + f", largest logit difference {drift.max_drift:.3g}, relative {drift.relative_drift:.2g}",
     ]
     stdout.print("\n".join(lines), markup=False, soft_wrap=True)
-
-
-def _prompts(base: "Base", adapter: Path, data: str | None, given: dict[str, Any], rows: int) -> list[list[int]]:
-    """Beginnings of real rows, read as the adapter was trained; raises ConfigError or DataError if none are known."""
-    from veneer.data.render import Renderer
-    from veneer.data.sources import read_rows
-    from veneer.disk.adapter_dir import read_facts
-    from veneer.merge.verified_merge import beginnings
-    from veneer.recipe.load import recipe_from
-
-    known = _mapping(read_facts(adapter), "recipe")
-    of_data = _mapping(known, "data")
-    source = data or of_data.get("eval") or of_data.get("train")
-    if source is None:
-        raise ConfigError(f"{adapter} does not say what it was trained on; give rows to verify on with --data FILE")
-    tree = {"model": base.name, "run": "", "train": known.get("train", {})}
-    tree["data"] = {**of_data, "train": source, "eval": None, "rows": rows, "eval_rows": None, **given}
-    recipe = recipe_from(tree, where=f"the recipe in {adapter / 'veneer.json'}, or --prompt and --format")
-    try:
-        found = read_rows(source, split=recipe.data.split, limit=rows)
-    except DataError as error:
-        if data is not None:
-            raise
-        raise DataError(f"{adapter} was trained on {source}: {error}. Give rows with --data FILE") from error
-    return beginnings(found, Renderer(base.tokenizer, recipe.data, recipe.train.max_length))
-
-
-def _mapping(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    """What stands under a key of somebody's JSON, if it is a mapping."""
-    value = tree.get(key)
-    return value if isinstance(value, dict) else {}

@@ -5,20 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from veneer.adapters.attach import load_adapter
+from veneer.base.base import Base
 from veneer.base.load import Say, load_model
 from veneer.base.storage_config import storage_for
+from veneer.data.prompt_format import MAX_LENGTH, recorded_settings
 from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row, read_rows
 from veneer.errors import ConfigError
+from veneer.evaluate.metrics import MetricOptions
 from veneer.evaluate.runner import EvalSettings, Evaluation, ShowProgress, evaluate, silent
 from veneer.recipe.load import load_recipe
-
-MAX_LENGTH = 1024
-"""Tokens of a row, where no recipe says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def subject_of(
         rows = source or recipe.data.eval
         if rows is None:
             raise ConfigError(f"the recipe of {run} names no data.eval; say which rows to evaluate on with --data FILE")
-        data = _settings(recipe.data.model_dump(exclude_unset=True) | given)
+        data, _ = recorded_settings({"recipe": {"data": recipe.data.model_dump(exclude_unset=True)}}, rows, **given)
         chosen = dtype if dtype != "auto" else recipe.train.dtype
         length = recipe.train.max_length
         return Subject(recipe.model, folder, data, rows, length, chosen, storage, allow_other_base)
@@ -72,15 +70,8 @@ def subject_of(
         raise ConfigError(
             f"say which rows to evaluate on with --data FILE ({target} is no run with a recipe of its own)"
         )
-    read = _settings({"train": source} | given)
+    read, _ = recorded_settings({}, source, **given)
     return Subject(target, adapter, read, source, MAX_LENGTH, dtype, storage, allow_other_base)
-
-
-def _settings(values: dict[str, Any]) -> DataSettings:
-    try:
-        return DataSettings.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError("; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors())) from None
 
 
 def rows_of(subject: Subject, most: int | None = None) -> list[Row]:
@@ -88,11 +79,11 @@ def rows_of(subject: Subject, most: int | None = None) -> list[Row]:
     return read_rows(subject.source, split=subject.data.split, limit=most)
 
 
-def default_metrics(subject: Subject, rows: Sequence[Row], reference: str | None) -> tuple[str, ...]:
+def default_metrics(data: DataSettings, rows: Sequence[Row], reference: str | None) -> tuple[str, ...]:
     """exact_match against a column of its own; else the loss, and exact_match where there is something to answer."""
     if reference is not None:
         return ("exact_match",)
-    if subject.data.text is not None or (subject.data.prompt is None and set(rows[0].columns) == {"text"}):
+    if data.text is not None or (data.prompt is None and set(rows[0].columns) == {"text"}):
         return ("loss", "perplexity")
     return ("loss", "perplexity", "exact_match")
 
@@ -125,6 +116,43 @@ def measure(
         with adapter.detached():
             first = one()
     return first, one()
+
+
+def evaluate_rows(
+    base: Base,
+    data: str | Path | Sequence[Row],
+    *,
+    metrics: Sequence[str] | None = None,
+    limit: int | None = None,
+    reference: str | None = None,
+    max_new_tokens: int = 128,
+    batch_size: int = 64,
+    options: MetricOptions | None = None,
+    progress: ShowProgress = silent,
+    **templates: Any,
+) -> Evaluation:
+    """Measure `base`, with whatever is attached, on the rows of a file.
+
+    templates   settings of a recipe's `data` section (prompt, completion, format ...); those that the attached
+                adapter's rows were read with are the default
+    metrics     by default the loss, the perplexity and exact_match
+    Raises DataError and ConfigError as reading rows and `evaluate` do.
+    """
+    facts = base.attached[-1].facts if base.attached else {}
+    source = str(data) if isinstance(data, str | Path) else "rows"
+    settings, most = recorded_settings(facts, source, **templates)
+    if isinstance(data, str | Path):
+        rows = read_rows(source, split=settings.split, limit=limit)
+    else:
+        rows = list(data)[:limit]
+    chosen = EvalSettings(
+        metrics=tuple(metrics or default_metrics(settings, rows, reference)),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        reference=reference,
+        options=options or MetricOptions(),
+    )
+    return evaluate(base, rows, Renderer(base.tokenizer, settings, most), chosen, progress=progress)
 
 
 def table(before: Evaluation | None, after: Evaluation) -> list[tuple[str, ...]]:

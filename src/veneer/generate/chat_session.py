@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from veneer.base.base import Base
-from veneer.data.prompt_format import Plain
+from veneer.data.prompt_format import PlainText
 from veneer.errors import ConfigError, did_you_mean
 from veneer.generate.engine import Memory
 from veneer.generate.sampler import Sampler, greedy
@@ -35,7 +35,7 @@ class ChatSession:
         base: Base,
         adapters: Mapping[str, Attachable],
         *,
-        forms: Mapping[str, Plain] | None = None,
+        forms: Mapping[str, PlainText] | None = None,
         sampler: Sampler = greedy,
         max_new_tokens: int = 512,
     ) -> None:
@@ -101,7 +101,7 @@ class ChatSession:
         """Every adapter, the one in force with a star."""
         return "\n".join(("* " if n == (self.adapter or NONE) else "  ") + n for n in [*self.adapters, NONE])
 
-    def _form(self) -> Plain | None:
+    def _form(self) -> PlainText | None:
         return self.forms.get(self.adapter or NONE)
 
     def _asked(self) -> Sequence[dict[str, str]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from veneer.base.base import Base
-from veneer.data.prompt_format import Plain
+from veneer.data.prompt_format import PlainText
 from veneer.errors import ConfigError, ModelError
 from veneer.generate.detokenizer import StreamDecoder
 from veneer.generate.engine import Memory, generate
@@ -33,7 +33,7 @@ def sampler_of(temperature: float, top_p: float = 1.0, top_k: int = 0, seed: int
     return Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
 
 
-def encode(tokenizer: Any, messages: Sequence[dict[str, str]], *, plain: Plain | None = None) -> list[int]:
+def encode(tokenizer: Any, messages: Sequence[dict[str, str]], *, plain: PlainText | None = None) -> list[int]:
     """Token ids of a conversation up to where the model speaks.
 
     plain    put the one message as plain text, after the tokens that the tokenizer puts in front of a text

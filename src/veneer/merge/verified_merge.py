@@ -1,16 +1,18 @@
 """Merge an adapter and prove it: the merged model is loaded again and compared with the unmerged one on real rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from veneer.adapters.adapter import Change
 from veneer.base.base import Base
 from veneer.base.load import load_model
+from veneer.data.prompt_format import recorded_settings, recorded_source
 from veneer.data.render import Renderer, TooLong
-from veneer.data.sources import Row
+from veneer.data.sources import Row, read_rows
 from veneer.disk.tensors import open_tensors
 from veneer.errors import ConfigError, DataError, Refused
 from veneer.generate.engine import generate
@@ -21,6 +23,23 @@ MOST_DRIFT = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
 """Largest relative drift that rounding explains, by the coarsest dtype in which weights are written or computed; above
 it the merged model is refused."""
 NEW_TOKENS = 24
+PROBES = (
+    "The capital of France is",
+    "def fibonacci(n):",
+    "SELECT name, count(*) FROM",
+    "Water boils at a temperature of",
+    "Dear Ms. Lindqvist, thank you for",
+    "1, 1, 2, 3, 5, 8,",
+    "Question: Who wrote Hamlet? Answer:",
+    "Once upon a time, in a village by the sea,",
+)
+"""Texts to verify on where no rows are known."""
+
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +58,7 @@ def merge_and_verify(
     prompts: Sequence[Sequence[int]],
     *,
     dtype: torch.dtype | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = _silent,
 ) -> Merged:
     """Fold `adapter`, attached to `base`, into a folder, and compare the two on `prompts` (token ids).
 
@@ -72,6 +91,29 @@ def merge_and_verify(
             "looked at; do not use it. Merge anew with --dtype float32, or keep the adapter beside its model."
         )
     return Merged(str(into), size, drift)
+
+
+def verification_prompts(
+    base: Base, facts: Mapping[str, Any], data: str | None = None, *, rows: int = 50, say: Say = _silent, **given: Any
+) -> list[list[int]]:
+    """Prompts to verify a merge on: beginnings of rows of `data`, else of the recorded rows, else built-in texts.
+
+    facts   of the adapter: how its rows were put
+    given   settings of `data` that outrank the recorded ones
+    Raises DataError or ConfigError for rows that were named and cannot be used.
+    """
+    source = data or recorded_source(facts)
+    if source is not None:
+        settings, most = recorded_settings(facts, source, **given)
+        try:
+            found = read_rows(source, split=settings.split, limit=rows)
+            return beginnings(found, Renderer(base.tokenizer, settings, most))
+        except DataError as error:
+            if data is not None:
+                raise
+            raise DataError(f"the adapter was trained on {source}: {error}. Name rows to verify on (data)") from error
+    say(f"verifying on {len(PROBES)} built-in texts")
+    return [list(map(int, base.tokenizer(text)["input_ids"])) for text in PROBES]
 
 
 def beginnings(rows: Sequence[Row], renderer: Renderer) -> list[list[int]]:
