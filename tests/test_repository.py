@@ -43,7 +43,7 @@ def test_pins_are_exact_sorted_and_of_every_platform() -> None:
 
 def test_make_has_its_targets_and_each_sets_itself_up() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("setup", "demo", "test", "check", "bench", "docs"):
+    for target in ("setup", "demo", "test", "check", "bench", "docs", "demo-data"):
         assert re.search(rf"^{target}: \$\(STAMP\)$", makefile, re.M), f"{target} should depend on the stamp"
 
 
