@@ -3,6 +3,7 @@
 #   make demo     train a small model to write SQL, and see what it gained (minutes)
 #   make test     all tests                make check    ruff and mypy
 #   make bench    the quick benchmarks     make docs     write the generated pages of docs/ anew
+#   make demo-data    write the demo's questions and database again, after a change in demo/
 #
 #   PYTHON=/path/to/python3.12    which Python, if not the first one found
 #   TORCH_INDEX=URL               a further index, for a CPU build of torch where pip's own has none (README)
@@ -19,7 +20,7 @@ STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt \
     $(TORCH_INDEX:%=--extra-index-url %)
 
-.PHONY: setup demo test check bench docs clean
+.PHONY: setup demo test check bench docs demo-data clean
 
 setup: $(STAMP)
 
@@ -56,6 +57,9 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+
+demo-data: $(STAMP)
+	$(BIN)/python -m demo
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

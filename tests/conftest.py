@@ -4,6 +4,7 @@ Tests reach no hub: huggingface_hub is set offline for the test process before a
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,23 @@ def tiny_recipe(model: Path, rows: Path, run: Path, /, **changes: Any) -> Any:
         section, _, key = dotted.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[key] = value
     return recipe_from(tree)
+
+
+MISSING = ("needs ", "could not import ")
+"""How the reason of a skip begins where a package, a compiler or a program is missing."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """On CI, end with the tests that a missing package left out: there everything should be installed."""
+    skipped = terminalreporter.getreports("skipped") if os.environ.get("CI") == "true" else []
+    reasons = [(r.longrepr[2].removeprefix("Skipped: "), r.nodeid) for r in skipped if isinstance(r.longrepr, tuple)]
+    missing = [(reason, test) for reason, test in reasons if reason.startswith(MISSING)]
+    if missing:
+        terminalreporter.section("NOT TESTED: something is not installed", sep="!", red=True, bold=True)
+        for reason, n in Counter(reason for reason, _ in missing).items():
+            terminalreporter.line(f"{n} skipped: {reason}", red=True)
+            for test in [t for other, t in missing if other == reason]:
+                terminalreporter.line(f"    {test}")
 
 
 @pytest.fixture(scope="session")

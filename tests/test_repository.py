@@ -2,8 +2,10 @@
 
 import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
+from shutil import which
 
 import pytest
 from packaging.requirements import Requirement
@@ -43,7 +45,7 @@ def test_pins_are_exact_sorted_and_of_every_platform() -> None:
 
 def test_make_has_its_targets_and_each_sets_itself_up() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in ("setup", "demo", "test", "check", "bench", "docs"):
+    for target in ("setup", "demo", "test", "check", "bench", "docs", "demo-data"):
         assert re.search(rf"^{target}: \$\(STAMP\)$", makefile, re.M), f"{target} should depend on the stamp"
 
 
@@ -51,7 +53,29 @@ def test_ci_runs_what_a_contributor_runs() -> None:
     script = ROOT / ".ci" / "run"
     lines = script.read_text(encoding="utf-8").splitlines()
     assert os.access(script, os.X_OK) and "set -euo pipefail" in lines
-    assert [line for line in lines if line.startswith("make ")] == ["make check", "make test"]
+    assert [line for line in lines if line.startswith("make ")] == ["make setup", "make check", "make test"]
+    assert "export CI=true" in lines, "pytest then names what it skipped for a missing package"
+
+
+def test_ci_goes_on_where_nothing_can_be_installed(tmp_path: Path) -> None:
+    """On a made checkout and PATH: no registry answers; `make` and the environment's Python do nothing."""
+    (tmp_path / "checkout" / ".ci").mkdir(parents=True)
+    script = tmp_path / "checkout" / ".ci" / "run"
+    script.write_bytes((ROOT / ".ci" / "run").read_bytes())
+    programs = {"bin/make": "0", "bin/apt-get": "100", "checkout/.venv/bin/python": "1"}
+    for name, status in programs.items():
+        program = tmp_path / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "{program.name} $*"\nexit {status}\n')
+        program.chmod(0o755)
+    for tool in ("bash", "dirname", "id", "uname", "env"):
+        (tmp_path / "bin" / tool).symlink_to(str(which(tool)))
+    environment = {"PATH": str(tmp_path / "bin")}
+    done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    made = [line for line in done.stdout.splitlines() if line.startswith("make")]
+    assert made == ["make setup", "make check", "make test"]
+    assert ".ci/run: could not install g++" in done.stderr and "could not install xllamacpp" in done.stderr
 
 
 def test_the_license_is_the_one_named() -> None:

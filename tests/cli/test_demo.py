@@ -1,6 +1,8 @@
 """`veneer demo` from end to end on the tiny model: every part of it runs, whatever so small a model learns."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import pytest
 import veneer.cli.demo as demo
 from veneer.cli.main import invoke
 from veneer.cli.train import TrainProgress
-from veneer.data.company import DemoFiles, write_demo_files
+from veneer.errors import DiskError
 from veneer.evaluate.runner import Evaluation
 
 FIGURES = ["accuracy_before", "accuracy_after", "seconds", "peak_bytes", "adapter_bytes", "merged_equal"]
+SHIPPED = Path(demo.__file__).parent / "demo_data"
 SMALL = ["--train-rows", "20", "--held-out-rows", "10"]
 
 
@@ -102,17 +105,46 @@ def test_too_few_rows(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_table_counts_by_kind(tmp_path: Path) -> None:
-    files: DemoFiles = write_demo_files(tmp_path, train_rows=20, held_out_rows=10)
-    kinds = [json.loads(line)["kind"] for line in files.held_out.read_text().splitlines()]
+    demo.write_data(tmp_path, train_rows=20, held_out_rows=50)
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "held_out.jsonl").read_text().splitlines()]
     right = [kind in ("date", "join") for kind in kinds]
     before, after = (
-        Evaluation({"sql": 0.0}, 10, [{"scores": {"sql": float(r and n)}} for r in right], 0, 0, 0.0) for n in (0, 1)
+        Evaluation({"sql": 0.0}, 50, [{"scores": {"sql": float(r and n)}} for r in right], 0, 0, 0.0) for n in (0, 1)
     )
-    columns = [list(column.cells) for column in demo.by_kind(files, before, after).columns]
+    columns = [list(column.cells) for column in demo.by_kind(tmp_path, before, after).columns]
     table = {row[0]: row[1:] for row in zip(*columns, strict=True)}
     assert list(table) == [*sorted(set(kinds)), "all"]
     assert table["date"] == (str(kinds.count("date")), "0%", "100%") and table["filter"][2] == "0%"
-    assert table["all"] == ("10", "0%", f"{sum(right) / 10:.0%}")
+    assert table["all"] == ("50", "0%", f"{sum(right) / 50:.0%}")
+
+
+def test_the_data_is_the_database_and_the_first_rows_of_each_set(tmp_path: Path) -> None:
+    demo.write_data(tmp_path / "demo", train_rows=30, held_out_rows=20)
+    names = ["company.sqlite", "held_out.jsonl", "train.jsonl"]
+    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == names
+    for name, n in (("train.jsonl", 30), ("held_out.jsonl", 20)):
+        written, shipped = ((folder / name).read_text() for folder in (tmp_path / "demo", SHIPPED))
+        assert shipped.startswith(written) and written.count("\n") == n
+    with closing(sqlite3.connect(tmp_path / "demo" / "company.sqlite")) as connection:
+        assert connection.execute("SELECT COUNT(*) FROM orders").fetchone() == (460,)
+        assert all(connection.execute(json.loads(line)["sql"]).fetchall() for line in written.splitlines())
+
+
+def test_more_rows_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--train-rows", "4001", "--held-out-rows", "501"]
+    assert invoke(["demo", "--folder", str(tmp_path / "d"), *flags]) == 2
+    told = capsys.readouterr().err
+    assert "--train-rows is 4001, but there are 4000 such questions; ask for at most 4000" in told
+    assert "--held-out-rows is 501, but there are 500 such questions; ask for at most 500" in told
+    assert not (tmp_path / "d").exists()
+    demo.write_data(tmp_path, 4000, 500)
+    assert (tmp_path / "train.jsonl").read_bytes() == (SHIPPED / "train.jsonl").read_bytes()
+
+
+def test_a_database_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "company.sqlite").mkdir()
+    with pytest.raises(DiskError, match=r"company\.sqlite was not written"):
+        demo.write_data(tmp_path, 20, 10)
 
 
 def test_a_result_on_one_line() -> None:

@@ -23,7 +23,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
         return
     found = native.load()
     if isinstance(found, native.Status):
-        pytest.skip(f"no C library: {found.reason}")
+        pytest.skip(f"needs the C library: {found.reason}")
     if not found.lib.veneer_has(native.ISAS.index(name)):
         pytest.skip(f"this machine has no {name}")
     chosen = replace(found, isa=native.ISAS.index(name))

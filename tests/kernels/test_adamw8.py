@@ -34,8 +34,10 @@ def gradients(n: int, steps: int) -> list[torch.Tensor]:
 @pytest.fixture(params=range(len(native.ISAS)), ids=native.ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     found = native.library()
-    if found is None or not found.lib.veneer_has(request.param):
-        pytest.skip("not here")
+    if found is None:
+        pytest.skip("needs the C library")
+    if not found.lib.veneer_has(request.param):
+        pytest.skip(f"this machine has no {native.ISAS[request.param]}")
     chosen = native.Native(found.lib, request.param, found.status)
     monkeypatch.setattr(native, "library", lambda: chosen)
     return int(request.param)

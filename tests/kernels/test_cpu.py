@@ -198,7 +198,7 @@ def test_a_refusal_of_the_library_is_an_error() -> None:
 
 def test_the_library_itself_refuses_what_it_cannot_take(isa: str) -> None:
     if isa == "absent":
-        pytest.skip("no library")
+        pytest.skip("it is turned off here")
     found = native.library()
     assert found is not None
     w, x, y = packed(4, 96, 64), torch.zeros(1, 96), torch.zeros(1, 4)

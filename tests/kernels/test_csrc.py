@@ -25,14 +25,14 @@ def run(command: list[str]) -> str:
 def test_no_byte_is_touched_that_is_not_ours(tmp_path: Path) -> None:
     compiler = native.find_compiler()
     if compiler is None:
-        pytest.skip("no C++ compiler")
+        pytest.skip("needs a C++ compiler")
     sanitize = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     program = str(tmp_path / "kernels")
     probe = subprocess.run(
         [compiler, *sanitize, "-x", "c++", "-", "-o", program], input="int main(){}", text=True, check=False
     )
     if probe.returncode:
-        pytest.skip(f"{compiler} has no sanitizers")
+        pytest.skip(f"needs the sanitizers of {compiler}")
     quiet = [] if "clang" in compiler else QUIET
     assert run([compiler, *sanitize, *COMMON, *quiet, *SOURCES, "-o", program]) == "", "a warning"
     assert run([program]).splitlines()[-1] == "ok"

@@ -31,7 +31,7 @@ def test_it_computes_what_the_op_does(isa: str) -> None:
 
 def test_it_is_left_alone_where_more_is_asked_for() -> None:
     if native.library() is None:
-        pytest.skip("no C library")
+        pytest.skip("needs the C library")
     direct = Direct(packed(8, 64), 8, 64)
     x = torch.randn(2, 64)
     assert direct.takes(x)
@@ -84,7 +84,7 @@ def test_inference_mode_changes_nothing() -> None:
 
 def test_a_transform_sees_the_op() -> None:
     if native.library() is None:
-        pytest.skip("no C library")
+        pytest.skip("needs the C library")
     direct = Direct(packed(8, 64), 8, 64)
     seen = []
     torch.func.grad(lambda x: [seen.append(direct.takes(x)), x.sum()][1])(torch.randn(64))

@@ -13,7 +13,7 @@ from veneer.kernels import native
 
 COMPILER = native.find_compiler()
 EXPORTED = 'extern "C" __attribute__((visibility("default")))'
-needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_it_can_be_turned_off() -> None:
 
 def test_an_instruction_set_can_be_forced() -> None:
     if not native.status().available:
-        pytest.skip(native.status().reason)
+        pytest.skip(f"needs the C library: {native.status().reason}")
     assert in_a_process(STATUS, VENEER_ISA="scalar").startswith("True|scalar|")
 
 
@@ -164,7 +164,7 @@ def test_it_is_said_in_one_line_where_it_is_missed(monkeypatch: pytest.MonkeyPat
 
 def test_it_runs_in_torchs_own_pool() -> None:
     if not native.status().available or native.loaded_gomp() is None:
-        pytest.skip("no C library, or torch without libgomp")
+        pytest.skip("needs the C library, and a torch with libgomp")
     code = (
         "from veneer.kernels import native; native.load(); import os\n"
         "maps = {l.split(maxsplit=5)[5].strip() for l in open('/proc/self/maps') if 'libgomp' in l}\n"

@@ -21,7 +21,9 @@ def test_a_wheel_has_the_kernels(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {f"veneer/kernels/csrc/{f.name}" for f in (ROOT / "csrc").iterdir() if f.suffix in (".h", ".cpp")}
     assert sources | {"veneer/kernels/csrc/FLAGS"} <= names
-    assert not any("tests" in n for n in names)
+    data = {f"veneer/cli/demo_data/{f.name}" for f in (ROOT / "src/veneer/cli/demo_data").iterdir()}
+    assert len(data) == 4 and data <= names
+    assert not any("tests" in n or n.startswith("demo/") for n in names)
     built = native.find_compiler() is not None
     assert ("veneer/kernels/libveneer.so" in names) == built
     assert wheel.name.endswith("-none-any.whl") != built

@@ -52,7 +52,7 @@ def ours(model: Any) -> list[float]:
     return found
 
 
-@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllamacpp (llama.cpp as a wheel) is not installed")
+@pytest.mark.skipif(find_spec("xllamacpp") is None, reason="needs xllamacpp (llama.cpp as a wheel)")
 @pytest.mark.parametrize("method", ["lora", "mora"])
 def test_what_it_finds_likely_is_what_the_adapted_model_does(tiny_model: Path, tmp_path: Path, method: str) -> None:
     base, file, model = write_gguf(tiny_model, tmp_path / "base.gguf"), tmp_path / "adapter.gguf", fresh(tiny_model)

@@ -3,8 +3,11 @@
 It ends with one line of JSON on stdout, with or without --json; with it, what is meant for people goes to stderr.
 """
 
+import sqlite3
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +21,6 @@ from veneer.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from veneer.base.base import Base
-    from veneer.data.company import DemoFiles
     from veneer.evaluate.runner import Evaluation
     from veneer.recipe.settings import Recipe
 
@@ -36,6 +38,9 @@ train: {{epochs: 1, tokens_per_step: 1024, max_length: 256, warmup: 0.05}}
 run: {folder}/run
 """
 VERIFY_ROWS = 50
+DATABASE, TRAIN, HELD_OUT = "company.sqlite", "train.jsonl", "held_out.jsonl"
+DATA = files("veneer.cli") / "demo_data"
+"""Written by the generator, demo/ of the repository."""
 
 
 def command(
@@ -55,7 +60,6 @@ def command(
     from veneer.adapters.attach import load_adapter
     from veneer.base.load import load_model
     from veneer.cli.train import TrainProgress
-    from veneer.data.company import write_demo_files
     from veneer.machine import peak_rss_bytes
     from veneer.recipe.load import load_recipe
     from veneer.train.loop import train
@@ -64,13 +68,13 @@ def command(
     people = stderr if as_json else stdout
     began = time.monotonic()
     say("1. A small company: its database, questions about it, and the SQL that answers them")
-    files = write_demo_files(folder, train_rows=train_rows, held_out_rows=held_out_rows)
+    write_data(folder, train_rows, held_out_rows)
     recipe_file = folder / "recipe.yaml"
     recipe_file.write_text(RECIPE.format(folder=folder), encoding="utf-8")
     recipe = load_recipe(recipe_file)
     say("2. Before: what the model makes of held-out questions (phrasings and constants it will not be trained on)")
     base = load_model(recipe.model, dtype=recipe.train.dtype)
-    before = measured(base, files, recipe)
+    before = measured(base, folder, recipe)
     say(f"   {before.metrics['sql']:.0%} right")
     say(f"3. Training on {train_rows} other questions")
     del base
@@ -82,13 +86,13 @@ def command(
     say("4. After")
     base = load_model(recipe.model, dtype=recipe.train.dtype)
     adapter = load_adapter(base.network, outcome.adapter)
-    after = measured(base, files, recipe)
-    people.print(by_kind(files, before, after))
+    after = measured(base, folder, recipe)
+    people.print(by_kind(folder, before, after))
     say("5. Three questions, asked live")
-    ask(base, files, recipe, people)
+    ask(base, folder, recipe, people)
     del base, adapter
     say("6. Merging, and comparing the merged model with the unmerged one")
-    merged = merged_equal(recipe, Path(outcome.adapter), folder / "merged", files, people)
+    merged = merged_equal(recipe, Path(outcome.adapter), folder, people)
     result = {
         "accuracy_before": before.metrics["sql"],
         "accuracy_after": after.metrics["sql"],
@@ -117,12 +121,32 @@ def refuse_unusable(folder: Path) -> None:
         raise ConfigError(f"{str(folder)!r} would need quotes in a recipe; name a folder of letters with --folder")
 
 
+def write_data(folder: Path, train_rows: int, held_out_rows: int) -> None:
+    """Write the database and the first rows of each set.  Raises ConfigError for more rows than there are."""
+    from veneer.disk.atomic import replacing
+
+    wanted = {TRAIN: ("--train-rows", train_rows), HELD_OUT: ("--held-out-rows", held_out_rows)}
+    rows = {name: (DATA / name).read_text(encoding="utf-8").splitlines(keepends=True) for name in wanted}
+    few = [
+        f"{flag} is {n}, but there are {len(rows[name])} such questions; ask for at most {len(rows[name])}"
+        for name, (flag, n) in wanted.items()
+        if n > len(rows[name])
+    ]
+    if few:
+        raise ConfigError("\n".join(few))
+    for name, (_, n) in wanted.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text("".join(rows[name][:n]), encoding="utf-8")
+    with replacing(folder / DATABASE) as temporary, closing(sqlite3.connect(temporary)) as connection:
+        connection.executescript((DATA / "company.sql").read_text(encoding="utf-8"))
+
+
 def say(message: str) -> None:
     """What happens now, on stderr."""
     stderr.print(message, style="bold cyan", markup=False, soft_wrap=True)
 
 
-def measured(base: "Base", files: "DemoFiles", recipe: "Recipe") -> "Evaluation":
+def measured(base: "Base", folder: Path, recipe: "Recipe") -> "Evaluation":
     """Execution accuracy on the held-out questions, with whatever is attached."""
     from functools import partial
 
@@ -132,17 +156,17 @@ def measured(base: "Base", files: "DemoFiles", recipe: "Recipe") -> "Evaluation"
     from veneer.evaluate.metrics import MetricOptions
     from veneer.evaluate.runner import EvalSettings, evaluate
 
-    settings = EvalSettings(metrics=("sql",), max_new_tokens=80, options=MetricOptions(database=files.database))
+    settings = EvalSettings(metrics=("sql",), max_new_tokens=80, options=MetricOptions(database=folder / DATABASE))
     renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
-    rows = read_rows(str(files.held_out))
+    rows = read_rows(str(folder / HELD_OUT))
     return evaluate(base, rows, renderer, settings, progress=partial(showing, console=stderr))
 
 
-def by_kind(files: "DemoFiles", before: "Evaluation", after: "Evaluation") -> Table:
+def by_kind(folder: Path, before: "Evaluation", after: "Evaluation") -> Table:
     """Execution accuracy by kind of question."""
     from veneer.data.sources import read_rows
 
-    kinds = [str(row.columns["kind"]) for row in read_rows(str(files.held_out))]
+    kinds = [str(row.columns["kind"]) for row in read_rows(str(folder / HELD_OUT))]
     table = Table(title="Held-out questions whose SQL gives the right result")
     for name in ("question type", "rows", "before", "after"):
         table.add_column(name, justify="left" if name == "question type" else "right")
@@ -153,22 +177,23 @@ def by_kind(files: "DemoFiles", before: "Evaluation", after: "Evaluation") -> Ta
     return table
 
 
-def ask(base: "Base", files: "DemoFiles", recipe: "Recipe", people: Console) -> None:
+def ask(base: "Base", folder: Path, recipe: "Recipe", people: Console) -> None:
     """Let the model write SQL for three questions, run it, and show what the database says."""
-    from veneer.data.company import SHOWCASE
     from veneer.data.render import Renderer
-    from veneer.data.sources import Row
+    from veneer.data.sources import read_rows
     from veneer.evaluate.runner import EvalSettings, answer
     from veneer.evaluate.sql_sandbox import QueryError, Sandbox
 
     renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
-    prompts = [renderer.prompt(Row({"question": q.question}, "showcase", i)) for i, q in enumerate(SHOWCASE)]
+    with as_file(DATA / "showcase.jsonl") as path:
+        questions = list(read_rows(str(path)))
+    prompts = [renderer.prompt(row) for row in questions]
     settings = EvalSettings(metrics=("exact_match",), max_new_tokens=80)
-    for question, sql in zip(SHOWCASE, answer(base, prompts, settings), strict=True):
-        people.print(f"\n{question.question}", style="bold", markup=False, soft_wrap=True)
+    for question, sql in zip(questions, answer(base, prompts, settings), strict=True):
+        people.print(f"\n{question.columns['question']}", style="bold", markup=False, soft_wrap=True)
         people.print(f"  {sql}", style="green", markup=False, soft_wrap=True)
         try:
-            with Sandbox.open(files.database) as database:
+            with Sandbox.open(folder / DATABASE) as database:
                 people.print(f"  {shown(database.run(sql))}", markup=False, soft_wrap=True)
         except QueryError as error:
             people.print(f"  this query does not run: {error}", markup=False, soft_wrap=True)
@@ -181,7 +206,7 @@ def shown(result: Sequence[tuple[Any, ...]], most: int = 6) -> str:
     return f"{rows}{f'; ... {len(result)} rows' if len(result) > most else ''}" or "(no rows)"
 
 
-def merged_equal(recipe: "Recipe", adapter: Path, into: Path, files: "DemoFiles", people: Console) -> bool:
+def merged_equal(recipe: "Recipe", adapter: Path, folder: Path, people: Console) -> bool:
     """Merge, verify on held-out questions, and say whether every greedy text is the same."""
     from veneer.adapters.attach import load_adapter
     from veneer.base.load import load_model
@@ -192,8 +217,8 @@ def merged_equal(recipe: "Recipe", adapter: Path, into: Path, files: "DemoFiles"
     base = load_model(recipe.model, dtype="float32")
     attached = load_adapter(base.network, adapter)
     renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
-    prompts = [renderer.prompt(row) for row in read_rows(str(files.held_out), limit=VERIFY_ROWS)]
-    drift = merge_and_verify(base, attached, into, prompts).drift
+    prompts = [renderer.prompt(row) for row in read_rows(str(folder / HELD_OUT), limit=VERIFY_ROWS)]
+    drift = merge_and_verify(base, attached, folder / "merged", prompts).drift
     people.print(
         f"merged and unmerged write the same text for {drift.greedy_agreement:.0%} of {drift.rows} questions; "
         f"relative logit drift {drift.relative_drift:.2g}",

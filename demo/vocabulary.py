@@ -1,6 +1,6 @@
 """What tables, columns and functions are called in questions."""
 
-from veneer.data.company.frames import Words
+from demo.frames import Words
 
 SHOWN = {
     "employees": "employees.name",

@@ -6,13 +6,12 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from random import Random
 
-from veneer.data.company.constants import GROUP_NUMBERS, TOP_NUMBERS, constants, number
-from veneer.data.company.database import database_in_memory
-from veneer.data.company.plans import KINDS, Plan, plans
-from veneer.data.company.query import Query
-from veneer.data.company.values import pick, shuffled
-from veneer.data.company.wording import say
-from veneer.errors import ConfigError
+from demo.constants import GROUP_NUMBERS, TOP_NUMBERS, constants, number
+from demo.database import database_in_memory
+from demo.plans import KINDS, Plan, plans
+from demo.query import Query
+from demo.values import pick, shuffled
+from demo.wording import say
 
 PLANS_TRIED = 25
 """Plans in a row without a new good question after which a kind is given up."""
@@ -48,10 +47,10 @@ def make_questions(n: int, seed: int, held_out: bool, *, database_seed: int = 0)
     five held-out ones also combine parts in a way that no training question does.  No two held-out ones have the same
     SQL.  Every answer has rows, and changes when any condition is left out.
 
-    Raises ConfigError where there are not `n` such questions, or `n` is below 1.
+    Raises ValueError where there are not `n` such questions, or `n` is below 1.
     """
     if n < 1:
-        raise ConfigError(f"asked for {n} company questions; ask for at least 1.")
+        raise ValueError(f"asked for {n} company questions; ask for at least 1.")
     rng = Random(f"{'held out' if held_out else 'training'} {seed}")
     found: list[Question] = []
     with closing(database_in_memory(database_seed)) as connection:
@@ -60,7 +59,7 @@ def make_questions(n: int, seed: int, held_out: bool, *, database_seed: int = 0)
             kind = KINDS[place % len(KINDS)]
             question = next(streams[kind], None)
             if question is None:
-                raise ConfigError(
+                raise ValueError(
                     f"asked for {n} company questions, but after {place} no new one of kind {kind!r} was found; "
                     f"ask for at most {place}."
                 )

@@ -2,10 +2,10 @@
 
 from random import Random
 
-from veneer.data.company import values
-from veneer.data.company.phrases import Filter
-from veneer.data.company.query import Value
-from veneer.data.company.values import pick, reserved, shuffled
+from demo import values
+from demo.phrases import Filter
+from demo.query import Value
+from demo.values import pick, reserved, shuffled
 
 WORDS = {
     "employees.city": values.CITIES + values.HELD_OUT_CITIES,

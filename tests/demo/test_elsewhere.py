@@ -2,9 +2,9 @@
 
 import re
 
-from veneer.data.company.elsewhere import OTHERS, SHARE, from_elsewhere
-from veneer.data.company.questions import Question, make_questions
-from veneer.data.company.values import CITIES, HELD_OUT_WORDS, reserved
+from demo.elsewhere import OTHERS, SHARE, from_elsewhere
+from demo.questions import Question, make_questions
+from demo.values import CITIES, HELD_OUT_WORDS, reserved
 
 QUESTIONS = make_questions(400, 0, held_out=False)
 MOVED = from_elsewhere(QUESTIONS, 0)

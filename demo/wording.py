@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from random import Random
 
-from veneer.data.company.frames import FRAMES, Words
-from veneer.data.company.phrases import NOUNS, Noun
-from veneer.data.company.plans import Plan
-from veneer.data.company.values import pick
+from demo.frames import FRAMES, Words
+from demo.phrases import NOUNS, Noun
+from demo.plans import Plan
+from demo.values import pick
 
 SIZES = ("above", "over", "below", "under", "worth")
 PLACES = ("in", "from", "of", "on", "outside")

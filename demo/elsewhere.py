@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
-from veneer.data.company.questions import Question
-from veneer.data.company.values import (
+from demo.questions import Question
+from demo.values import (
     CITIES,
     CUSTOMERS,
     DEPARTMENTS,

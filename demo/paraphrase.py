@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
-from veneer.data.company.questions import Question
-from veneer.data.company.values import pick
+from demo.questions import Question
+from demo.values import pick
 
 SHARE = 0.5
 """Of the training questions to which a rule fits, by rule."""

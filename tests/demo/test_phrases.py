@@ -1,7 +1,7 @@
 from contextlib import closing
 
-from veneer.data.company.database import database_in_memory
-from veneer.data.company.phrases import FILTERS, NOUNS
+from demo.database import database_in_memory
+from demo.phrases import FILTERS, NOUNS
 
 
 def test_every_filter_names_a_column_of_the_database_once() -> None:

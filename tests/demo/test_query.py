@@ -1,6 +1,6 @@
 import pytest
 
-from veneer.data.company.query import Condition, Query, path
+from demo.query import Condition, Query, path
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 from contextlib import closing
 
-from veneer.data.company import vocabulary
-from veneer.data.company.database import database_in_memory
-from veneer.data.company.frames import Words
+from demo import vocabulary
+from demo.database import database_in_memory
+from demo.frames import Words
 
 
 def test_every_column_with_a_word_is_in_the_database() -> None:

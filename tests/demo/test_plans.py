@@ -1,5 +1,5 @@
-from veneer.data.company.phrases import FILTERS, Filter
-from veneer.data.company.plans import KINDS, plans, reach, upward
+from demo.phrases import FILTERS, Filter
+from demo.plans import KINDS, plans, reach, upward
 
 
 def named(table: str, column: str) -> Filter:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import combinations
 
-from veneer.data.company.frames import Words
-from veneer.data.company.phrases import FILTERS, Filter
-from veneer.data.company.query import Condition, Query, path
-from veneer.data.company.vocabulary import (
+from demo.frames import Words
+from demo.phrases import FILTERS, Filter
+from demo.query import Condition, Query, path
+from demo.vocabulary import (
     ABOVE,
     BEST,
     DATE_FUNCTIONS,

@@ -5,10 +5,10 @@ from random import Random
 
 import pytest
 
-from veneer.data.company.frames import FRAMES
-from veneer.data.company.paraphrase import INNER, WHOLE, in_other_words
-from veneer.data.company.phrases import NOUNS
-from veneer.data.company.questions import Question, make_questions
+from demo.frames import FRAMES
+from demo.paraphrase import INNER, WHOLE, in_other_words
+from demo.phrases import NOUNS
+from demo.questions import Question, make_questions
 
 QUESTIONS = make_questions(600, 0, held_out=False)
 SAID = in_other_words(QUESTIONS, 0)

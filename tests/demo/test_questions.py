@@ -15,13 +15,12 @@ from dataclasses import asdict
 
 import pytest
 
-from veneer.data.company import KINDS, Question, make_questions
-from veneer.data.company.database import database_in_memory
-from veneer.data.company.frames import FRAMES
-from veneer.data.company.plans import plans
-from veneer.data.company.query import Query
-from veneer.data.company.questions import good
-from veneer.errors import ConfigError
+from demo import KINDS, Question, make_questions
+from demo.database import database_in_memory
+from demo.frames import FRAMES
+from demo.plans import plans
+from demo.query import Query
+from demo.questions import good
 
 HELD_OUT_SHA256 = "eb13c731226751fec6bcce0e0fbb7b11bf5218c27d5edf118c39917ab59eb5c4"
 MONTHS = "January February March April May June July August September October November December".split()  # noqa: SIM905
@@ -217,9 +216,9 @@ def test_questions_and_sql_are_short(train: list[Question], held_out: list[Quest
 
 
 def test_too_many_and_too_few_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"asked for 0 company questions; ask for at least 1\."):
+    with pytest.raises(ValueError, match=r"asked for 0 company questions; ask for at least 1\."):
         make_questions(0, 0, held_out=True)
-    with pytest.raises(ConfigError, match=r"asked for 9000 company questions, but after (\d+) .*ask for at most \1\."):
+    with pytest.raises(ValueError, match=r"asked for 9000 company questions, but after (\d+) .*ask for at most \1\."):
         make_questions(9_000, 0, held_out=True)
 
 

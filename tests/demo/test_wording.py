@@ -4,11 +4,11 @@ from random import Random
 
 import pytest
 
-from veneer.data.company.frames import Words
-from veneer.data.company.phrases import Filter
-from veneer.data.company.plans import Plan, plans
-from veneer.data.company.query import Query
-from veneer.data.company.wording import say
+from demo.frames import Words
+from demo.phrases import Filter
+from demo.plans import Plan, plans
+from demo.query import Query
+from demo.wording import say
 
 EVERY = [plan for families in plans().values() for family in families for plan in family]
 LIST = Query(table="employees", columns=("employees.name",))

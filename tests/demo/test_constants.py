@@ -2,9 +2,9 @@ from random import Random
 
 import pytest
 
-from veneer.data.company.constants import allowed, constants, number
-from veneer.data.company.phrases import FILTERS
-from veneer.data.company.values import MONTHS, reserved
+from demo.constants import allowed, constants, number
+from demo.phrases import FILTERS
+from demo.values import MONTHS, reserved
 
 NAMES = ["Mara Novak", "Jonas Silva", "Elena Weber", "Pavel Rossi", "Nora Costa", "Emil Sato", "Ravi Lopez"]
 

@@ -2,7 +2,7 @@ import string
 
 import pytest
 
-from veneer.data.company.frames import FRAMES, Words
+from demo.frames import FRAMES, Words
 
 SLOTS = {"np", "np1", "noun", "vp", "of", "label", "extra", "f", "m", "g", "gs", "n", "k", "v", "w"}
 SLOTS |= {"more", "above", "value", "best", "most", "who"}

@@ -1,14 +1,12 @@
-"""The demo's company: six tables in SQLite, the same bytes of data for the same seed."""
+"""The demo's company: six tables as SQL, the same text for the same seed."""
 
 import sqlite3
 from collections.abc import Sequence
 from datetime import date, timedelta
-from pathlib import Path
 from random import Random
 
-from veneer.data.company import values
-from veneer.data.company.values import pick, shuffled
-from veneer.disk.atomic import replacing
+from demo import values
+from demo.values import pick, shuffled
 
 SCHEMA = """
 CREATE TABLE departments (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, budget INTEGER NOT NULL);
@@ -34,32 +32,32 @@ EMPLOYEES, ASSIGNMENTS, ORDERS, SELLERS = 160, 320, 460, 40
 Row = tuple[int | str, ...]
 
 
-def make_database(path: Path, seed: int = 0) -> None:
-    """Write the company as one SQLite file, atomically; an older file is replaced.
-
-    Raises DiskError when the file cannot be written.
-    """
-    with replacing(path) as temporary:
-        connection = sqlite3.connect(temporary)
-        try:
-            _fill(connection, seed)
-        finally:
-            connection.close()
+def database_sql(seed: int = 0) -> str:
+    """The company as a script of SQL: the tables, then an INSERT per row."""
+    inserts = [
+        f"INSERT INTO {table} VALUES ({', '.join(map(_literal, row))});\n"
+        for table, rows in _rows(seed).items()
+        for row in rows
+    ]
+    return f"BEGIN;\n{SCHEMA.strip()}\n{''.join(inserts)}COMMIT;\n"
 
 
 def database_in_memory(seed: int = 0) -> sqlite3.Connection:
     """The same company in memory; the caller closes it."""
     connection = sqlite3.connect(":memory:")
-    _fill(connection, seed)
+    connection.executescript(database_sql(seed))
     return connection
 
 
-def _fill(connection: sqlite3.Connection, seed: int) -> None:
+def _literal(value: int | str) -> str:
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
+def _rows(seed: int) -> dict[str, list[Row]]:
     rng = Random(f"company {seed}")
-    connection.executescript(SCHEMA)
     departments = values.DEPARTMENTS + values.HELD_OUT_DEPARTMENTS
     budgets = _distinct(rng, range(150_000, 900_000, 1_000), len(departments))
-    rows: dict[str, list[Row]] = {
+    return {
         "departments": [(i + 1, name, budgets[i]) for i, name in enumerate(departments)],
         "employees": _employees(rng, len(departments)),
         "projects": _projects(rng),
@@ -67,9 +65,6 @@ def _fill(connection: sqlite3.Connection, seed: int) -> None:
         "customers": _customers(rng),
         "orders": _orders(rng),
     }
-    for table, lines in rows.items():
-        connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(lines[0]))})", lines)
-    connection.commit()
 
 
 def _employees(rng: Random, departments: int) -> list[Row]:

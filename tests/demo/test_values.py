@@ -2,8 +2,8 @@ from random import Random
 
 import pytest
 
-from veneer.data.company import values
-from veneer.data.company.values import pick, reserved, shuffled
+from demo import values
+from demo.values import pick, reserved, shuffled
 
 
 @pytest.mark.parametrize(
