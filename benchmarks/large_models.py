@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="veneer-giant-", dir=root) as scratch:
         folder = Path(scratch)
         write_model(folder / "model", shape, say)
-        write_rows(folder / "rows.jsonl", args.steps, args.tokens, shape.words)
+        write_rows(folder / "rows.jsonl", args.steps, args.tokens, shape.vocab_size)
         say("model written")
         rate = matmul_rate(torch, shape, args.tokens)
         say(f"torch's bfloat16 linear: {rate:.0f} GFLOP/s")
@@ -126,7 +126,7 @@ def flop(shape: Any, rank: int, tokens: int) -> float:
     """Floating-point operations of a step."""
     linears = 3 * 2 * tokens * shape.weights
     adapters = 4 * 2 * tokens * shape.adapter_parameters(rank)
-    head = 2 * 2 * tokens * shape.words * shape.hidden
+    head = 2 * 2 * tokens * shape.vocab_size * shape.hidden
     attention = shape.layers * 4 * 2 * 2 * tokens * tokens * shape.hidden
     return float(linears + adapters + head + attention)
 

@@ -64,9 +64,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="veneer-paged-") as scratch:
         folder = Path(scratch)
-        shape = Shape(args.layers or (16 if args.quick else 24), 1024, 2816, 8, words=1000)
+        shape = Shape(args.layers or (16 if args.quick else 24), 1024, 2816, 8, vocab_size=1000)
         write_model(folder / "model", shape, quantized=False)
-        write_rows(folder / "rows.jsonl", steps, 64, shape.words)
+        write_rows(folder / "rows.jsonl", steps, 64, shape.vocab_size)
         rank = args.rank or own_rank
         parts = {"quantized_bytes": shape.quantized_bytes, "state_bytes": 8 * shape.adapter_parameters(rank)}
         whole = sum(parts.values()) / MIB

@@ -36,7 +36,7 @@ class Shape:
     hidden: int
     ffn: int
     heads: int
-    words: int = 32_000
+    vocab_size: int = 32_000
 
     @property
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -58,7 +58,7 @@ class Shape:
     @property
     def dense_bytes(self) -> int:
         """Of embedding, head and norms, in bfloat16."""
-        return 2 * (2 * self.words * self.hidden + (2 * self.layers + 1) * self.hidden)
+        return 2 * (2 * self.vocab_size * self.hidden + (2 * self.layers + 1) * self.hidden)
 
     def adapter_parameters(self, rank: int) -> int:
         """Of LoRA on all linear layers."""
@@ -73,7 +73,7 @@ def write_model(
 ) -> None:
     """A folder that loads as any other, in NF4 or in bfloat16; memory is one layer."""
     folder.mkdir(parents=True)
-    _write_tokenizer(folder, shape.words)
+    _write_tokenizer(folder, shape.vocab_size)
     one = _weight((BLOCK, BLOCK), 0.02, None)
     config = _config(shape)
     if quantized:
@@ -83,18 +83,18 @@ def write_model(
     for layer in range(shape.layers):
         for name, tensor in _layer(shape, layer, None, quantized):
             specs[name] = (tensor.dtype, tuple(tensor.shape))
-    ends = {"model.embed_tokens.weight": (shape.words, shape.hidden), "lm_head.weight": (shape.words, shape.hidden)}
+    ends = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (shape.vocab_size, shape.hidden))
     ends |= {"model.norm.weight": (shape.hidden,)}
     specs |= {name: (torch.bfloat16, size) for name, size in ends.items()}
     write_model_tensors(folder, specs, _tensors(shape, ends, say, quantized))
 
 
-def write_rows(file: Path, rows: int, tokens: int, words: int) -> None:
+def write_rows(file: Path, rows: int, tokens: int, vocab_size: int) -> None:
     """Running text of `tokens` tokens a row, with the one that ends it."""
     rng = np.random.default_rng(1)
     with file.open("w", encoding="utf-8") as out:
         for _ in range(rows):
-            text = " ".join(f"w{i}" for i in rng.integers(3, words, tokens - 1))
+            text = " ".join(f"w{i}" for i in rng.integers(3, vocab_size, tokens - 1))
             out.write(json.dumps({"text": text}) + "\n")
 
 
@@ -152,7 +152,7 @@ def _config(shape: Shape) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": shape.words,
+        "vocab_size": shape.vocab_size,
         "hidden_size": shape.hidden,
         "intermediate_size": shape.ffn,
         "num_hidden_layers": shape.layers,
@@ -168,12 +168,12 @@ def _config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(folder: Path, words: int) -> None:
+def _write_tokenizer(folder: Path, vocab_size: int) -> None:
     """A word a token: <unk>, <s>, </s>, then w3, w4, ..."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, words)}
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(

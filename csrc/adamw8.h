@@ -4,9 +4,10 @@
 // Then m and v are quantized anew: absmax is their block's largest magnitude, the code of x is how many of the 255
 // midpoints of neighboring levels are below x / absmax.
 
+#include "dynamic.h"  // outside the guard: its lanes come before those below
+
 #ifndef VN_ADAMW8_H
 #define VN_ADAMW8_H
-#include "dynamic.h"
 
 namespace veneer {
 
@@ -48,7 +49,7 @@ inline void adamw8(const AdamW8 &a, int64_t first, int64_t last) {
 }  // namespace veneer
 #endif
 
-#ifdef VN_ISA
+#if defined(VN_ISA) && defined(VN_X86)  // with NEON the scalar functions run
 namespace veneer {
 namespace VN_ISA {
 

@@ -1,13 +1,9 @@
 // Eight float32 lanes of AVX2 with FMA and F16C (x86-64-v3), and every kernel built on them.
 #pragma once
-#include "common.h"
-#include "dequantize.h"  // each first without VN_ISA: its meaning; again below, for these lanes
-#include "matmul.h"
-#include "matvec.h"
-#include "quantize.h"
-#include "segments.h"
+#include "kernels.h"
 
 #define VN_ISA avx2
+#define VN_LOWER scalar
 #define VN_FN __attribute__((target("avx2,fma,f16c")))
 
 namespace veneer {
@@ -178,14 +174,78 @@ VN_FN VN_INLINE void store_codes(uint8_t *to, I a, I b, const Intervals &q) {
     _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_packus_epi16(pairs, pairs));
 }
 
+// ---- 8-bit numbers
+
+VN_FN VN_INLINE F subtract(F a, F b) { return _mm256_sub_ps(a, b); }
+VN_FN VN_INLINE F divide(F a, F b) { return _mm256_div_ps(a, b); }
+VN_FN VN_INLINE F root(F v) { return _mm256_sqrt_ps(v); }
+VN_FN VN_INLINE F smaller(F a, F b) { return _mm256_min_ps(a, b); }
+VN_FN VN_INLINE F larger(F a, F b) { return _mm256_max_ps(a, b); }
+VN_FN VN_INLINE I truncate(F v) { return _mm256_cvttps_epi32(v); }
+VN_FN VN_INLINE F magnitude(F v) { return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff))); }
+
+VN_FN VN_INLINE F with_sign(F v, F sign) { return _mm256_or_ps(v, _mm256_and_ps(sign, set1(-0.f))); }
+
+// How many of 8 rising starts are below each lane's magnitude, or at it where the lane is negative: a tie goes to the
+// lower level, on either side of 0.
+struct Decades {
+    F start[8];
+    VN_FN explicit Decades(const float *starts) {
+        for (int i = 0; i < 8; i++) start[i] = set1(starts[i]);
+    }
+    template <bool SIGNED> VN_FN VN_INLINE I of(F v) const {
+        if (SIGNED)  // the next larger magnitude where it is negative
+            v = _mm256_castsi256_ps(_mm256_sub_epi32(_mm256_castps_si256(magnitude(v)),
+                                                     _mm256_srai_epi32(_mm256_castps_si256(v), 31)));
+        I below = zero_i();
+        for (const F &s : start)
+            below = _mm256_sub_epi32(below, _mm256_castps_si256(_mm256_cmp_ps(v, s, _CMP_GT_OQ)));
+        return below;
+    }
+};
+
+// 16 numbers, looked up by lanes of 0 ... 15.
+struct Row {
+    F low, high;
+};
+VN_FN VN_INLINE Row row(const float *p) { return {load(p), load(p + 8)}; }
+VN_FN VN_INLINE F look_up(const Row &r, I at) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(r.low, at), _mm256_permutevar8x32_ps(r.high, at),
+                            _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
+
+VN_FN VN_INLINE F from_whole(F v) {
+    return magnitude(subtract(v, _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)));
+}
+// Of two lanes' distances from a whole number the smaller, the first being one already.
+VN_FN VN_INLINE F closer(F closest, F v) { return smaller(closest, from_whole(v)); }
+VN_FN VN_INLINE uint32_t near_whole(F v, float distance) {
+    return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(from_whole(v), set1(distance), _CMP_LT_OQ)));
+}
+
+template <bool SIGNED> VN_FN VN_INLINE void store_codes8(uint8_t *to, const I c[4]) {
+    I low = _mm256_packs_epi32(c[0], c[1]), high = _mm256_packs_epi32(c[2], c[3]);
+    const I none = _mm256_set1_epi16(SIGNED ? 127 : 0);  // code of 0
+    low = _mm256_add_epi16(low, none), high = _mm256_add_epi16(high, none);
+    const I order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<I *>(to), _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+}
+
+struct Levels {
+    const float *levels;
+    VN_FN explicit Levels(const float *l) : levels(l) {}
+    VN_FN VN_INLINE void decode(const uint8_t *codes, float *out) const {
+        for (int64_t i = 0; i < 4 * W; i += W)
+            store(out + i, _mm256_i32gather_ps(levels, _mm256_cvtepu8_epi32(_mm_loadl_epi64(
+                                                           reinterpret_cast<const __m128i *>(codes + i))), 4));
+    }
+};
+
 }  // namespace avx2
 }  // namespace veneer
 
-#include "dequantize.h"
-#include "matmul.h"
-#include "matvec.h"
-#include "quantize.h"
-#include "segments.h"
+#include "kernels.h"  // every operation once more, for these lanes
 
 #undef VN_ISA
+#undef VN_LOWER
 #undef VN_FN

@@ -1,16 +1,17 @@
-// AVX-512 with bfloat16 dot products (and VBMI): the matrix products of bfloat16 rows, and 8-bit absmax.
-// The rest comes from avx512.h; the meaning of everything here stands in matmul.h and dequantize.h.
+// AVX-512 with bfloat16 dot products (and VBMI): the matrix products of bfloat16 rows, and decoding of 8-bit numbers.
+// The rest comes from avx512.h.  The scalar reference of each function is in matmul.h, dequantize.h or dynamic.h.
 #pragma once
 #include "avx512.h"
-#include "matmul.h"
 
 #define VN_FN __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")))
 
 namespace veneer {
 namespace avx512bf16 {
 
-typedef __m512 F;
-typedef __m512i I;
+using namespace avx512;  // what is defined here too hides theirs
+using avx512::F;
+using avx512::I;
+using avx512::W;
 using avx512::transpose;
 
 VN_FN VN_INLINE I loadu(const void *p) { return _mm512_loadu_si512(p); }
@@ -81,6 +82,17 @@ VN_FN inline void decode_absmax(const veneer_weight &w, int64_t first, int64_t l
     make_planes(w.nested_levels, planes);
     decode_absmax(w, planes, first, last, out);
 }
+
+// 256 levels of an 8-bit number, looked up in registers instead of gathered from memory.
+struct Levels {
+    Planes planes;
+    VN_FN explicit Levels(const float *l) { make_planes(l, planes); }
+    VN_FN VN_INLINE void decode(const uint8_t *codes, float *out) const {
+        F v[4];
+        look_up_levels(planes, loadu(codes), v);
+        for (int q = 0; q < 4; q++) store(out + 16 * q, v[q]);
+    }
+};
 
 // ---- unpacking to bfloat16
 

@@ -2,8 +2,8 @@
 // The meaning of everything here stands in matvec.h.
 #pragma once
 #include "avx512bf16.h"
-#include "matvec.h"
 
+#define VN_ISA avx512bf16
 #define VN_FN __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")))
 
 namespace veneer {
@@ -11,7 +11,8 @@ namespace avx512bf16 {
 
 // One row of x (D) -> chunks of 128 as four vectors of 32: vector s holds, at j, what meets nibble s of word j of the
 // codes: 4 j + 1, 4 j, 4 j + 3, 4 j + 2.  Zeros beyond D.
-VN_FN inline void permute_x(const uint16_t *x, int64_t d, uint16_t *to) {
+VN_FN inline void permute_x(const void *rows, int, int64_t begin, int64_t d, uint16_t *to) {
+    const uint16_t *x = static_cast<const uint16_t *>(rows) + begin;
     static const uint16_t within[4] = {1, 0, 3, 2};
     alignas(64) uint16_t each_fourth[32];  // in two vectors of 32: 16 of them
     for (int j = 0; j < 32; j++) each_fourth[j] = uint16_t(4 * (j % 16));
@@ -145,4 +146,24 @@ VN_FN inline bool matvec(const Vectors &v, int64_t first, int64_t last) {
 }  // namespace avx512bf16
 }  // namespace veneer
 
+#include "adamw8.h"  // with the Levels of this instruction set
+
+namespace veneer {
+namespace avx512bf16 {
+
+constexpr Kernels table() {
+    Kernels k = avx512::KERNELS;
+    k.encode_absmax = encode_absmax;
+    k.decode_absmax = decode_absmax;
+    k.adamw8 = adamw8;
+    k.bf16 = {FEW, over_rows<uint16_t, 128, permute_x, matvec>, matmul<Product>, matmul_backward<Product>};
+    return k;
+}
+
+constexpr Kernels KERNELS = table();
+
+}  // namespace avx512bf16
+}  // namespace veneer
+
+#undef VN_ISA
 #undef VN_FN

@@ -191,6 +191,12 @@ template <int N> bool run_phases(int threads, const Phase (&phases)[N]) {
     return team.good.load();
 }
 
+// Rows of a task: a few tasks for each thread, as memory takes a microsecond to get going; in multiples of 4 rows.
+inline int64_t rows_per_task(int64_t rows, int threads) {
+    const int64_t even = round_up(ceil_div(rows, int64_t(threads) * 4), 4);
+    return even < 16 ? 16 : even;
+}
+
 template <class Task> bool parallel(int threads, int64_t count, const Task &task) {
     return run_phases(threads, {phase(count, task)});
 }

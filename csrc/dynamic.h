@@ -51,7 +51,7 @@ inline void encode_absmax(const EncodeAbsmax &e, int64_t first, int64_t last) {
 }  // namespace veneer
 #endif
 
-#ifdef VN_ISA
+#if defined(VN_ISA) && defined(VN_X86)  // with NEON the scalar functions run
 namespace veneer {
 namespace VN_ISA {
 

@@ -19,8 +19,8 @@ inline float weight(const veneer_weight &w, const float *absmax, int64_t i, int 
 }
 
 // y (N, O) = x (N, D) W^T for rows [first, last) of W.
-inline bool matmul(const veneer_weight &w, const float *absmax, const void *x, int dtype, int64_t n, void *y,
-                   int64_t first, int64_t last) {
+inline bool matmul_rows(const veneer_weight &w, const float *absmax, const void *x, int dtype, int64_t n, void *y,
+                        int64_t first, int64_t last) {
     float *row = scratch_of<float>(PANEL, w.cols);
     if (!row) return false;
     for (int64_t o = first; o < last; o++) {
@@ -37,8 +37,8 @@ inline bool matmul(const veneer_weight &w, const float *absmax, const void *x, i
 }
 
 // dx (N, D) = dy (N, O) W for columns [first, last) of W.
-inline bool matmul_backward(const veneer_weight &w, const float *absmax, const void *dy, int dtype, int64_t n, void *dx,
-                            int64_t first, int64_t last) {
+inline bool matmul_columns(const veneer_weight &w, const float *absmax, const void *dy, int dtype, int64_t n, void *dx,
+                           int64_t first, int64_t last) {
     const int64_t width = last - first;
     float *row = scratch_of<float>(PANEL, width), *sums = scratch_of<float>(SUMS, n * width);
     if (!row || !sums) return false;
@@ -53,6 +53,25 @@ inline bool matmul_backward(const veneer_weight &w, const float *absmax, const v
     for (int64_t i = 0; i < n; i++)
         for (int64_t d = 0; d < width; d++) store_float(dx, dtype, i * w.cols + first + d, sums[i * width + d]);
     return true;
+}
+
+// `decode` is a phase that fills absmax, of 0 tasks if it is filled already.
+inline bool matmul(const veneer_weight &w, const float *absmax, const Phase &decode, const void *x, int dtype,
+                   int64_t n, void *y, int threads) {
+    const int64_t step = rows_per_task(w.rows, threads);
+    const auto multiply = [&, step](int64_t i) {
+        return matmul_rows(w, absmax, x, dtype, n, y, i * step, least(w.rows, (i + 1) * step));
+    };
+    return run_phases(threads, {decode, phase(ceil_div(w.rows, step), multiply)});
+}
+
+inline bool matmul_backward(const veneer_weight &w, const float *absmax, const Phase &decode, const void *dy, int dtype,
+                            int64_t n, void *dx, int threads) {
+    constexpr int64_t WIDTH = 64;
+    const auto multiply = [&](int64_t i) {
+        return matmul_columns(w, absmax, dy, dtype, n, dx, i * WIDTH, least(w.cols, (i + 1) * WIDTH));
+    };
+    return run_phases(threads, {decode, phase(ceil_div(w.cols, WIDTH), multiply)});
 }
 
 }  // namespace scalar
@@ -149,7 +168,6 @@ bool forward_task(const veneer_weight &w, const float *absmax, const typename K:
     return true;
 }
 
-// `decode` is a phase that fills absmax, of 0 tasks if it is filled already.
 template <class K>
 bool matmul(const veneer_weight &w, const float *absmax, const Phase &decode, const void *x, int dtype, int64_t n,
             void *y, int threads) {

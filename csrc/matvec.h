@@ -21,6 +21,19 @@ struct Vectors {
     void *y;
 };
 
+// All rows of W with an instruction set's two functions: rows of x permuted to T, padded to STEP, and a task's rows of W.
+template <class T, int64_t STEP, void (*PERMUTE)(const void *, int, int64_t, int64_t, T *),
+          bool (*MATVEC)(const Vectors &, int64_t, int64_t)>
+bool over_rows(const veneer_weight &w, const void *x, int dtype, int64_t n, void *y, int threads) {
+    const int64_t ldx = round_up(w.cols, STEP), step = rows_per_task(w.rows, threads);
+    T *permuted = scratch_of<T>(PACKED, n * ldx);
+    if (!permuted) return false;
+    for (int64_t i = 0; i < n; i++) PERMUTE(x, dtype, i * w.cols, w.cols, permuted + i * ldx);
+    const Vectors v{&w, w.absmax, permuted, dtype, n, y};
+    return parallel(threads, ceil_div(w.rows, step),
+                    [&v, step](int64_t i) { return MATVEC(v, i * step, least(v.w->rows, (i + 1) * step)); });
+}
+
 }  // namespace veneer
 #endif
 

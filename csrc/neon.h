@@ -1,13 +1,9 @@
 // Four float32 lanes of AArch64's NEON, and every kernel built on them.
 #pragma once
-#include "common.h"
-#include "dequantize.h"  // each first without VN_ISA: its meaning; again below, for these lanes
-#include "matmul.h"
-#include "matvec.h"
-#include "quantize.h"
-#include "segments.h"
+#include "kernels.h"
 
 #define VN_ISA neon
+#define VN_LOWER scalar
 #define VN_FN
 
 namespace veneer {
@@ -145,11 +141,8 @@ VN_INLINE void store_codes(uint8_t *to, I a, I b, const Intervals &q) {
 }  // namespace neon
 }  // namespace veneer
 
-#include "dequantize.h"
-#include "matmul.h"
-#include "matvec.h"
-#include "quantize.h"
-#include "segments.h"
+#include "kernels.h"  // every operation once more, for these lanes
 
 #undef VN_ISA
+#undef VN_LOWER
 #undef VN_FN

@@ -1,20 +1,11 @@
-// The C ABI: checks what it is given, picks the instruction set, splits the work into tasks.  No arithmetic here.
+// The C ABI: checks its arguments, picks the table of the instruction set, splits the work into tasks.  No arithmetic.
 #include "veneer.h"
 
-#include "adamw8.h"
-#include "dequantize.h"
-#include "dynamic.h"
-#include "matmul.h"
-#include "matvec.h"
-#include "quantize.h"
-#include "segments.h"
+#include "kernels.h"
 #ifdef VN_X86
 #include <cpuid.h>
 
-#include "avx2.h"
-#include "avx512.h"
 #include "avx512bf16_matvec.h"
-#include "dynamic_x86.h"
 #endif
 #ifdef VN_ARM
 #include "neon.h"
@@ -43,32 +34,12 @@ bool product_ok(const veneer_weight *w, const void *x, int dtype, int64_t n, con
            (dtype == VENEER_F32 || dtype == VENEER_BF16) && aligned_as(x, dtype) && aligned_as(y, dtype);
 }
 
-// Run `F` of the chosen instruction set; AVX-512-BF16 has all of AVX-512's.
-#if defined(VN_X86)
-#define VN_CHOOSE(isa, f) \
-    (isa >= VENEER_AVX512 ? avx512::f : isa == VENEER_AVX2 ? avx2::f : scalar::f)
-#elif defined(VN_ARM)
-#define VN_CHOOSE(isa, f) (isa == VENEER_NEON ? neon::f : scalar::f)
-#else
-#define VN_CHOOSE(isa, f) (scalar::f)
-#endif
-
-typedef void (*DecodeAbsmax)(const veneer_weight &, int64_t, int64_t, float *);
-
-DecodeAbsmax decoder(int isa) {
-#ifdef VN_X86
-    if (isa == VENEER_AVX512BF16) return avx512bf16::decode_absmax;
-#endif
-    (void)isa;
-    return scalar::decode_absmax;
-}
-
 constexpr int64_t DECODED = 1 << 13;  // blocks of a decoding task
 
 // Decodes absmax into `out`, a task at a time; nothing to do for a plain absmax.
 struct Decode {
     const veneer_weight *w;
-    DecodeAbsmax decode;
+    void (*decode)(const veneer_weight &, int64_t, int64_t, float *);
     float *out;
 
     bool operator()(int64_t i) const {
@@ -82,8 +53,8 @@ struct Absmax {
     Decode decode;
     const float *values;
 
-    Absmax(int isa, const veneer_weight &w)
-        : decode{&w, decoder(isa), w.absmax ? nullptr : scratch_of<float>(SCALES, n_blocks(w))},
+    Absmax(const Kernels &k, const veneer_weight &w)
+        : decode{&w, k.decode_absmax, w.absmax ? nullptr : scratch_of<float>(SCALES, n_blocks(w))},
           values(w.absmax ? w.absmax : decode.out) {}
     Phase phase() const { return veneer::phase(decode.out ? ceil_div(n_blocks(*decode.w), DECODED) : 0, decode); }
 };
@@ -93,108 +64,6 @@ const float *as_float(const void *x, int dtype, int64_t count) {
     float *out = scratch_of<float>(PACKED, count);
     for (int64_t i = 0; out && i < count; i++) out[i] = load_as_float(x, dtype, i);
     return out;
-}
-
-// Rows of a task: a few tasks for each thread, as memory takes a microsecond to get going; in multiples of 4 rows.
-int64_t rows_per_task(int64_t rows, int threads) {
-    const int64_t even = round_up(ceil_div(rows, int64_t(threads) * 4), 4);
-    return even < 16 ? 16 : even;
-}
-
-template <class Rows> bool over_rows(const veneer_weight &w, int threads, const Rows &rows) {
-    const int64_t step = rows_per_task(w.rows, threads);
-    return parallel(threads, ceil_div(w.rows, step),
-                    [&, step](int64_t i) { return rows(i * step, least(w.rows, (i + 1) * step)); });
-}
-
-#if defined(VN_X86) || defined(VN_ARM)
-// What a set of lanes has for a few rows of x.
-struct FewRows {
-    int64_t step;
-    void (*permute_x)(const void *, int, int64_t, int64_t, float *);
-    bool (*matvec)(const Vectors &, int64_t, int64_t);
-};
-
-bool matvec_f32(const FewRows &lanes, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y,
-                int threads) {
-    const int64_t ldx = round_up(w.cols, lanes.step);
-    float *permuted = scratch_of<float>(PACKED, n * ldx);
-    if (!permuted) return false;
-    for (int64_t i = 0; i < n; i++) lanes.permute_x(x, dtype, i * w.cols, w.cols, permuted + i * ldx);
-    const Vectors v{&w, w.absmax, permuted, dtype, n, y};
-    return over_rows(w, threads, [&](int64_t first, int64_t last) { return lanes.matvec(v, first, last); });
-}
-
-template <class K>
-bool product(int isa, const FewRows &few, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y,
-             int threads) {
-    if (n <= FEW_LANES) return matvec_f32(few, w, x, dtype, n, y, threads);
-    const Absmax absmax(isa, w);
-    return absmax.values && matmul<K>(w, absmax.values, absmax.phase(), x, dtype, n, y, threads);
-}
-#endif
-
-#ifdef VN_X86
-bool matvec_bf16(const veneer_weight &w, const void *x, int64_t n, void *y, int threads) {
-    const int64_t ldx = round_up(w.cols, 128);
-    uint16_t *permuted = scratch_of<uint16_t>(PACKED, n * ldx);
-    if (!permuted) return false;
-    for (int64_t i = 0; i < n; i++)
-        avx512bf16::permute_x(static_cast<const uint16_t *>(x) + i * w.cols, w.cols, permuted + i * ldx);
-    const Vectors v{&w, w.absmax, permuted, VENEER_BF16, n, y};
-    return over_rows(w, threads,
-                     [&v](int64_t first, int64_t last) { return avx512bf16::matvec(v, first, last); });
-}
-
-bool product_bf16(const veneer_weight &w, const void *x, int64_t n, void *y, int threads) {
-    if (n <= FEW) return matvec_bf16(w, x, n, y, threads);
-    const Absmax absmax(VENEER_AVX512BF16, w);
-    return absmax.values && matmul<avx512bf16::Product>(w, absmax.values, absmax.phase(), x, VENEER_BF16, n, y, threads);
-}
-#endif
-
-bool forward(int isa, int threads, const veneer_weight &w, const void *x, int dtype, int64_t n, void *y) {
-#ifdef VN_X86
-    if (isa == VENEER_AVX512BF16 && dtype == VENEER_BF16) return product_bf16(w, x, n, y, threads);
-    const FewRows few512{avx512::STEP, avx512::permute_x, avx512::matvec};
-    const FewRows few2{avx2::STEP, avx2::permute_x, avx2::matvec};
-    if (isa >= VENEER_AVX512) return product<avx512::Product>(isa, few512, w, x, dtype, n, y, threads);
-    if (isa == VENEER_AVX2) return product<avx2::Product>(isa, few2, w, x, dtype, n, y, threads);
-#endif
-#ifdef VN_ARM
-    const FewRows few{neon::STEP, neon::permute_x, neon::matvec};
-    if (isa == VENEER_NEON) return product<neon::Product>(isa, few, w, x, dtype, n, y, threads);
-#endif
-    const Absmax absmax(isa, w);
-    if (!absmax.values) return false;
-    const int64_t step = rows_per_task(w.rows, threads);
-    const auto multiply = [&, step](int64_t i) {
-        return scalar::matmul(w, absmax.values, x, dtype, n, y, i * step, least(w.rows, (i + 1) * step));
-    };
-    return run_phases(threads, {absmax.phase(), phase(ceil_div(w.rows, step), multiply)});
-}
-
-bool backward(int isa, int threads, const veneer_weight &w, const void *dy, int dtype, int64_t n, void *dx) {
-    const Absmax absmax(isa, w);
-    if (!absmax.values) return false;
-    const Phase decode = absmax.phase();
-#ifdef VN_X86
-    if (isa == VENEER_AVX512BF16 && dtype == VENEER_BF16)
-        return matmul_backward<avx512bf16::Product>(w, absmax.values, decode, dy, dtype, n, dx, threads);
-    if (isa >= VENEER_AVX512)
-        return matmul_backward<avx512::Product>(w, absmax.values, decode, dy, dtype, n, dx, threads);
-    if (isa == VENEER_AVX2)
-        return matmul_backward<avx2::Product>(w, absmax.values, decode, dy, dtype, n, dx, threads);
-#endif
-#ifdef VN_ARM
-    if (isa == VENEER_NEON)
-        return matmul_backward<neon::Product>(w, absmax.values, decode, dy, dtype, n, dx, threads);
-#endif
-    constexpr int64_t WIDTH = 64;
-    const auto multiply = [&](int64_t i) {
-        return scalar::matmul_backward(w, absmax.values, dy, dtype, n, dx, i * WIDTH, least(w.cols, (i + 1) * WIDTH));
-    };
-    return run_phases(threads, {decode, phase(ceil_div(w.cols, WIDTH), multiply)});
 }
 
 #ifdef VN_X86
@@ -210,42 +79,35 @@ bool has_f16c() {
 }
 #endif
 
-// Looked up once: CPUID costs microseconds in a virtual machine.
-struct InstructionSets {
-    bool has[VENEER_ISAS] = {};
+// By instruction set, null where this machine or this build has none.  Looked up once: CPUID costs microseconds in a
+// virtual machine.
+struct Tables {
+    const Kernels *of[VENEER_ISAS] = {};
 
-    InstructionSets() {
-        has[VENEER_SCALAR] = true;
+    Tables() {
+        of[VENEER_SCALAR] = &scalar::KERNELS;
 #ifdef VN_X86
         __builtin_cpu_init();
-        has[VENEER_AVX2] = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-        has[VENEER_AVX512] = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        has[VENEER_AVX512BF16] =
-            has[VENEER_AVX512] && __builtin_cpu_supports("avx512vbmi") && has_bf16_products();
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c())
+            of[VENEER_AVX2] = &avx2::KERNELS;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+            of[VENEER_AVX512] = &avx512::KERNELS;
+        if (of[VENEER_AVX512] && __builtin_cpu_supports("avx512vbmi") && has_bf16_products())
+            of[VENEER_AVX512BF16] = &avx512bf16::KERNELS;
 #endif
 #ifdef VN_ARM
-        has[VENEER_NEON] = true;
+        of[VENEER_NEON] = &neon::KERNELS;
 #endif
     }
 };
 
-const InstructionSets &instruction_sets() {
-    static const InstructionSets found;
-    return found;
+const Kernels *kernels_of(int isa) {
+    static const Tables tables;
+    return isa >= 0 && isa < VENEER_ISAS ? tables.of[isa] : nullptr;
 }
 
 bool map_ok(const veneer_map8 &m) { return aligned(m.levels, 4) && aligned(m.bounds, 4) && aligned(m.lines, 4); }
-
-// The same for 8-bit numbers, which have their own lanes (dynamic_x86.h).
-#ifdef VN_X86
-#define VN_CHOOSE8(isa, f)                              \
-    (isa == VENEER_AVX512BF16 ? vbmi::f                 \
-     : isa == VENEER_AVX512   ? avx512::f               \
-     : isa == VENEER_AVX2     ? avx2::f : scalar::f)
-#else
-#define VN_CHOOSE8(isa, f) (scalar::f)
-#endif
 
 int status(bool good) { return good ? VENEER_OK : VENEER_NO_MEMORY; }
 
@@ -255,13 +117,14 @@ extern "C" {
 
 int veneer_abi(void) { return VENEER_ABI; }
 
-int veneer_has(int isa) { return isa >= 0 && isa < VENEER_ISAS && instruction_sets().has[isa]; }
+int veneer_has(int isa) { return kernels_of(isa) != nullptr; }
 
 void veneer_use_pool(void *gomp_parallel) { pool().store(reinterpret_cast<GompParallel>(gomp_parallel)); }
 
 int veneer_quantize(int isa, int threads, const void *x, int dtype, int64_t n, int64_t block, const float *bounds,
                     const uint8_t *order, uint8_t *codes, float *absmax, int64_t *bad) {
-    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    const Kernels *k = kernels_of(isa);
+    if (!k) return VENEER_BAD_ISA;
     if (!whole_bytes_of(dtype) || !aligned_as(x, dtype) || n < 1 || !block_ok(block) || !aligned(bounds, 4) || !order ||
         !codes || !aligned(absmax, 4) || !bad)
         return VENEER_BAD_ARGUMENT;
@@ -269,7 +132,7 @@ int veneer_quantize(int isa, int threads, const void *x, int dtype, int64_t n, i
     const int64_t blocks = ceil_div(n, block), step = ceil_div(1 << 16, block);
     std::atomic<int64_t> worst{blocks};
     parallel(threads, ceil_div(blocks, step), [&](int64_t i) {
-        const int64_t found = VN_CHOOSE(isa, quantize)(q, i * step, least(blocks, (i + 1) * step));
+        const int64_t found = k->quantize(q, i * step, least(blocks, (i + 1) * step));
         for (int64_t now = worst.load(); found >= 0 && found < now && !worst.compare_exchange_weak(now, found);) {
         }
         return true;
@@ -280,57 +143,70 @@ int veneer_quantize(int isa, int threads, const void *x, int dtype, int64_t n, i
 
 int veneer_encode_absmax(int isa, int threads, const float *centered, int64_t n, int64_t nested_block,
                          const veneer_map8 *map, uint8_t *codes, float *nested_absmax) {
-    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    const Kernels *k = kernels_of(isa);
+    if (!k) return VENEER_BAD_ISA;
     if (!aligned(centered, 4) || n < 1 || nested_block < 1 || !map || !map_ok(*map) || !codes ||
         !aligned(nested_absmax, 4))
         return VENEER_BAD_ARGUMENT;
     const EncodeAbsmax e{map, centered, n, nested_block, codes, nested_absmax};
     const int64_t blocks = ceil_div(n, nested_block), step = ceil_div(1 << 14, nested_block);
     return status(parallel(threads, ceil_div(blocks, step), [&](int64_t i) {
-        VN_CHOOSE8(isa, encode_absmax)(e, i * step, least(blocks, (i + 1) * step));
+        k->encode_absmax(e, i * step, least(blocks, (i + 1) * step));
         return true;
     }));
 }
 
 int veneer_decode_absmax(int isa, int threads, const veneer_weight *w, float *out) {
-    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    const Kernels *k = kernels_of(isa);
+    if (!k) return VENEER_BAD_ISA;
     if (!weight_ok(w) || w->absmax || !aligned(out, 4)) return VENEER_BAD_ARGUMENT;
-    const Decode decode{w, decoder(isa), out};
+    const Decode decode{w, k->decode_absmax, out};
     return status(parallel(threads, ceil_div(n_blocks(*w), DECODED), decode));
 }
 
 int veneer_dequantize(int isa, int threads, const veneer_weight *w, void *out, int dtype) {
-    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    const Kernels *k = kernels_of(isa);
+    if (!k) return VENEER_BAD_ISA;
     if (!weight_ok(w) || !whole_bytes_of(dtype) || !aligned_as(out, dtype)) return VENEER_BAD_ARGUMENT;
-    const Absmax absmax(isa, *w);
+    const Absmax absmax(*k, *w);
     if (!absmax.values) return VENEER_NO_MEMORY;
     constexpr int64_t CHUNK = 1 << 16;  // even, so that every task starts at a byte
     const int64_t n = w->rows * w->cols, size = dtype == VENEER_F32 ? 4 : 2;
     const auto unpack = [&](int64_t i) {
         void *to = static_cast<char *>(out) + i * CHUNK * size;
-        VN_CHOOSE(isa, dequantize)(*w, absmax.values, i * CHUNK, least(n, (i + 1) * CHUNK), to, dtype);
+        k->dequantize(*w, absmax.values, i * CHUNK, least(n, (i + 1) * CHUNK), to, dtype);
         return true;
     };
     return status(run_phases(threads, {absmax.phase(), phase(ceil_div(n, CHUNK), unpack)}));
 }
 
 int veneer_matmul(int isa, int threads, const veneer_weight *w, const void *x, int dtype, int64_t n, void *y) {
-    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    const Kernels *k = kernels_of(isa);
+    if (!k) return VENEER_BAD_ISA;
     if (!product_ok(w, x, dtype, n, y)) return VENEER_BAD_ARGUMENT;
-    return status(forward(isa, threads < 1 ? 1 : threads, *w, x, dtype, n, y));
+    const Products &p = dtype == VENEER_F32 ? k->f32 : k->bf16;
+    if (threads < 1) threads = 1;
+    if (n <= p.few) return status(p.matvec(*w, x, dtype, n, y, threads));
+    const Absmax absmax(*k, *w);
+    return status(absmax.values && p.matmul(*w, absmax.values, absmax.phase(), x, dtype, n, y, threads));
 }
 
 int veneer_matmul_backward(int isa, int threads, const veneer_weight *w, const void *dy, int dtype, int64_t n,
                            void *dx) {
-    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    const Kernels *k = kernels_of(isa);
+    if (!k) return VENEER_BAD_ISA;
     if (!product_ok(w, dy, dtype, n, dx)) return VENEER_BAD_ARGUMENT;
-    return status(backward(isa, threads < 1 ? 1 : threads, *w, dy, dtype, n, dx));
+    const Products &p = dtype == VENEER_F32 ? k->f32 : k->bf16;
+    if (threads < 1) threads = 1;
+    const Absmax absmax(*k, *w);
+    return status(absmax.values && p.matmul_backward(*w, absmax.values, absmax.phase(), dy, dtype, n, dx, threads));
 }
 
 int veneer_lora_segments(int isa, int threads, const void *x, int dtype, int64_t n, int64_t d, int64_t o, int64_t r,
                          const float *a, const float *b, const float *scale, const int64_t *starts,
                          const int64_t *slots, int64_t segments, void *y) {
-    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    const Kernels *k = kernels_of(isa);
+    if (!k) return VENEER_BAD_ISA;
     if (n < 1 || d < 1 || o < 1 || r < 1 || segments < 1 || (dtype != VENEER_F32 && dtype != VENEER_BF16) ||
         !aligned_as(x, dtype) || !aligned_as(y, dtype) || !aligned(a, 4) || !aligned(b, 4) || !aligned(scale, 4) ||
         !aligned(starts, 8) || !aligned(slots, 8))
@@ -339,19 +215,13 @@ int veneer_lora_segments(int isa, int threads, const void *x, int dtype, int64_t
     const float *xf = as_float(x, dtype, n * d);
     if (!t || !xf) return VENEER_NO_MEMORY;
     const Segments g{n, d, o, r, xf, a, b, scale, starts, slots, segments, t, y, dtype};
-#ifdef VN_X86
-    if (isa >= VENEER_AVX512) return status(lora_segments<avx512::dot>(g, threads));
-    if (isa == VENEER_AVX2) return status(lora_segments<avx2::dot>(g, threads));
-#endif
-#ifdef VN_ARM
-    if (isa == VENEER_NEON) return status(lora_segments<neon::dot>(g, threads));
-#endif
-    return status(lora_segments<scalar::dot>(g, threads));
+    return status(k->lora_segments(g, threads));
 }
 
 int veneer_adamw8_step(int isa, int threads, const veneer_adamw8 *how, int64_t blocks, float *values,
                        const float *gradients, uint8_t *codes1, uint8_t *codes2, float *absmax1, float *absmax2) {
-    if (!veneer_has(isa)) return VENEER_BAD_ISA;
+    const Kernels *k = kernels_of(isa);
+    if (!k) return VENEER_BAD_ISA;
     if (!how || !map_ok(how->map1) || !map_ok(how->map2) || blocks < 0 || !aligned(values, 4) ||
         !aligned(gradients, 4) || !codes1 || !codes2 || !aligned(absmax1, 4) || !aligned(absmax2, 4))
         return VENEER_BAD_ARGUMENT;
@@ -360,7 +230,7 @@ int veneer_adamw8_step(int isa, int threads, const veneer_adamw8 *how, int64_t b
     const int64_t task = least(4096, ceil_div(blocks, 8 * int64_t(threads > 1 ? threads : 1)));
     const AdamW8 a{how, values, gradients, codes1, codes2, absmax1, absmax2};
     return status(parallel(threads, task ? ceil_div(blocks, task) : 0, [&](int64_t i) {
-        VN_CHOOSE8(isa, adamw8)(a, i * task, least(blocks, (i + 1) * task));
+        k->adamw8(a, i * task, least(blocks, (i + 1) * task));
         return true;
     }));
 }

@@ -212,7 +212,7 @@ def test_saved_loaded_and_detached(tiny_model: Path, tmp_path: Path, config: Any
 
 def test_grouped_heads_and_sizes(tiny_model: Path) -> None:
     shape = shape_of(fresh(tiny_model))
-    assert (shape.width, shape.layers, shape.heads, shape.head_width, shape.words) == (32, 2, 2, 8, 384)
+    assert (shape.width, shape.layers, shape.heads, shape.head_width, shape.vocab_size) == (32, 2, 2, 8, 384)
     assert attach_prompt(fresh(tiny_model), CONFIGS[1]).prompt.table().shape == (5, 2 * 2 * 2 * 8)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from veneer.disk.scratch import ENDING, Spill, clear_scratch, filesystem_of, open_scratch, refuse_memory
+from veneer.disk.scratch import ENDING, DiskBuffer, clear_scratch, filesystem_of, open_scratch, refuse_memory
 from veneer.errors import DiskError
 
 
@@ -58,8 +58,8 @@ def test_a_folder_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_spilled_tensors_are_equal_and_outlive_the_file(tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
     tensors = [torch.randn(3, 5000, generator=rng), torch.arange(7, dtype=torch.uint8), torch.ones(1).bfloat16()]
-    with Spill(tmp_path) as spill:
-        back = [spill.put(t) for t in tensors]
+    with DiskBuffer(tmp_path) as buffer:
+        back = [buffer.put(t) for t in tensors]
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(tensors, back, strict=True))
     assert not {a.data_ptr() for a in tensors} & {b.data_ptr() for b in back}
 
@@ -70,5 +70,5 @@ def test_spilling_to_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "pwrite", full)
     wanted = re.escape(f"the disk is full: a scratch file in {tmp_path} needs 40 B")
-    with Spill(tmp_path) as spill, pytest.raises(DiskError, match=wanted):
-        spill.put(torch.zeros(10))
+    with DiskBuffer(tmp_path) as buffer, pytest.raises(DiskError, match=wanted):
+        buffer.put(torch.zeros(10))

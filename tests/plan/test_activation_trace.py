@@ -114,7 +114,7 @@ def test_two_chunks_of_the_head_take_what_all_of_them_take(recipe: Make, monkeyp
     assert n > 3 * 16
     batch = replace(few, supervised=torch.arange(n), targets=torch.arange(n))
     two = step_bytes(Plain.of(recipe()), batch, 2).head
-    monkeypatch.setattr(module, "chunk_rows", lambda words: len(batch.targets))
+    monkeypatch.setattr(module, "chunk_rows", lambda vocab_size: len(batch.targets))
     assert step_bytes(Plain.of(recipe()), batch, 2).head == two
 
 

@@ -6,7 +6,7 @@ import torch
 from veneer.errors import ConfigError
 from veneer.prompts.base import COMMON, PROMPTS, Shape, some_words
 
-SHAPE = Shape(width=8, layers=2, heads=2, head_width=4, words=40)
+SHAPE = Shape(width=8, layers=2, heads=2, head_width=4, vocab_size=40)
 
 
 def test_the_registry_lists_what_there_is() -> None:

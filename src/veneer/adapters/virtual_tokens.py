@@ -186,7 +186,7 @@ def shape_of(model: Any) -> Shape:
         layers=config.num_hidden_layers,
         heads=getattr(config, "num_key_value_heads", None) or queries,
         head_width=getattr(config, "head_dim", None) or config.hidden_size // queries,
-        words=embedding.num_embeddings,
+        vocab_size=embedding.num_embeddings,
     )
 
 

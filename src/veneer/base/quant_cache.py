@@ -17,7 +17,7 @@ from veneer.base.quantize import Quantizer
 from veneer.base.storage_config import BaseStorage
 from veneer.disk.atomic import clear_leftovers, replacing, replacing_folder
 from veneer.disk.model_dir import COPIED, open_model_dir
-from veneer.disk.scratch import Spill
+from veneer.disk.scratch import DiskBuffer
 from veneer.disk.tensors import INDEX, Tensors, open_tensors, weight_files, write_model_tensors
 from veneer.errors import DiskError, ModelError
 from veneer.models.skeleton import build_skeleton, quiet
@@ -121,7 +121,7 @@ def quantize_weights(base: Path, quantizer: Quantizer) -> None:
 
 def quantize_into_cache(base: Path, into: Path, storage: BaseStorage) -> bool:
     """Quantize `base` into the cache, each weight written to disk as soon as it is done; whether that can be."""
-    with Spill(into.parent) as spill:
+    with DiskBuffer(into.parent) as spill:
         quantizer = Quantizer(storage, spill=spill)
         quantize_weights(base, quantizer)
         if quantizer.homes:

@@ -13,13 +13,13 @@ from transformers.pytorch_utils import Conv1D
 
 from veneer import machine
 from veneer.base.storage_config import BaseStorage, config_of
-from veneer.disk.scratch import Spill
+from veneer.disk.scratch import DiskBuffer
 from veneer.disk.tensors import Tensors
 from veneer.errors import ConfigError, ModelError
 from veneer.models.blocks import input_embedding, name_in_files, output_head
 from veneer.storage import STORAGES, Storage, from_tensors
 from veneer.storage.int8 import Int8
-from veneer.storage.layers import Keep, StoredEmbedding, StoredLinear, keep, store_
+from veneer.storage.layers import StoredEmbedding, StoredLinear, StoreWeight, store_, store_weight
 
 OnProgress = Callable[[int, int], None]
 Seen = Callable[[str, Tensor, Storage], None]
@@ -41,8 +41,8 @@ class Quantizer:
         *,
         seen: Seen = lambda path, w, kept: None,
         progress: OnProgress = lambda done, total: None,
-        spill: Spill | None = None,
-        kept: Keep = keep,
+        spill: DiskBuffer | None = None,
+        kept: StoreWeight = store_weight,
     ) -> None:
         self.storage, self._seen, self._progress, self._spill, self._keep = storage, seen, progress, spill, kept
         self.kept: dict[str, Storage] = {}

@@ -79,13 +79,13 @@ def filesystem_of(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str
     return max(found, default=(0, None), key=lambda pair: pair[0])[1]
 
 
-class Spill:
+class DiskBuffer:
     """Tensors moved out of memory into one scratch file, and mapped from there: pages the system may drop."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._handle, self._end = folder, open_scratch(folder), 0
 
-    def __enter__(self) -> "Spill":
+    def __enter__(self) -> "DiskBuffer":
         return self
 
     def __exit__(self, *_: object) -> None:

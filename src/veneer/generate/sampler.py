@@ -73,18 +73,18 @@ class Sampling:
 
         A full sort of the vocabulary costs more than the model's step, so few tokens are tried first.
         """
-        words = p.shape[-1]
+        vocab_size = p.shape[-1]
         if self.top_k:
-            kept, tokens = p.topk(min(self.top_k, words))
+            kept, tokens = p.topk(min(self.top_k, vocab_size))
             return kept / kept.sum(-1, keepdim=True), tokens
         if self.top_p == 1:
             return p, None
-        count = min(64, words)
+        count = min(64, vocab_size)
         while True:
             kept, tokens = p.topk(count)
-            if count == words or bool((kept.sum(-1) >= self.top_p).all()):
+            if count == vocab_size or bool((kept.sum(-1) >= self.top_p).all()):
                 return kept, tokens
-            count = min(8 * count, words)
+            count = min(8 * count, vocab_size)
 
     def _uniform(self, row: int) -> float:
         if row not in self._streams:

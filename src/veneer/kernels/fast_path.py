@@ -16,7 +16,7 @@ from veneer.kernels.checks import DTYPES
 from veneer.kernels.reference import Packed
 
 
-class Direct:
+class FastMatmul:
     """W (O, D) behind its C struct; keeps the tensors alive that the struct points to."""
 
     def __init__(self, w: Packed, rows: int, cols: int) -> None:
@@ -26,9 +26,9 @@ class Direct:
         self.found = native.library() if w.codes.device.type == "cpu" and cols % w.block == 0 else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Direct, (self.w, self.rows, self.cols)
+        return FastMatmul, (self.w, self.rows, self.cols)
 
-    def takes(self, x: Tensor) -> bool:
+    def accepts(self, x: Tensor) -> bool:
         """Whether x (..., D) can go straight to the library."""
         return (
             self.found is not None

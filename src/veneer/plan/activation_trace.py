@@ -122,14 +122,14 @@ def _trace(plain: Plain, batch: Batch, again: bool, alike: bool) -> tuple[Step, 
         parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
     seen.change.train()
     there = on_meta(batch)
-    words = model.config.get_text_config().vocab_size
+    vocab_size = model.config.get_text_config().vocab_size
     with ledger, recomputing(model, again):
         hidden = hidden_states(model, there, packed=plain.recipe.data.packing)
         kept, forward = ledger.live, ledger.mark()
         last = range(TRACED - 1, len(after), TRACED)  # a prompt passes through the blocks first
         slope = sum(after[i] - after[i - 1] for i in last)
-        two_chunks = there.targets[: 2 * chunk_rows(words)]  # more of them take no more
-        backward(hidden.detach(), two_chunks, head_of(model), words, 1)
+        two_chunks = there.targets[: 2 * chunk_rows(vocab_size)]  # more of them take no more
+        backward(hidden.detach(), two_chunks, head_of(model), vocab_size, 1)
         head = ledger.mark()
         if hidden.requires_grad:  # not so where only the head is changed
             torch.autograd.backward(hidden, torch.zeros_like(hidden))

@@ -107,13 +107,13 @@ def pieces(plain: Plain, batch: Batch, again: bool, ran: Callable[[int], None] =
 
 
 def _run(plain: Plain, model: Any, change: Change, batch: Batch, blocks: int, spans: Spans) -> Pieces:
-    words, head = model.config.get_text_config().vocab_size, head_of(model)
-    targets = batch.targets[: CHUNKS * chunk_rows(words)]
+    vocab_size, head = model.config.get_text_config().vocab_size, head_of(model)
+    targets = batch.targets[: CHUNKS * chunk_rows(vocab_size)]
     spans.forget()
     at = [time.perf_counter()]
     hidden = hidden_states(model, batch, packed=plain.recipe.data.packing)
     at.append(time.perf_counter())
-    _, gradient = head_backward(hidden, targets, head, words, max(len(targets), 1), plain.recipe.lean)
+    _, gradient = head_backward(hidden, targets, head, vocab_size, max(len(targets), 1), plain.recipe.lean)
     at.append(time.perf_counter())
     backward_below(hidden, gradient, plain.recipe.lean)
     at.append(time.perf_counter())
@@ -121,7 +121,7 @@ def _run(plain: Plain, model: Any, change: Change, batch: Batch, blocks: int, sp
         penalty.backward()  # type: ignore[no-untyped-call]
     change.stepped_(1, 2)
     at.append(time.perf_counter())
-    summed_loss(hidden, targets, head, words)
+    summed_loss(hidden, targets, head, vocab_size)
     at.append(time.perf_counter())
     forward, head_both, backward, beside, head_alone = (b - a for a, b in pairwise(at))
     block_forward, block_backward = spans.blocks(at[2], at[3])

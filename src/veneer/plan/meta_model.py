@@ -30,7 +30,7 @@ from veneer.prompts import PROMPTS
 from veneer.prompts.base import config_from as prompt_config
 from veneer.recipe.settings import NONE, Recipe
 from veneer.storage import Storage, StorageConfig, from_tensors
-from veneer.storage.layers import Stored, keep
+from veneer.storage.layers import Stored, store_weight
 from veneer.train.compatibility import targeting_of
 from veneer.train.setup import EIGHT_BITS
 
@@ -77,8 +77,8 @@ class Plain:
             with Ledger():
                 Quantizer(self.storage, kept=_Once()).on_whole_model(model)
             for module in model.modules():
-                if isinstance(module, Stored) and hasattr(module.storage, "_direct"):
-                    object.__setattr__(module.storage, "_direct", _Never())
+                if isinstance(module, Stored) and hasattr(module.storage, "_fast"):
+                    object.__setattr__(module.storage, "_fast", _Never())
         return model.eval().requires_grad_(False)
 
     @cached_property
@@ -141,7 +141,7 @@ class _Once:
     def __call__(self, w: Tensor, config: StorageConfig, name: str) -> Storage:
         first = self._made.get(key := (*w.shape, w.dtype))
         if first is None:
-            return self._made.setdefault(key, keep(w, config, name))
+            return self._made.setdefault(key, store_weight(w, config, name))
         other = copy.copy(first)
         other._buffers = {n: b if b is None else b.new_empty(b.shape) for n, b in first._buffers.items()}
         return other
@@ -150,7 +150,7 @@ class _Once:
 class _Never:
     """In the place of a weight made ready for the C library: there is no weight."""
 
-    def takes(self, x: Any) -> bool:
+    def accepts(self, x: Any) -> bool:
         return False
 
 

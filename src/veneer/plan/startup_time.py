@@ -16,7 +16,7 @@ from veneer.models.skeleton import build_skeleton
 from veneer.plan.meta_model import Plain
 from veneer.plan.synthetic_model import like, made_model, pattern
 from veneer.storage import Storage, StorageConfig
-from veneer.storage.layers import Stored, keep
+from veneer.storage.layers import Stored, store_weight
 from veneer.train.optim import build_optimizer
 from veneer.train.restarts import Restarts, restart_steps
 
@@ -48,7 +48,7 @@ def quantizing_seconds(plain: Plain) -> float:
     def timed(w: Tensor, config: StorageConfig, name: str) -> Storage:
         made = like(w, drawn)
         began = time.perf_counter()
-        kept = keep(made, config, name)
+        kept = store_weight(made, config, name)
         spent[0] += time.perf_counter() - began
         spent[1] += w.numel()
         return kept

@@ -15,7 +15,7 @@ from veneer.base.quantize import Quantizer
 from veneer.models.skeleton import build_skeleton
 from veneer.plan.meta_model import Plain
 from veneer.storage import Storage, StorageConfig
-from veneer.storage.layers import keep
+from veneer.storage.layers import store_weight
 
 PATTERN = 1 << 20
 """Numbers that are drawn; a larger weight repeats them."""
@@ -31,7 +31,7 @@ def made_model(plain: Plain) -> Any:
     if plain.storage is not None:
 
         def quantized(w: Tensor, config: StorageConfig, name: str) -> Storage:
-            return keep(like(w, drawn), config, name)
+            return store_weight(like(w, drawn), config, name)
 
         Quantizer(plain.storage, kept=quantized).on_whole_model(model)
         compute_with_(model, plain.storage, CPU)

@@ -37,7 +37,7 @@ class Shape:
     """Of keys and values; fewer than of queries where these are grouped."""
     head_width: int
     """E."""
-    words: int
+    vocab_size: int
     """V."""
 
 
@@ -114,4 +114,4 @@ def config_from(prompt: str, settings: Mapping[str, Any]) -> PromptConfig:
 
 def some_words(shape: Shape, n: int, rng: torch.Generator) -> Tensor:
     """n ids (1, n) of frequent words."""
-    return torch.randint(0, min(COMMON, shape.words), (1, n), generator=rng)
+    return torch.randint(0, min(COMMON, shape.vocab_size), (1, n), generator=rng)

@@ -20,7 +20,7 @@ from veneer.errors import ConfigError, InputError, ModelError
 from veneer.kernels import functorch, ops
 from veneer.kernels.checks import BLOCKS
 from veneer.kernels.dynamic_quant import dynamic_map
-from veneer.kernels.fast_path import Direct
+from veneer.kernels.fast_path import FastMatmul
 from veneer.kernels.reference import Packed
 from veneer.storage import bnb
 from veneer.storage.base import Storage, StorageConfig, check_ids, check_matrix
@@ -66,7 +66,7 @@ class FourBit(Storage):
         for name in ("codes", "absmax", "levels", "nested_absmax", "nested_levels"):
             self.register_buffer(name, getattr(packed, name), persistent=False)
         self._packed = packed
-        self._direct: Direct | None = None
+        self._fast: FastMatmul | None = None
 
     @classmethod
     @abstractmethod
@@ -113,7 +113,7 @@ class FourBit(Storage):
         self.moved()
 
     def moved(self) -> None:
-        self._direct = None
+        self._fast = None
         self._packed = Packed(
             self.codes,
             self.absmax,
@@ -141,11 +141,11 @@ class FourBit(Storage):
             return bnb.matmul(x, self._packed, self.shape, self.quant_type)
         if x.dtype == torch.float16:  # no kernel in float16: its range is too small for sums
             return ops.matmul_4bit(x.float(), self._packed, self.shape[0]).half()
-        if self._direct is None and not torch.compiler.is_compiling():
-            self._direct = Direct(self._packed, *self.shape)
-        direct = self._direct
-        if direct is not None and direct.takes(x):
-            return direct.matmul(x)
+        if self._fast is None and not torch.compiler.is_compiling():
+            self._fast = FastMatmul(self._packed, *self.shape)
+        fast = self._fast
+        if fast is not None and fast.accepts(x):
+            return fast.matmul(x)
         return ops.matmul_4bit(x, self._packed, self.shape[0])
 
     def rows(self, ids: Tensor, dtype: torch.dtype) -> Tensor:

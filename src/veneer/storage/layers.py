@@ -14,12 +14,12 @@ from transformers.pytorch_utils import Conv1D
 from veneer.errors import ModelError, TargetError
 from veneer.storage.base import STORAGES, Storage, StorageConfig, from_tensors
 
-Keep = Callable[[Tensor, StorageConfig, str], Storage]
-"""The dense W (O, D), settings and the weight's name -> how it is kept."""
+StoreWeight = Callable[[Tensor, StorageConfig, str], Storage]
+"""The dense W (O, D), settings and the weight's name -> its storage."""
 
 
-def keep(w: Tensor, config: StorageConfig, name: str) -> Storage:
-    """In the storage that the settings belong to."""
+def store_weight(w: Tensor, config: StorageConfig, name: str) -> Storage:
+    """Store W as its settings say."""
     return STORAGES[config.storage].of(w, config, name)
 
 
@@ -78,23 +78,25 @@ class StoredLinear(Stored, nn.Linear):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
     @classmethod
-    def of(cls, layer: nn.Linear | Conv1D, config: StorageConfig, name: str = "weight", kept: Keep = keep) -> Self:
-        """The same layer with its weight kept as `config` says; a Conv1D's (D, O) is turned."""
+    def of(
+        cls, layer: nn.Linear | Conv1D, config: StorageConfig, name: str = "weight", store: StoreWeight = store_weight
+    ) -> Self:
+        """The same layer with its weight stored as `config` says; a Conv1D's (D, O) is transposed."""
         w = layer.weight.T if isinstance(layer, Conv1D) else layer.weight
-        return cls.holding(kept(w.contiguous(), config, name), layer)
+        return cls.holding(store(w.contiguous(), config, name), layer)
 
     @classmethod
-    def holding(cls, kept: Storage, layer: nn.Linear | Conv1D) -> Self:
-        """The same layer with `kept` for its weight (O, D), which may be on the meta device."""
-        return cls(kept, layer.bias, transposed=isinstance(layer, Conv1D))
+    def holding(cls, storage: Storage, layer: nn.Linear | Conv1D) -> Self:
+        """The same layer over `storage` (O, D); the layer's own weight may be on the meta device."""
+        return cls(storage, layer.bias, transposed=isinstance(layer, Conv1D))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.storage.matmul(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
-        kept = type(self.storage).__name__
-        return f"in_features={self.in_features}, out_features={self.out_features}, storage={kept}"
+        features = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{features}, storage={type(self.storage).__name__}"
 
 
 class StoredEmbedding(Stored, nn.Embedding):
@@ -111,17 +113,19 @@ class StoredEmbedding(Stored, nn.Embedding):
         self.register_parameter("weight", None)
 
     @classmethod
-    def of(cls, layer: nn.Embedding, config: StorageConfig, name: str = "weight", kept: Keep = keep) -> Self:
-        """The same layer with its weight kept as `config` says."""
-        return cls.holding(kept(layer.weight, config, name), layer, name)
+    def of(
+        cls, layer: nn.Embedding, config: StorageConfig, name: str = "weight", store: StoreWeight = store_weight
+    ) -> Self:
+        """The same layer with its weight stored as `config` says."""
+        return cls.holding(store(layer.weight, config, name), layer, name)
 
     @classmethod
-    def holding(cls, kept: Storage, layer: nn.Embedding, name: str = "weight") -> Self:
-        """The same layer with `kept` for its weight, which may be on the meta device."""
+    def holding(cls, storage: Storage, layer: nn.Embedding, name: str = "weight") -> Self:
+        """The same layer over `storage`; the layer's own weight may be on the meta device."""
         if layer.max_norm is not None:
             raise TargetError(f"{name}: an embedding with max_norm changes its weight as it is read; it stays dense")
         scale = getattr(layer, "embed_scale", getattr(layer, "scalar_embed_scale", 1.0))
-        return cls(kept, layer.weight.dtype, layer.padding_idx, float(scale))
+        return cls(storage, layer.weight.dtype, layer.padding_idx, float(scale))
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The weight as adapters see an embedding: (D, V)."""
@@ -140,20 +144,20 @@ class StoredEmbedding(Stored, nn.Embedding):
 
 
 def stored(
-    layer: nn.Module, config: StorageConfig, name: str = "weight", kept: Keep = keep
+    layer: nn.Module, config: StorageConfig, name: str = "weight", store: StoreWeight = store_weight
 ) -> StoredLinear | StoredEmbedding:
     """The stored layer for a linear layer, a Conv1D or an embedding; raises TargetError for any other."""
     if isinstance(layer, nn.Linear | Conv1D):
-        return StoredLinear.of(layer, config, name, kept)
+        return StoredLinear.of(layer, config, name, store)
     if isinstance(layer, nn.Embedding):
-        return StoredEmbedding.of(layer, config, name, kept)
+        return StoredEmbedding.of(layer, config, name, store)
     raise TargetError(f"{name}: a {type(layer).__name__} has no weight that a storage can keep")
 
 
-def store_(model: nn.Module, config: StorageConfig, paths: Iterable[str], kept: Keep = keep) -> None:
+def store_(model: nn.Module, config: StorageConfig, paths: Iterable[str], store: StoreWeight = store_weight) -> None:
     """Replace the modules at `paths` by stored ones; a head tied to a stored embedding shares its storage.
 
-    kept    makes each storage
+    store   makes each storage
     Every new layer is made before the first is put in place, so that an error leaves the model as it was.
     """
     made: dict[str, nn.Module] = {}
@@ -164,7 +168,7 @@ def store_(model: nn.Module, config: StorageConfig, paths: Iterable[str], kept: 
         if tied is not None and isinstance(layer, nn.Linear):
             made[path] = tied.head(layer.bias)
             continue
-        made[path] = stored(layer, config, f"{path}.weight", kept)
+        made[path] = stored(layer, config, f"{path}.weight", store)
         if isinstance(layer, nn.Embedding) and isinstance(new := made[path], StoredEmbedding):
             embeddings[id(layer.weight)] = new
     for path, new in made.items():

@@ -35,11 +35,11 @@ def step_with(recipe: Recipe, job: Job, state: TrainState, batches: Sequence[Bat
 
 def _kept(recipe: Recipe, job: Job, state: TrainState, batches: Sequence[Batch]) -> tuple[float, float]:
     supervised = sum(len(b.targets) for b in batches)
-    head, words, loss = head_of(job.model), job.model.config.get_text_config().vocab_size, 0.0
+    head, vocab_size, loss = head_of(job.model), job.model.config.get_text_config().vocab_size, 0.0
     state.optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(batches):
         hidden = hidden_states(job.model, batch, packed=recipe.data.packing)
-        part = backward(hidden, batch.targets, head, words, supervised, recipe.lean)
+        part = backward(hidden, batch.targets, head, vocab_size, supervised, recipe.lean)
         del hidden  # its graph, in thousands of small pieces, would lie between the next pass's tensors
         _refuse_loss(part, job, state, number)
         loss += part
@@ -80,9 +80,9 @@ def _begun(
     """Forward pass and the head's backward pass: hidden states, their gradient, and the loss, which is finite."""
     at_once.begin()
     hidden = hidden_states(job.model, batch, packed=recipe.data.packing)
-    words = job.model.config.get_text_config().vocab_size
+    vocab_size = job.model.config.get_text_config().vocab_size
     head = head_of(job.model)
-    loss, rows = head_backward(hidden, batch.targets, head, words, len(batch.targets), recipe.lean)
+    loss, rows = head_backward(hidden, batch.targets, head, vocab_size, len(batch.targets), recipe.lean)
     _refuse_loss(loss, job, state, 0)
     return hidden, rows, loss
 

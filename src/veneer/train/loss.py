@@ -56,32 +56,32 @@ def head_of(model: Any) -> Head:
     return head
 
 
-def summed_loss(hidden: Tensor, targets: Tensor, head: Head, words: int) -> Tensor:
+def summed_loss(hidden: Tensor, targets: Tensor, head: Head, vocab_size: int) -> Tensor:
     """Negative log likelihood of targets (M,) under hidden (M, D), summed, in nats; no gradient is kept."""
     with torch.no_grad():
-        return sum((_nll(h, t, head) for h, t in _chunks(hidden, targets, words)), torch.zeros(()))
+        return sum((_nll(h, t, head) for h, t in _chunks(hidden, targets, vocab_size)), torch.zeros(()))
 
 
-def backward(hidden: Tensor, targets: Tensor, head: Head, words: int, divisor: int, lean: bool = False) -> float:
+def backward(hidden: Tensor, targets: Tensor, head: Head, vocab_size: int, divisor: int, lean: bool = False) -> float:
     """Accumulate gradients of the summed loss / divisor; returns the summed loss in nats.
 
     lean    after each pass, give back what it leaves in the heap in pieces, which would lie under the next one's peak:
             a tenth of a process less, for a third more time of a 135M model's step
     """
-    total, rows = head_backward(hidden, targets, head, words, divisor, lean)
+    total, rows = head_backward(hidden, targets, head, vocab_size, divisor, lean)
     backward_below(hidden, rows, lean)
     return total
 
 
 def head_backward(
-    hidden: Tensor, targets: Tensor, head: Head, words: int, divisor: int, lean: bool = False
+    hidden: Tensor, targets: Tensor, head: Head, vocab_size: int, divisor: int, lean: bool = False
 ) -> tuple[float, Tensor | None]:
     """The first stage: gradients of the head, the summed loss in nats, and hidden's gradient if it needs one."""
     if lean:
         machine.trim_memory()
     rows = hidden.detach().requires_grad_()
     total = 0.0
-    for h, t in _chunks(rows, targets, words):
+    for h, t in _chunks(rows, targets, vocab_size):
         loss = _nll(h, t, head)
         (loss / divisor).backward()  # type: ignore[no-untyped-call]
         total += loss.item()
@@ -102,11 +102,11 @@ def _nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     return F.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
 
-def chunk_rows(words: int) -> int:
+def chunk_rows(vocab_size: int) -> int:
     """Rows of hidden states whose logits are there at a time."""
-    return max(16, CHUNK_BYTES // (10 * words))
+    return max(16, CHUNK_BYTES // (10 * vocab_size))
 
 
-def _chunks(hidden: Tensor, targets: Tensor, words: int) -> list[tuple[Tensor, Tensor]]:
-    rows = chunk_rows(words)
+def _chunks(hidden: Tensor, targets: Tensor, vocab_size: int) -> list[tuple[Tensor, Tensor]]:
+    rows = chunk_rows(vocab_size)
     return [(hidden[i : i + rows], targets[i : i + rows]) for i in range(0, len(targets), rows)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from veneer.errors import ConfigError
 from veneer.recipe.settings import OptimizerSettings
 from veneer.train.optim import OPTIMIZERS
-from veneer.train.optim.state_reset import Moments, reset_
+from veneer.train.optim.state_reset import StatefulOptimizer, reset_
 
 
 def stepped(kind: Any = torch.optim.AdamW, **settings: Any) -> tuple[torch.optim.Optimizer, list[Tensor]]:
@@ -139,7 +139,7 @@ def test_our_own_adamw_in_32_and_in_8_bits(bits: int) -> None:
     for _ in range(2):
         p.grad = torch.randn(p.shape, generator=rng_)
         optimizer.step()
-    assert isinstance(optimizer, Moments)
+    assert isinstance(optimizer, StatefulOptimizer)
     before = optimizer.moments(p)
     reset_(optimizer, [p], "magnitude", 0.1, rng())
     after = optimizer.moments(p)

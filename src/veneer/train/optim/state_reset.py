@@ -23,7 +23,7 @@ COUNTERS = ("step",)
 
 
 @runtime_checkable
-class Moments(Protocol):
+class StatefulOptimizer(Protocol):
     """An optimizer that keeps its moments in another form than one float tensor of the parameter's shape each."""
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
@@ -50,7 +50,7 @@ def reset_(
             _refuse_other_shapes(optimizer, parameter, moments, how)
             for moment in moments.values():
                 moment.mul_(kept) if moment.shape == kept.shape else moment.zero_()
-            if isinstance(optimizer, Moments):
+            if isinstance(optimizer, StatefulOptimizer):
                 optimizer.put_moments_(parameter, moments)
         zero += sum(int((moment == 0).sum()) for moment in moments.values())
         total += sum(moment.numel() for moment in moments.values())
@@ -58,7 +58,7 @@ def reset_(
 
 
 def _moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    if isinstance(optimizer, Moments):
+    if isinstance(optimizer, StatefulOptimizer):
         return optimizer.moments(parameter)
     state: dict[str, Any] = optimizer.state.get(parameter, {})
     return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.is_floating_point() and k not in COUNTERS}
