@@ -125,6 +125,8 @@ def build(folder: Path, dtype: torch.dtype, *, quantized: bool, blocks: int | No
     """
     from transformers import AutoConfig
 
+    from veneer.models.attention import use_veneer_attention
+
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if (stored := getattr(config, "quantization_config", None)) is not None:
@@ -147,6 +149,7 @@ def build(folder: Path, dtype: torch.dtype, *, quantized: bool, blocks: int | No
             f"{folder}/config.json: transformers builds no causal model from it: {why} Give a causal language model."
         ) from error
     model.tie_weights()
+    use_veneer_attention(model)
     return model
 
 
@@ -214,7 +217,10 @@ def _rearranged_by_transformers(model: Any) -> bool:
 
 def _through_transformers(kind: Any, folder: Path, dtype: torch.dtype, place: Place, device: torch.device) -> Any:
     """Let transformers load and rearrange all weights, then place each; its peak is the model and its largest merge."""
+    from veneer.models.attention import use_veneer_attention
+
     model, found = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    use_veneer_attention(model)
     words = {"missing_keys": "needed by the model, not in the files", "unexpected_keys": "unknown to the model"}
     words |= {"mismatched_keys": "of another shape in the files"}
     if problems := [f"{name}: {text}" for key, text in words.items() for name in sorted(found[key])]:
