@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, ModernBertDecoderConfig, OPTConfig, StableLmConfig
 from transformers.cache_utils import DynamicCache
 
 from tests.methods.layers import moved
@@ -19,7 +20,7 @@ from veneer.base.load import load_model
 from veneer.errors import AdapterMismatch, ConfigError, ModelError
 from veneer.generate.engine import generate
 from veneer.methods.base import config_from
-from veneer.models.attention import Documents, attending_documents
+from veneer.models.attention import NAME, AttentionContext, Documents
 from veneer.prompts.base import PROMPTS
 from veneer.prompts.prefix import PrefixTuningConfig
 from veneer.prompts.prompt import PromptTuningConfig
@@ -130,13 +131,10 @@ def test_packed_documents_each_see_it(tiny_model: Path, config: Any) -> None:
     starts = torch.tensor([0, 3, 9, 10])
     positions = torch.cat([torch.arange(r.shape[1]) for r in rows])[None]
     prompted = trained(model, config)
-    with attending_documents(model):
-        hidden = model.base_model(
-            input_ids=torch.cat(rows, dim=1),
-            position_ids=positions,
-            use_cache=False,
-            documents=Documents.from_starts(starts),
-        ).last_hidden_state
+    more = AttentionContext(Documents.from_starts(starts)).arguments()
+    hidden = model.base_model(
+        input_ids=torch.cat(rows, dim=1), position_ids=positions, use_cache=False, **more
+    ).last_hidden_state
     ours = model.lm_head(hidden)
     ours.square().mean().backward()
     grad = prompted.prompt.table().grad
@@ -202,7 +200,7 @@ def test_saved_loaded_and_detached(tiny_model: Path, tmp_path: Path, config: Any
     prompted.save(tmp_path / "a")
     prompted.detach()
     assert all(p.requires_grad for p in model.parameters())
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation is NAME  # which is sdpa where no prompt is attached
     assert all(torch.equal(model.state_dict()[k], t) for k, t in state.items())
     assert torch.equal(logits(model), plain)
     again = load_prompt(model, tmp_path / "a")
@@ -227,6 +225,35 @@ def test_it_starts_as_words_in_front(tiny_model: Path, config: Any) -> None:
     with torch.no_grad():
         want = model(torch.cat([words.expand(2, -1), TOKENS], dim=1)).logits[:, 5:]
     assert float((ours - want).abs().max()) < 1e-4
+
+
+SIZES = {"vocab_size": 384, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@both
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32),
+        ModernBertDecoderConfig(**SIZES, intermediate_size=48, pad_token_id=0, bos_token_id=1, eos_token_id=2),
+    ],
+    ids=["opt: its causal model calls the decoder of its base model", "modernbert: its decoder is its output layer"],
+)
+def test_the_module_that_the_model_calls_gets_it(config: Any, sizes: Any) -> None:
+    model = AutoModelForCausalLM.from_config(sizes).eval()
+    prompted = trained(model, config)
+    ours = model(TOKENS).logits
+    prompted.detach()
+    assert float((ours - plainly(model, prompted, TOKENS)).abs().max()) < 1e-4
+    assert float((ours - model(TOKENS).logits).abs().max()) > 1e-3
+
+
+def test_a_model_that_passes_no_virtual_tokens_on_is_refused() -> None:
+    stablelm = AutoModelForCausalLM.from_config(StableLmConfig(**SIZES, intermediate_size=48, num_key_value_heads=4))
+    with pytest.raises(ModelError, match=r"StableLmForCausalLM cannot .*: 2 of its 2 layers have no attention, or"):
+        attach_prompt(stablelm, CONFIGS[1])
+    assert not any(module._forward_pre_hooks for module in stablelm.modules())
 
 
 def test_bad_input(tiny_model: Path, tmp_path: Path, made_model: Any) -> None:

@@ -1,5 +1,6 @@
 """Attention within documents, against a softmax in NumPy and against the model itself, one document at a time."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import (
+    AttentionMaskInterface,
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
+    Gemma4TextConfig,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
     PhimoeConfig,
@@ -18,7 +23,15 @@ from transformers import (
 )
 
 from veneer.errors import ModelError
-from veneer.models.attention import BLOCK, NAME, Documents, attending_documents, causal_attention
+from veneer.models.attention import (
+    BLOCK,
+    NAME,
+    AttentionContext,
+    Documents,
+    causal_attention,
+    check_packable,
+    use_veneer_attention,
+)
 
 SHAPE = {
     "vocab_size": 40,
@@ -36,7 +49,16 @@ LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
 def made(config: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config).eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
+    use_veneer_attention(model)
+    return model
+
+
+GPT2 = GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+
+
+def type_of(config: Any) -> str:
+    return str(config.model_type)
 
 
 LLAMA = made(LlamaConfig(**SHAPE))
@@ -51,13 +73,8 @@ def packed(model: Any, documents: list[Tensor]) -> Tensor:
     lengths = torch.tensor([len(d) for d in documents])
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     positions = torch.cat([torch.arange(len(d)) for d in documents])
-    with attending_documents(model):
-        return model(
-            input_ids=torch.cat(documents)[None],
-            position_ids=positions[None],
-            use_cache=False,
-            documents=Documents.from_starts(starts),
-        ).logits[0]
+    more = AttentionContext(Documents.from_starts(starts)).arguments()
+    return model(input_ids=torch.cat(documents)[None], position_ids=positions[None], use_cache=False, **more).logits[0]
 
 
 def alone(model: Any, documents: list[Tensor]) -> Tensor:
@@ -139,10 +156,8 @@ def test_gradients_do_not_leak_between_documents_either() -> None:
     embedded = LLAMA.get_input_embeddings()(torch.cat(documents)[None]).detach().requires_grad_()
     starts = torch.tensor([0, 9, 14, 28])
     positions = torch.cat([torch.arange(n) for n in (9, 5, 14)])[None]
-    with attending_documents(LLAMA):
-        out = LLAMA(
-            inputs_embeds=embedded, position_ids=positions, use_cache=False, documents=Documents.from_starts(starts)
-        ).logits
+    more = AttentionContext(Documents.from_starts(starts)).arguments()
+    out = LLAMA(inputs_embeds=embedded, position_ids=positions, use_cache=False, **more).logits
     out[0, 9:14].sum().backward()
     assert torch.count_nonzero(embedded.grad[0, :9]) == 0 == torch.count_nonzero(embedded.grad[0, 14:])
     assert torch.count_nonzero(embedded.grad[0, 9:14]) > 0
@@ -169,21 +184,98 @@ def test_padding_gives_and_takes_no_gradient() -> None:
     assert y.grad.tolist() == [[1, 1], [1, 1], [1, 1], [0, 0]]
 
 
-def test_the_model_is_as_it_was_afterwards_even_after_an_error() -> None:
-    before = LLAMA.config._attn_implementation
-    with pytest.raises(RuntimeError, match="stop"), attending_documents(LLAMA):
-        assert LLAMA.config._attn_implementation == NAME
-        raise RuntimeError("stop")
-    assert LLAMA.config._attn_implementation == before != NAME
+def twins(config: Any) -> tuple[Any, Any]:
+    """The same model with veneer's attention and with sdpa."""
+    ours = made(config)
+    assert ours.config._attn_implementation.startswith("veneer")
+    plain = copy.deepcopy(ours)
+    plain.config._attn_implementation = "sdpa"
+    return ours, plain
 
 
-def test_without_documents_it_refuses() -> None:
-    with attending_documents(LLAMA), pytest.raises(ModelError, match=r"passes no documents on.*data.packing to false"):
-        LLAMA(input_ids=tokens_of(5, 0)[None])
+@pytest.mark.parametrize("config", [LlamaConfig(**SHAPE), MistralConfig(**SHAPE, sliding_window=5), GPT2], ids=type_of)
+def test_without_a_context_it_is_sdpa_bit_for_bit(config: Any) -> None:
+    """Packed by restarting positions, padded, padded and generated with a cache: as transformers' own sdpa."""
+    ours, plain = twins(config)
+    ids = torch.stack([tokens_of(12, 0), tokens_of(12, 1)])
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    restarting = torch.cat([torch.arange(5), torch.arange(7)])[None]
+    for more in ({}, {"attention_mask": mask}, {"position_ids": restarting, "use_cache": False}):
+        with torch.no_grad():
+            assert torch.equal(ours(ids, **more).logits, plain(ids, **more).logits)
+    settings = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(ours.generate(ids, **settings), plain.generate(ids, **settings))
+    found = [
+        torch.autograd.grad(m(ids).logits.square().mean(), m.get_input_embeddings().weight)[0] for m in (ours, plain)
+    ]
+    assert torch.equal(*found)
+
+
+def test_an_architecture_that_asks_for_the_name_takes_the_way_of_sdpa() -> None:
+    """Gemma 4 drops queries before its last layers unless its attention is named "sdpa"."""
+    shared = Gemma4TextConfig(
+        **SHAPE | {"num_hidden_layers": 3},
+        head_dim=8,
+        global_head_dim=8,
+        layer_types=["sliding_attention", "full_attention", "full_attention"],
+        num_kv_shared_layers=1,
+        vocab_size_per_layer_input=40,
+        hidden_size_per_layer_input=8,
+        sliding_window=16,
+    )
+    ours, plain = twins(shared)
+    ids = tokens_of(9, 0)[None]
+    with torch.no_grad():
+        want = plain(ids, logits_to_keep=3).logits
+        assert torch.equal(ours(ids, logits_to_keep=3).logits, want)
+        documents = [tokens_of(n, n) for n in (9, 5, 14)]
+        assert torch.allclose(packed(ours, documents), alone(plain, documents), atol=1e-5)
+
+
+def test_packed_documents_take_no_mask_of_n_by_n(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(AttentionMaskInterface._global_mapping, "veneer", None)  # nothing asks for a mask
+    packed(LLAMA, [tokens_of(n, n) for n in (9, 5)])
+    with pytest.raises(TypeError):
+        LLAMA(tokens_of(9, 0)[None])
+
+
+def test_the_network_is_prepared_once_and_only_from_sdpa() -> None:
+    with torch.random.fork_rng():
+        eager = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE), attn_implementation="eager")
+        falcon = AutoModelForCausalLM.from_config(
+            FalconConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+        )
+        plain = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE))
+    for model, other in ((eager, "attention 'eager'"), (falcon, "an attention of its own")):
+        before = model.config._attn_implementation
+        use_veneer_attention(model)
+        assert type(model.config._attn_implementation) is str
+        assert model.config._attn_implementation == before
+        with pytest.raises(ModelError, match=rf"has {other}, but .* 'sdpa'; set data.packing to false"):
+            check_packable(model)
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM is not prepared for .* call .*use_veneer_attention"):
+        check_packable(plain)
+    for _ in range(2):
+        use_veneer_attention(plain)
+        assert plain.config._attn_implementation is NAME
+    check_packable(plain)
+    assert "attn_implementation" not in plain.config.to_json_string()
+
+
+def test_a_model_that_passes_no_context_on_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LLAMA.model.layers[0].self_attn
+    whole = layer.forward
+    monkeypatch.setattr(layer, "forward", lambda *a, attention=None, **k: whole(*a, **k))
+    with pytest.raises(ModelError, match=r"passes no documents on.*data.packing to false"):
+        packed(LLAMA, [tokens_of(5, 0), tokens_of(4, 1)])
 
 
 def test_soft_capping_in_attention_is_refused_by_name() -> None:
     gemma = made(Gemma2Config(**SHAPE, head_dim=8))
+    with pytest.raises(ModelError, match=r"Gemma2ForCausalLM has .*softcap.*data.packing to false"):
+        check_packable(gemma)
+    gemma.config._attn_implementation = NAME
     with pytest.raises(ModelError, match=r"Gemma2Attention cannot .*softcap.*data.packing to false"):
         packed(gemma, [tokens_of(5, 0), tokens_of(4, 1)])
 

@@ -113,7 +113,7 @@ def test_missing_metadata_is_all_listed(tmp_path: Path, tiny_model: Path, gguf_w
 def test_a_broken_file_is_named(tmp_path: Path, tiny_gguf: Path, keep: int) -> None:
     file = tmp_path / "cut.gguf"
     file.write_bytes(tiny_gguf.read_bytes()[:keep])
-    with pytest.raises(ModelError, match=r"cut\.gguf is no whole GGUF file: .*Fetch it again"):
+    with pytest.raises(ModelError, match=r"cut\.gguf is not a complete GGUF file: .*Fetch it again"):
         converted(file, tmp_path / "x")
 
 

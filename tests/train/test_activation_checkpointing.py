@@ -14,6 +14,7 @@ from veneer.data.example import Example
 from veneer.data.pack import collate
 from veneer.errors import ConfigError, ModelError
 from veneer.methods.base import config_from
+from veneer.models.attention import use_veneer_attention
 from veneer.train.activation_checkpointing import TRIMMED, Wanted, chosen_blocks, recomputing
 from veneer.train.loss import backward, head_of, hidden_states
 
@@ -34,6 +35,7 @@ OPT = OPTConfig(
 def gradients(config: Any, wanted: Wanted, packed: bool) -> tuple[list[Tensor], Any]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    use_veneer_attention(model)
     adapter = attach(model, config_from("lora", {"rank": 2, "init": "random", "dropout": 0.3}))
     rng = np.random.default_rng(0)
     examples = [Example(rng.integers(3, 64, n).astype(np.int32), np.arange(n) > 1, "x", 1) for n in (12, 5, 9)]

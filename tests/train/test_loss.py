@@ -17,6 +17,7 @@ from veneer.base.load import load_model
 from veneer.data.example import Example
 from veneer.data.pack import collate
 from veneer.methods.base import config_from
+from veneer.models.attention import use_veneer_attention
 from veneer.models.skeleton import load_tokenizer
 from veneer.train import loss as module
 from veneer.train.loss import backward, head_of, hidden_states, summed_loss
@@ -38,7 +39,9 @@ SHAPE = {
 def made(config: Any, *, dtype: torch.dtype = torch.float32) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
+        model = AutoModelForCausalLM.from_config(config).to(dtype).eval().requires_grad_(False)
+    use_veneer_attention(model)
+    return model
 
 
 def adapted(model: Any, targets: Any = "all-linear", *, dtype: torch.dtype = torch.float32) -> Any:

@@ -19,6 +19,7 @@ from transformers import (
 
 from veneer.data.example import Example
 from veneer.errors import ModelError
+from veneer.models.attention import use_veneer_attention
 from veneer.train.loss_selftest import TOKENS, check_fast_paths
 
 SIZES = {
@@ -34,7 +35,9 @@ LLAMA = LlamaConfig(**SIZES, intermediate_size=48, num_key_value_heads=2)
 def made(config: Any, dtype: torch.dtype = torch.float32) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config).to(dtype).eval()
+        model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    use_veneer_attention(model)
+    return model
 
 
 def examples(*lengths: int) -> list[Example]:

@@ -1,30 +1,29 @@
-"""A prompt on a model: its keys and values are put before those of the tokens, in every attention.
+"""Attach a prompt to a model: every attention sees its keys and values in front of those of the tokens.
 
-While attached, the model's attention function is one that takes them from `virtual`, which a hook adds to each call of
-the transformer together with positions that begin n later. Batches, packed documents and caches stay as they are.
+While it is attached, a hook adds them to the attention context of each call of the transformer, and n to the positions.
+Batches, packed documents and caches stay as they are.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import AttentionInterface
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 
 from veneer.adapters.adapter import Change, Named
 from veneer.adapters.serialization import FORMAT, base_facts, other_base, refuse_newer
 from veneer.disk.adapter_dir import AdapterFiles, read_adapter, write_adapter
 from veneer.errors import AdapterMismatch, DataError, ModelError
+from veneer.models.attention import AttentionContext, other_attention, use_veneer_attention
 from veneer.prompts.base import PROMPTS, KeysValues, Prompt, PromptConfig, Shape
 
-NAME = "veneer_prompted"
 KEY = "prompt_embeddings"
 PATH = "prompt"
-"""Where its parameters are said to be."""
+"""Its parameters' path."""
 
 
 class Prompted(Change):
@@ -34,8 +33,6 @@ class Prompted(Change):
         self.model, self.config, self.prompt, self.base = model, config, prompt, base
         self._hook: RemovableHandle | None = None
         self._frozen: list[nn.Parameter] = []
-        self._before = ""
-        self._running = False
 
     @property
     def kind(self) -> str:
@@ -49,19 +46,16 @@ class Prompted(Change):
     def attach(self) -> "Prompted":
         """Put the prompt before every sequence and freeze the base; does nothing if attached."""
         if not self.attached:
-            self._before = str(self.model.config._attn_implementation)
             self._frozen = [p for p in self.model.parameters() if p.requires_grad]
             for parameter in self._frozen:
                 parameter.requires_grad_(False)
-            self._hook = self.model.base_model.register_forward_pre_hook(self._add, with_kwargs=True)
-            self.model.config._attn_implementation = NAME
+            self._hook = _transformer(self.model).register_forward_pre_hook(self._add, with_kwargs=True)
         return self
 
     def detach(self) -> "Prompted":
         """Take the prompt off again and restore which parameters of the base are trained."""
         if self._hook is not None:
             self._hook.remove()
-            self.model.config._attn_implementation = self._before
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._hook, self._frozen = None, []
@@ -93,7 +87,8 @@ class Prompted(Change):
         return write_adapter(Path(folder), self.files(facts))
 
     def _add(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        if self._running:
+        context = named.get("attention") or AttentionContext()
+        if context.recorded is not None:  # the prompt itself is run
             return None
         tokens = inputs[0] if inputs else named.get("input_ids")
         count = (tokens if tokens is not None else named["inputs_embeds"]).shape[1]
@@ -102,11 +97,12 @@ class Prompted(Change):
             past = cache.get_seq_length() if cache is not None else 0
             positions = torch.arange(past, past + count, device=_device(module))[None]
         self._refuse_beyond(positions)
-        front = self.prompt.keys_values(lambda x: self._run(module, x))
-        return inputs, {**named, "position_ids": positions + self.config.tokens, "virtual": front}
+        front = self.prompt.keys_values(lambda x: keys_values_of(self.model, x))
+        context = replace(context, virtual=front)
+        return inputs, {**named, "position_ids": positions + self.config.tokens, **context.arguments()}
 
     def _refuse_beyond(self, positions: Tensor) -> None:
-        """Raise DataError where tokens would stand, n places later, beyond the last position that the model has."""
+        """Raise DataError if the prompt moves tokens beyond the model's last position."""
         most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         last = int(positions.max()) + self.config.tokens
         if most is not None and last >= most:
@@ -114,13 +110,6 @@ class Prompted(Change):
                 f"with the {self.config.tokens} tokens of the {self.config.kind} in front, a text reaches position "
                 f"{last}, but the model has {most}; shorten the text (in training: train.max_length)"
             )
-
-    def _run(self, module: nn.Module, embeddings: Tensor) -> KeysValues:
-        self._running = True
-        try:
-            return given_to_attention(self.model, module, embeddings)
-        finally:
-            self._running = False
 
 
 def attach_prompt(model: Any, config: PromptConfig, *, seed: int = 0, base: str = "") -> Prompted:
@@ -130,13 +119,15 @@ def attach_prompt(model: Any, config: PromptConfig, *, seed: int = 0, base: str 
     Raises ModelError, with the model unchanged, for a model whose attention cannot be given virtual tokens.
     """
     kind, shape = PROMPTS[config.kind], shape_of(model)
-    embed = model.get_input_embeddings()
-
-    def run(x: Tensor) -> KeysValues:
-        return given_to_attention(model, model.base_model, x)
-
-    device = _device(model)
-    prompt = kind(shape, config, torch.Generator().manual_seed(seed), lambda ids: embed(ids.to(device)), run)
+    use_veneer_attention(model)
+    embed, device = model.get_input_embeddings(), _device(model)
+    prompt = kind(
+        shape,
+        config,
+        torch.Generator().manual_seed(seed),
+        lambda ids: embed(ids.to(device)),
+        lambda x: keys_values_of(model, x),
+    )
     return Prompted(model, config, prompt.to(device), base).attach()
 
 
@@ -161,6 +152,12 @@ def load_prompt(model: Any, folder: str | Path, *, allow_other_base: bool = Fals
     return prompted
 
 
+def _transformer(model: Any) -> nn.Module:
+    """The module that embeds tokens and runs the blocks: the base model, or the decoder in it that is called (OPT)."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model  # ModernBERT's `decoder` is its head
+
+
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
@@ -171,10 +168,9 @@ def config_of_prompt(fields: Mapping[str, Any]) -> PromptConfig | None:
 
 
 def shape_of(model: Any) -> Shape:
-    """What a prompt may know of the model; raises ModelError where virtual tokens cannot be put before its tokens."""
-    own = model.config._attn_implementation
-    if model.config.is_encoder_decoder or own not in ("sdpa", NAME):
-        what = "an encoder and a decoder" if model.config.is_encoder_decoder else f"attention {own!r}"
+    """The sizes of the model that a prompt depends on; raises ModelError if the model cannot take virtual tokens."""
+    what = "an encoder and a decoder" if model.config.is_encoder_decoder else other_attention(model)
+    if what is not None:
         raise ModelError(
             f"{type(model).__name__} has {what}; a prompt needs a causal language model with attention 'sdpa' "
             "(attn_implementation='sdpa' when it is loaded)"
@@ -190,45 +186,14 @@ def shape_of(model: Any) -> Shape:
     )
 
 
-def given_to_attention(model: Any, transformer: Any, embeddings: Tensor) -> KeysValues:
-    """What every layer's attention is given as keys and values for embeddings (1, n, D) at positions 0 .. n - 1."""
-    before, recorded = model.config._attn_implementation, dict[int, tuple[Tensor, Tensor]]()
-    model.config._attn_implementation = NAME
-    try:
-        transformer(inputs_embeds=embeddings.to(model.dtype), use_cache=False, recorded=recorded)
-    finally:
-        model.config._attn_implementation = before
-    return [recorded[i] for i in sorted(recorded)]
-
-
-def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **others: Any
-) -> tuple[Tensor, None]:
-    """transformers' attention interface, with `virtual` keys and values that every query sees besides its own."""
-    recorded, virtual = others.pop("recorded", None), others.pop("virtual", None)
-    if (recorded is None) == (virtual is None) or others.get("softcap") is not None:
+def keys_values_of(model: Any, embeddings: Tensor) -> KeysValues:
+    """The keys and values that each layer computes from embeddings (1, n, D) at positions 0 .. n - 1."""
+    context = AttentionContext(recorded={})
+    _transformer(model)(inputs_embeds=embeddings.to(model.dtype), use_cache=False, **context.arguments())
+    recorded, layers = context.recorded or {}, model.config.get_text_config().num_hidden_layers
+    if (absent := layers - len(recorded)) > 0:
         raise ModelError(
-            f"{type(module).__name__} cannot be given virtual tokens: the model does not pass them on to its attention"
+            f"{type(model).__name__} cannot be given virtual tokens: {absent} of its {layers} layers have no "
+            "attention, or the model does not pass keyword arguments on to it"
         )
-    if recorded is not None:
-        recorded[module.layer_idx] = (key, value)
-    else:
-        t, past = query.shape[2], key.shape[2] - query.shape[2]
-        front_keys, front_values = (x.to(key.dtype).expand(len(key), -1, -1, -1) for x in virtual[module.layer_idx])
-        if attention_mask is None and t > 1:
-            attention_mask = torch.ones(t, past + t, dtype=torch.bool, device=key.device).tril(past)[None, None]
-        if attention_mask is not None:
-            front = front_keys.shape[2]
-            open_ = True if attention_mask.dtype == torch.bool else 0.0
-            attention_mask = nn.functional.pad(attention_mask, (front, 0), value=open_)
-        key, value = torch.cat([front_keys, key], dim=2), torch.cat([front_values, value], dim=2)
-    is_causal = attention_mask is None and query.shape[2] > 1
-    others.pop("is_causal", None)
-    out: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
-        module, query, key, value, attention_mask, is_causal=is_causal, **others
-    )
-    return out
-
-
-AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    return [recorded[i] for i in range(layers)]

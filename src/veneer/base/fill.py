@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from veneer.base.device import Device
 from veneer.disk.tensors import Tensors
 from veneer.errors import ModelError
+from veneer.models.attention import use_veneer_attention
 from veneer.models.blocks import name_in_files
 
 OLD_BUFFERS = (r"rotary_emb\.inv_freq$", r"(^|\.)position_ids$")
@@ -45,6 +46,7 @@ def rearranged_by_transformers(network: Any) -> bool:
 def load_through_transformers(kind: Any, folder: Path, dtype: torch.dtype, device: Device) -> Any:
     """Let transformers load and rearrange all weights; the peak is the model and its largest merge."""
     network, found = kind.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+    use_veneer_attention(network)
     words = {"missing_keys": "needed by the model, not in the files", "unexpected_keys": "unknown to the model"}
     words |= {"mismatched_keys": "of another shape in the files"}
     if problems := [f"{name}: {text}" for key, text in words.items() for name in sorted(found[key])]:

@@ -1,13 +1,12 @@
 """Turn a GGUF file into a model folder that transformers loads: weights dequantized, names and layouts translated.
 
 LLaMA, Qwen2 and Qwen3 files are read here, tensor by tensor. llama.cpp stores the q and k projections of LLaMA files
-with the rotary halves interleaved; that is undone (its convert_hf_to_gguf.py, `LlamaModel.permute`). Every other
-architecture goes through transformers' own GGUF reader, which holds the whole model in memory once.
+with the rotary halves interleaved; this is undone (convert_hf_to_gguf.py, `LlamaModel.permute`). Every other
+architecture goes through transformers' own GGUF reader, which holds the whole model in memory.
 
-Dequantized matrices are written as bfloat16: a block of Q4_1 has 16 levels, and rounding them to 8 bits moves the loss
-of SmolLM2-135M by 0.0001 nats a token (3.3361 to 3.3362 on 4,095 tokens; benchmarks/gguf_rounding.py), while float32
-would double the disk. Files that hold float32 or float16 matrices keep their dtype, and vectors (norms, biases) stay
-float32.
+Dequantized matrices are written as bfloat16. This changes the loss of SmolLM2-135M in Q4_1 by 0.0001 nats a token
+(3.3361 to 3.3362 on 4,095 tokens; benchmarks/gguf_rounding.py); float32 would take twice the disk. Matrices stored as
+float32 or float16 keep their dtype, and vectors (norms, biases) stay float32.
 """
 
 import re
@@ -54,7 +53,7 @@ LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_po
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write config.json, weights, tokenizer and generation_config.json of `file` into the existing `folder`.
 
-    Raises ModelError for a file that is no GGUF, is cut short, or holds an architecture that nothing here can read.
+    Raises ModelError if the file is not GGUF, is truncated, or has an unsupported architecture.
     """
     reader = _open(file)
     architecture = field(reader, "general.architecture")
@@ -83,11 +82,11 @@ def _open(file: Path) -> Any:
     try:
         reader = GGUFReader(file)
         if field(reader, "general.architecture") is None:
-            raise ModelError(f"{file} names no general.architecture, so it is no model")
+            raise ModelError(f"{file} has no metadata general.architecture, so it is not a model")
     except VeneerError:
         raise
-    except Exception as error:  # the reader raises whatever its parsing runs into
-        raise ModelError(f"{file} is no whole GGUF file: {error}. Fetch it again.") from error
+    except Exception as error:  # the reader raises errors of many types
+        raise ModelError(f"{file} is not a complete GGUF file: {error}. Fetch it again.") from error
     return reader
 
 
@@ -106,7 +105,7 @@ def _translated(file: Path, reader: Any) -> dict[str, str]:
         else:
             unknown.append(tensor.name)
     if unknown:
-        raise ModelError(f"{file}: {len(unknown)} tensors of an unknown kind: {', '.join(unknown[:8])}")
+        raise ModelError(f"{file}: {len(unknown)} tensors with unknown names: {', '.join(unknown[:8])}")
     return names
 
 
@@ -142,13 +141,13 @@ def _config(file: Path, reader: Any, architecture: str, names: dict[str, str]) -
 
 
 def _rope(file: Path, reader: Any, architecture: str, theta: float) -> dict[str, Any]:
-    """How rotary frequencies are stretched: not, linearly, or as LLaMA 3 does (recognized from its stored factors)."""
+    """Scaling of the rotary frequencies: none, linear, or LLaMA 3's (recognized from its stored factors)."""
     factors = next((t.data for t in reader.tensors if t.name == "rope_freqs.weight"), None)
     kind = field(reader, f"{architecture}.rope.scaling.type", "none")
     if factors is not None:
         factor = float(factors.max())
         if np.abs(llama3_factors(len(factors), theta, factor) - factors).max() > 1e-3 * factor:
-            raise ModelError(f"{file}: its rope_freqs are not LLaMA 3's, so its positions cannot be computed")
+            raise ModelError(f"{file}: its rope_freqs are not LLaMA 3's; other factors are not supported")
         return {"rope_type": "llama3", "factor": factor, **LLAMA3_ROPE}
     if kind == "linear":
         return {"rope_type": "linear", "factor": field(reader, f"{architecture}.rope.scaling.factor")}
@@ -158,7 +157,7 @@ def _rope(file: Path, reader: Any, architecture: str, theta: float) -> dict[str,
 
 
 def llama3_factors(n: int, theta: float, factor: float) -> np.ndarray:
-    """What each of n rotary frequencies is divided by in LLaMA 3 (transformers' `_compute_llama3_parameters`)."""
+    """The divisors of n rotary frequencies in LLaMA 3 (transformers' `_compute_llama3_parameters`)."""
     low, high, context = LLAMA3_ROPE.values()
     wavelength = 2 * np.pi * theta ** (np.arange(n) / n)
     smooth = np.clip((context / wavelength - low) / (high - low), 0, 1)
@@ -191,12 +190,12 @@ def _weights(
 
 
 def deinterleave(weight: Tensor, heads: int) -> Tensor:
-    """Rows of each head from (pair, half) order to (half, pair) order.  weight (O, D) or (O,); O = heads * head_dim."""
+    """Reorder each head's rows from (pair, half) to (half, pair).  weight (O, D) or (O,); O = heads * head_dim."""
     return weight.reshape(heads, -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
 
 
 def interleave(weight: Tensor, heads: int) -> Tensor:
-    """Undoes `deinterleave`: from (half, pair) order of each head's rows to (pair, half)."""
+    """Undo `deinterleave`: reorder each head's rows from (half, pair) to (pair, half)."""
     return weight.reshape(heads, 2, -1, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape).contiguous()
 
 

@@ -1,7 +1,7 @@
-"""The tokenizer that a GGUF file describes, written as a Hugging Face tokenizer with its chat template.
+"""Write the tokenizer of a GGUF file as a Hugging Face tokenizer with its chat template.
 
-Byte-level BPE is built here from the vocabulary, merges and token kinds in the file; how text is split before merging
-is only named there (tokenizer.ggml.pre), so each name stands below with its rule (llama.cpp, src/llama-vocab.cpp).
+Byte-level BPE is built from the vocabulary, merges and token types in the file. The file only names the rule that
+splits text before merging (tokenizer.ggml.pre); the rules are below, by name (llama.cpp, src/llama-vocab.cpp).
 Other kinds (SentencePiece, unigram) go through transformers' own reader.
 """
 
@@ -20,7 +20,7 @@ QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 SPLITS = {"llama3": LLAMA3, "llama-v3": LLAMA3, "llama-bpe": LLAMA3, "qwen2": QWEN2, "deepseek-r1-qwen": QWEN2}
 GPT2 = {"gpt-2", "gpt2", "default"}
 DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell"}
-"""Every digit alone, then GPT-2's rule."""
+"""Split off every digit, then apply GPT-2's rule."""
 CONTROL, USER_DEFINED = 3, 4
 
 
@@ -56,7 +56,7 @@ def write_tokenizer(file: Path, reader: Any, folder: Path) -> None:
     if (template := reader.fields.get("tokenizer.chat_template")) is not None:
         tokenizer.chat_template = template.contents()
     tokenizer.save_pretrained(folder)
-    about = folder / "tokenizer_config.json"  # transformers 5 names its own class there; this name loads in 4 as well
+    about = folder / "tokenizer_config.json"  # transformers 5 writes a class that 4 does not know; both load this one
     write_json(about, json.loads(about.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 

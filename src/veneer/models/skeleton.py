@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from veneer.errors import ModelError
+from veneer.models.attention import use_veneer_attention
 
 
 def build_skeleton(folder: Path, dtype: torch.dtype, *, blocks: int | None = None) -> Any:
@@ -47,6 +48,7 @@ def build_skeleton(folder: Path, dtype: torch.dtype, *, blocks: int | None = Non
             f"{folder}/config.json: transformers builds no causal model from it: {why} Give a causal language model."
         ) from error
     model.tie_weights()
+    use_veneer_attention(model)
     return model
 
 

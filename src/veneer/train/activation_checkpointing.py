@@ -1,7 +1,7 @@
-"""Less memory for more time: activations of chosen blocks are computed again in the backward pass (arXiv:1604.06174).
+"""Activation checkpointing: recompute the activations of chosen blocks in the backward pass (arXiv:1604.06174).
 
-Departs from transformers' own switch, which needs blocks in training mode: some then drop activations of the frozen
-model (OPT), and by the time of the backward pass a block could find another attention function set than in the forward.
+Departs from transformers' own switch, which needs blocks in training mode: some (OPT) then apply dropout to the frozen
+model. A block is recomputed with the keyword arguments of its forward pass, and so with its attention context.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from veneer import machine
 from veneer.errors import ConfigError, ModelError
-from veneer.models.attention import attending_with
 from veneer.models.blocks import blocks_of
 from veneer.train.activation_offload import Inputs
 
@@ -31,7 +30,7 @@ def recomputing(model: Any, wanted: Wanted, inputs: Inputs | None = None) -> Ite
     """
     blocks = chosen_blocks(model, wanted)
     for number, block in enumerate(blocks, 1):
-        block.forward = _recomputed(block.forward, model, inputs, trims=number % TRIMMED == 0)
+        block.forward = _recomputed(block.forward, inputs, trims=number % TRIMMED == 0)
     try:
         yield
     finally:
@@ -60,16 +59,10 @@ def chosen_blocks(model: Any, wanted: Wanted) -> list[Any]:
     return [blocks[n] for n in numbers]
 
 
-def _recomputed(forward: Callable[..., Any], model: Any, inputs: Inputs | None, *, trims: bool) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], inputs: Inputs | None, *, trims: bool) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
-        attention = model.config._attn_implementation
-
-        def same(*args: Any, **kwargs: Any) -> Any:
-            with attending_with(model, attention):
-                return forward(*args, **kwargs)
-
         with nullcontext() if inputs is None else inputs.saving():
-            out = checkpoint(same, *args, use_reentrant=False, **kwargs)
+            out = checkpoint(forward, *args, use_reentrant=False, **kwargs)
         if trims:
             machine.trim_memory()
         return out

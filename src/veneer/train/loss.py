@@ -13,7 +13,7 @@ from torch import Tensor
 
 from veneer import machine
 from veneer.data.pack import Batch
-from veneer.models.attention import Documents, attending_documents
+from veneer.models.attention import AttentionContext, Documents, check_packable
 
 CHUNK_BYTES = 2**26
 """Most memory for one chunk's logits and their gradient."""
@@ -24,21 +24,16 @@ Head = Callable[[Tensor], Tensor]
 def hidden_states(model: Any, batch: Batch, *, packed: bool) -> Tensor:
     """The last hidden states (M, D) at the batch's M supervised positions.
 
-    packed    attention within documents; otherwise the batch is one document, attended to by the model's own means
+    packed    attention within documents; otherwise the batch is one document, with the model's own attention
     """
+    more: dict[str, Any] = {}
     if packed:
+        check_packable(model)
         documents = Documents.from_starts(batch.starts).to(batch.input_ids.device)
-        with attending_documents(model):
-            out = _forward(model, batch, documents=documents)
-    else:
-        out = _forward(model, batch)
-    return out[0].index_select(0, batch.supervised)
-
-
-def _forward(model: Any, batch: Batch, **more: Any) -> Tensor:
+        more = AttentionContext(documents).arguments()
     output = model.base_model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **more)
     hidden: Tensor = output.last_hidden_state
-    return hidden
+    return hidden[0].index_select(0, batch.supervised)
 
 
 def head_of(model: Any) -> Head:

@@ -9,6 +9,7 @@ from torch import Tensor
 from veneer.data.example import Example
 from veneer.data.pack import collate
 from veneer.errors import ModelError
+from veneer.models.attention import check_packable
 from veneer.train.loss import head_of, hidden_states
 
 TOKENS = 16
@@ -24,8 +25,8 @@ def check_fast_paths(model: Any, examples: Sequence[Example], *, packed: bool) -
     The adapter's dropout should be off.
     """
     documents = [_shortened(e) for e in examples[:2]]
-    if packed and not model._supports_attention_backend:  # transformers' word for "asks its AttentionInterface"
-        raise ModelError(f"{type(model).__name__} has an attention of its own; set data.packing to false")
+    if packed:
+        check_packable(model)
     with torch.no_grad():
         plain = [model(input_ids=torch.as_tensor(d.tokens, dtype=torch.int64)[None]).logits[0] for d in documents]
         batches = [documents] if packed else [[d] for d in documents]
