@@ -39,7 +39,7 @@ class LoRAConfig(RankedConfig):
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank."""
     init: InitSetting = "uniform"
-    """Where A and B start: an init's name, or a mapping of its name and settings."""
+    """Where A and B start: an init's name, or a mapping of its name and settings (`veneer list inits`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

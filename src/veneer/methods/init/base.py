@@ -1,4 +1,4 @@
-"""The base class of inits, where LoRA's A and B start, and the registry of all inits.
+"""The base class of inits (where LoRA's A and B start), and the registry of all inits.
 
 A recipe names one with its settings: `init: pissa`, `init: {name: pissa, iterations: 4}`.  A new init is one new file.
 """

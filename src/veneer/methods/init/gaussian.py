@@ -1,4 +1,4 @@
-"""Gaussian: A ~ N(0, 1/R^2), B = 0, as the paper of LoRA says; the standard deviation is PEFT's."""
+"""Gaussian: A ~ N(0, 1/R^2), B = 0, as in LoRA's paper; the standard deviation is PEFT's."""
 
 from dataclasses import dataclass
 from typing import ClassVar

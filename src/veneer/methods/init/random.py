@@ -1,4 +1,4 @@
-"""Random: A and B both drawn uniformly, so the new delta changes the model; for tests and measurements."""
+"""Random: A and B drawn uniformly, so a new delta changes the model at once; for tests and measurements."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Uniform: A ~ U(-1/sqrt(D), 1/sqrt(D)), B = 0, as the authors' code of LoRA does (Kaiming's with a = sqrt(5))."""
+"""Uniform: A ~ U(-1/sqrt(D), 1/sqrt(D)), B = 0, as in LoRA's original code (Kaiming with a = sqrt(5))."""
 
 from dataclasses import dataclass
 from math import prod
