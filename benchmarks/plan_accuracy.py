@@ -99,7 +99,7 @@ FITTED: dict[str, Case] = {
 }
 HELD_OUT: dict[str, Case] = {
     "smollm2-6x320-fp4": (SMOL, 320, {"storage.name": "fp4", "train.tokens_per_step": 1920}),
-    "smollm2-pissa-varied": (SMOL, None, {"method.name": "pissa", "train.tokens_per_step": 2500}),
+    "smollm2-pissa-varied": (SMOL, None, {"method.init": "pissa", "train.tokens_per_step": 2500}),
     "smollm2-dora-nf4-recompute": (SMOL, 700, {**NF4, **AGAIN, "method.name": "dora", "train.tokens_per_step": 1400}),
     "0.37b-recompute": (NARROW, 1200, {**AGAIN, "train.tokens_per_step": 1200, "train.max_length": 1200}),
     "0.4b-mora": (6, 768, {"method.name": "mora", "train.tokens_per_step": 768}),

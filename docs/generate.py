@@ -34,9 +34,9 @@ def pages() -> dict[Path, str]:
 
 
 def recipe_page() -> str:
-    """Every key of a recipe, with the names that others give it."""
-    from veneer.cli.list_ import methods, prompts, storages
-    from veneer.recipe.aliases import OTHER_MEANING, SAME_MEANING
+    """Every key of a recipe, with other programs' names for it."""
+    from veneer.cli.list_ import inits, methods, prompts, storages
+    from veneer.recipe.aliases import LORA_INITS, OTHER_MEANING, SAME_MEANING
     from veneer.recipe.settings import Recipe
 
     own = {"method": methods, "prompt": prompts, "storage": storages}
@@ -59,8 +59,11 @@ def recipe_page() -> str:
         parts.append(table(("key", "takes", "default", "meaning"), rows))
         if name in own:
             parts += [own_settings(name, item) for item in own[name]()]
+        if name == "method":
+            parts += [own_settings("method.init", item) for item in inits()]
     parts.append("## Names from elsewhere\n\nThese are accepted, and written back under the name on the right.\n")
-    parts.append(table(("given", "is"), [(f"`{k}`", f"`{v}`") for k, v in SAME_MEANING.items()]))
+    old = [(f"`method: {name}`", f"`method: lora` with `method.init: {name}`") for name in LORA_INITS]
+    parts.append(table(("given", "is"), [*((f"`{k}`", f"`{v}`") for k, v in SAME_MEANING.items()), *old]))
     parts.append("These mean something else here, so they are refused:\n")
     parts.append(table(("given", "what to do"), [(f"`{k}`", v) for k, v in OTHER_MEANING.items()]))
     return "\n".join(parts)
@@ -80,7 +83,7 @@ def is_section(field: FieldInfo) -> bool:
 
 
 def own_settings(section: str, item: dict[str, Any]) -> str:
-    """What a method or a storage can be told besides."""
+    """The settings of a method, an init, a prompt or a storage."""
     layers = f" Layers: {', '.join(item['layers'])}." if "layers" in item else ""
     head = f"### {section}: {item['name']}\n\n{item['summary']}{layers}\n"
     if not item["settings"]:
@@ -143,7 +146,7 @@ def help_of(verb: str) -> str:
 
 def methods_table() -> str:
     """The README's table: what is in the registry, and what it can do."""
-    from veneer.cli.list_ import methods
+    from veneer.cli.list_ import inits, methods
     from veneer.methods import METHODS
     from veneer.methods.base import Delta
 
@@ -151,10 +154,16 @@ def methods_table() -> str:
     for item in methods():
         method = METHODS[item["name"]]
         merges = "yes" if method.fold is not Delta.fold else "no"
-        source = f"[{item['source']}](https://arxiv.org/abs/{item['source'][6:]})" if item["source"] else ""
-        rows.append((f"`{item['name']}`", item["summary"].rstrip("."), ", ".join(item["layers"]), merges, source))
+        rows.append((f"`{item['name']}`", *_described(item, merges)))
+        if item["name"] == "lora":
+            rows += [(f"`lora` with `init: {i['name']}`", *_described(i, merges)) for i in inits() if i["source"]]
     head = ("method", "what it learns", "layers", "merges", "paper")
     return f"{table(head, rows)}\n{also_there()}\n"
+
+
+def _described(item: dict[str, Any], merges: str) -> tuple[str, ...]:
+    source = f"[{item['source']}](https://arxiv.org/abs/{item['source'][6:]})" if item["source"] else ""
+    return item["summary"].rstrip("."), ", ".join(item["layers"]), merges, source
 
 
 def also_there() -> str:

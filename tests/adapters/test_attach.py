@@ -212,7 +212,7 @@ def untouched(model: nn.Module) -> None:
 
 def test_a_layer_that_refuses_the_settings_is_named_by_its_path() -> None:
     model = convolutions()
-    with pytest.raises(ConfigError, match=r"grouped: lora\.rank 3 does not divide by the 2 groups"):
+    with pytest.raises(ConfigError, match=r"grouped: lora\.rank 3 is not divisible by the 2 groups"):
         attach(model, LoRAConfig(rank=3), ("line", "grouped"))
     untouched(model)
 

@@ -43,10 +43,12 @@ def cycle(adapter: Adapter, folding: Folding | None, seed: int, by: float = 0.3)
         delta.restart_(rng)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "pissa"])
-def test_in_the_weight_and_beside_it_the_past_means_the_same(method: str) -> None:
+@pytest.mark.parametrize(("method", "init"), [("lora", "uniform"), ("dora", "uniform"), ("lora", "pissa")])
+def test_in_the_weight_and_beside_it_the_past_means_the_same(method: str, init: str) -> None:
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
-    adapters = [attach(Net(), config_from(method, {"rank": 2}), ("one", "other")).eval() for _ in range(2)]
+    adapters = [
+        attach(Net(), config_from(method, {"rank": 2, "init": init}), ("one", "other")).eval() for _ in range(2)
+    ]
     folding = Folding(adapters[0], "weight")
     base = [p.detach().clone() for p in adapters[0].model.parameters()]
     for seed in range(3):

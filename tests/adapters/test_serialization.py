@@ -204,7 +204,7 @@ def test_settings_that_one_layer_refuses_are_listed_by_its_path(tmp_path: Path) 
     assert any("'(' in a pattern is not a regular expression" in line for line in refused(tmp_path, convolutions()))
     change_json(tmp_path / CONFIG, rank_pattern={})
     said = refused(tmp_path, convolutions())
-    assert any(line.startswith("  grouped.lora.rank 3 does not divide by the 2 groups") for line in said)
+    assert any(line.startswith("  grouped.lora.rank 3 is not divisible by the 2 groups") for line in said)
     assert "  line.lora_A.weight: adapter has (2, 4, 3), model needs (3, 4, 3)" in said
 
 

@@ -13,6 +13,7 @@ from veneer.cli.list_ import KINDS, settings_of
 from veneer.cli.main import invoke
 from veneer.evaluate.metrics import METRICS
 from veneer.methods import METHODS
+from veneer.methods.init import INITS
 from veneer.models.sources import ALIASES
 from veneer.prompts import PROMPTS
 from veneer.storage import STORAGES
@@ -22,6 +23,7 @@ from veneer.train.schedule import SCHEDULES
 SOURCE = Path(__file__).parents[2] / "src" / "veneer"
 NAMES = {
     "methods": set(METHODS),
+    "inits": set(INITS),
     "prompts": set(PROMPTS),
     "storages": set(STORAGES),
     "metrics": {*METRICS, "loss", "perplexity"},
@@ -71,14 +73,28 @@ def test_settings_are_those_of_the_method_with_what_stands_under_them(capsys: py
     assert lora["layers"] == ["conv", "embedding", "linear"] and lora["source"] == "arXiv:2106.09685"
     settings = {s["name"]: s for s in lora["settings"]}  # type: ignore[attr-defined]
     assert settings["rank"] == {"name": "rank", "default": 8, "help": "R, at least 1."}  # inherited, text and all
-    assert settings["init"]["choices"] == ["uniform", "gaussian", "random"]
+    assert settings["init"]["choices"] == ["eva", "gaussian", "pissa", "random", "uniform"]
     assert "    rank: 8  R, at least 1." in lines
-    assert any(line.startswith('    init: "uniform" (uniform | gaussian | random)  ') for line in lines)
+    assert any(line.startswith('    init: "uniform" (eva | gaussian | pissa | random | uniform)  ') for line in lines)
+
+
+def test_inits_are_told_with_their_settings_and_each_method_says_which_it_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines, found = listed(capsys, "inits")
+    pissa = next(i for i in found["inits"] if i["name"] == "pissa")
+    assert pissa["layers"] == ["linear"] and pissa["source"] == "arXiv:2404.02948"
+    assert [(s["name"], s["default"]) for s in pissa["settings"]] == [("iterations", 0)]  # type: ignore[attr-defined]
+    assert any(line.startswith("    iterations: 0  ") for line in lines)
+    _, found = listed(capsys, "methods")
+    dora = next(i for i in found["methods"] if i["name"] == "dora")
+    choices = {s["name"]: s.get("choices") for s in dora["settings"]}  # type: ignore[attr-defined]
+    assert choices["init"] == ["gaussian", "random", "uniform"]
 
 
 def test_every_setting_of_every_method_and_storage_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     _, found = listed(capsys)
-    for item in found["methods"] + found["prompts"] + found["storages"]:
+    for item in found["methods"] + found["inits"] + found["prompts"] + found["storages"]:
         for setting in item["settings"]:  # type: ignore[attr-defined]
             assert setting["help"].endswith("."), f"{item['name']}.{setting['name']} says {setting['help']!r}"
 

@@ -47,6 +47,16 @@ def test_another_recipe_is_refused_key_by_key(run: RunDir) -> None:
     assert run.recipe.read_text() == HEADER + RECIPE
 
 
+def test_another_spelling_of_the_same_recipe_is_taken_and_written_anew(run: RunDir) -> None:
+    run.begin(RECIPE)
+    run.append({"step": 1})
+    new = RECIPE.replace("steps", "optimizer_steps")
+    with pytest.raises(ConfigError, match=r"train.optimizer_steps is absent there, 3 here"):
+        run.begin(new)
+    run.begin(new, lambda text: text.replace("steps", "optimizer_steps"))
+    assert run.recipe.read_text() == HEADER + new
+
+
 @pytest.mark.parametrize("trained", ["checkpoint", "event", "result"])
 def test_only_a_run_without_a_step_makes_room(run: RunDir, trained: str) -> None:
     run.begin(RECIPE)

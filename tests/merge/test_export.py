@@ -34,7 +34,7 @@ EQUAL = [
     *(("mora", {"rank": 2, "variant": "sharing", "grouping": n}) for n in (1, 2, 3, 4)),
     ("lora", {"rank": 3, "alpha": 7.0, "rank_pattern": {"1": 2}}),
     ("adalora", {"rank": 4, "target_rank": 2}),
-    ("pissa", {"rank": 3}),
+    ("lora", {"rank": 3, "init": "pissa"}),
 ]
 
 

@@ -55,6 +55,16 @@ def folded(module: nn.Module, delta: Delta, x: Tensor) -> Tensor:
     return nn.functional.linear(x, delta.fold(layer.weight()), bias)
 
 
+def learns_in_two_steps(module: nn.Module, delta: Delta, x: Tensor) -> bool:
+    """Whether every parameter has a gradient at the second step of descent."""
+    step = torch.optim.SGD(delta.parameters(), 0.1)
+    for _ in range(2):
+        step.zero_grad()
+        through(module, delta, x).square().sum().backward()
+        step.step()
+    return all(p.grad is not None and bool(torch.count_nonzero(p.grad)) for p in delta.parameters())
+
+
 def gradients_hold(make: Callable[[], tuple[nn.Module, Delta]], x: Tensor) -> bool:
     """Whether autograd agrees with finite differences, in float64, for every parameter and the input."""
     module, delta = make()

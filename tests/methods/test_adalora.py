@@ -12,7 +12,17 @@ from peft.tuners.adalora.layer import RankAllocator
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.methods.layers import delta_on, folded, gradients_hold, layer_of, linear, moved, rows, through
+from tests.methods.layers import (
+    delta_on,
+    folded,
+    gradients_hold,
+    layer_of,
+    learns_in_two_steps,
+    linear,
+    moved,
+    rows,
+    through,
+)
 from tests.methods.parity import drift_here, drift_there, fresh, logits, peft_loads
 from tests.oracles import adalora as oracle
 from veneer.adapters.attach import load_adapter
@@ -55,14 +65,7 @@ def test_a_new_delta_changes_nothing_and_learns_in_two_steps() -> None:
     module, x = linear(9, 6), rows(4, 9)
     delta = delta_on(module, CONFIG)
     assert torch.equal(through(module, delta, x), module(x))
-    step = torch.optim.SGD(delta.parameters(), 0.1)
-    for _ in range(2):
-        step.zero_grad()
-        through(module, delta, x).square().sum().backward()
-        step.step()
-    assert all(torch.count_nonzero(p.grad) for p in delta.parameters())
-    delta.restart_(torch.Generator().manual_seed(4))
-    assert torch.equal(through(module, delta, x), module(x))
+    assert learns_in_two_steps(module, delta, x)
 
 
 def test_scores_are_the_papers() -> None:

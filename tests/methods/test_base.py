@@ -118,11 +118,8 @@ def test_what_a_method_does_not_say_is_refused_by_its_name() -> None:
     delta, x = Bare(), torch.ones(2)
     with pytest.raises(NotFoldable, match="Bare is not a change of one weight, so it cannot be folded into it"):
         delta.fold(torch.eye(2))
-    with pytest.raises(NotFoldable, match="Bare cannot be restarted: it has no re-initialization after a fold"):
-        delta.restart_(torch.Generator())
     assert delta.before(x) is x
     assert delta.fold_bias(x) is x
-    assert delta.now("settings") == "settings"
 
 
 def test_a_delta_is_abstract() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.methods.layers import delta_on, folded, gradients_hold, layer_of, linear, moved, rows, through
+from tests.methods.layers import delta_on, folded, layer_of, linear, moved, rows, through
 from veneer.adapters.attach import attach, load_adapter
 from veneer.errors import ConfigError, TargetError
 from veneer.methods.bitfit import BitFit, BitFitConfig
@@ -23,14 +23,6 @@ def test_only_the_bias_changes() -> None:
     assert torch.allclose(folded(module, delta, x), want, atol=1e-6)
     assert torch.equal(delta.fold(module.weight), module.weight)
     assert sum(p.numel() for p in delta.parameters()) == BitFit.n_params(layer_of(module), CONFIG) == 7
-
-
-def test_gradients_and_restart() -> None:
-    module, x = linear(4, 3), rows(2, 4)
-    assert gradients_hold(lambda: (linear(4, 3), moved(delta_on(linear(4, 3), CONFIG))), x)
-    delta = moved(delta_on(module, CONFIG))
-    delta.restart_(torch.Generator())
-    assert torch.equal(through(module, delta, x), module(x))
 
 
 def test_convolutions_and_norms_have_biases_too() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.methods.layers import delta_on, folded, gradients_hold, layer_of, linear, moved, rows, through
+from tests.methods.layers import delta_on, folded, layer_of, linear, moved, rows, through
 from veneer.adapters.attach import attach, load_adapter
 from veneer.errors import TargetError
 from veneer.methods.full import Full, FullConfig
@@ -25,14 +25,6 @@ def test_any_layer_can_become_any_other(bias: bool) -> None:
     assert torch.allclose(through(module, delta, x), other(x), atol=1e-6)
     assert torch.allclose(folded(module, delta, x), other(x), atol=1e-6)
     assert sum(p.numel() for p in delta.parameters()) == Full.n_params(layer_of(module), CONFIG) == 35 + 7 * bias
-
-
-def test_gradients_and_restart() -> None:
-    module, x = linear(4, 3), rows(2, 4)
-    assert gradients_hold(lambda: (linear(4, 3), moved(delta_on(linear(4, 3), CONFIG))), x)
-    delta = moved(delta_on(module, CONFIG))
-    delta.restart_(torch.Generator())
-    assert torch.equal(through(module, delta, x), module(x))
 
 
 def test_one_step_is_one_step_of_the_layer_itself() -> None:

@@ -16,6 +16,7 @@ from tests.oracles import mora as oracle
 from veneer.adapters.attach import attach, load_adapter
 from veneer.errors import AdapterMismatch, ConfigError, TargetError
 from veneer.methods.mora import MoRA, MoRAConfig, side_of
+from veneer.methods.restartable import refuse_restarts
 
 KINDS: list[dict[str, Any]] = [
     {"variant": "truncation"},
@@ -224,9 +225,9 @@ def test_the_rank_of_two_cycles_is_above_that_of_the_square(n: int, rank: int) -
 @pytest.mark.parametrize("settings", [{"variant": v} for v in ("truncation", "decoupling", "rotation")], ids=str)
 def test_restarts_that_cannot_regroup_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"mora.variant {settings['variant']} gains nothing from restarts"):
-        MoRA.refuse_restarts(MoRAConfig(**settings))
+        refuse_restarts(MoRAConfig(**settings))
     with pytest.raises(ConfigError, match=r"mora\.groupings 1 gains nothing from restarts"):
-        MoRA.refuse_restarts(MoRAConfig(variant="sharing", groupings=1))
+        refuse_restarts(MoRAConfig(variant="sharing", groupings=1))
     delta = moved(delta_on(linear(24, 18), MoRAConfig(rank=2, **settings)))  # asked for all the same, it is right
     once = delta.fold(torch.zeros(18, 24)).detach()
     delta.remember_()

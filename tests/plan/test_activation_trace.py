@@ -56,10 +56,10 @@ def really_kept(recipe: Recipe, batch: Batch) -> int:
     return sum(s.nbytes() for key, s in kept.items() if key not in given) + out.nbytes
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "mora", "eva"])
+@pytest.mark.parametrize("method", [{"name": n} for n in ("lora", "dora", "mora")] + [{"init": "eva"}], ids=str)
 @pytest.mark.parametrize("packing", [True, False])
-def test_kept_bytes_are_those_of_autograd(method: str, packing: bool, recipe: Make) -> None:
-    wanted = recipe(**{"method": {"name": method, "rank": 2}, "data.packing": packing})
+def test_kept_bytes_are_those_of_autograd(method: dict[str, str], packing: bool, recipe: Make) -> None:
+    wanted = recipe(**{"method": {**method, "rank": 2}, "data.packing": packing})
     batch = batches(wanted)[0]
     found = step_bytes(Plain.of(wanted), batch, 2).kept
     assert found == pytest.approx(really_kept(wanted, batch), rel=0.05 if packing else 0.08)

@@ -44,7 +44,7 @@ def timed(recipe: Recipe, again: bool = False, ran: Any = lambda _: None) -> Pie
         {"method": {"name": "adalora"}},
         {"method": {"name": "none"}, "prompt": {"name": "prefix"}},
         {"prompt": {"name": "prompt"}},
-        {"method": {"name": "eva"}},
+        {"method": {"name": "lora", "init": "eva"}},
         {"optimizer.in_backward": True, "train.micro_batch_tokens": 256},
     ],
 )

@@ -15,7 +15,7 @@ Make = Callable[..., Recipe]
 
 
 def test_a_decomposition_is_the_peak(made_model: Callable[..., Path], tmp_path: Path) -> None:
-    method = {"name": "pissa", "rank": 1, "targets": "model.layers.0.mlp.down_proj"}
+    method = {"name": "lora", "init": "pissa", "rank": 1, "targets": "model.layers.0.mlp.down_proj"}
     made = {"method": method, "storage": {"name": "nf4"}, "train": {"steps": 1}}
     found = measured(made_model, tmp_path, 5, hidden=1280, **made)
     assert found["moment"] == "beginning"
@@ -25,16 +25,18 @@ def test_a_decomposition_is_the_peak(made_model: Callable[..., Path], tmp_path: 
 
 def test_what_is_kept_besides_what_is_trained(recipe: Make) -> None:
     """PiSSA's first A and B are as large as A and B."""
-    pissa, lora = (Plain.of(recipe(method={"name": name, "rank": 2})) for name in ("pissa", "lora"))
+    pissa, lora = (Plain.of(recipe(method={"name": "lora", "rank": 2, "init": i})) for i in ("pissa", "uniform"))
     model = pissa.model()
     assert beginning_of(pissa, model, 8).fixed == 4 * sum(pissa.trained(model))
     assert beginning_of(lora, model, 8).fixed == 0 == beginning_of(lora, model, 8).seen
-    assert foreseen(recipe(method={"name": "pissa", "rank": 2})).parts["adapter"] == 8 * sum(pissa.trained(model))
+    assert foreseen(recipe(method={"name": "lora", "rank": 2, "init": "pissa"})).parts["adapter"] == 8 * sum(
+        pissa.trained(model)
+    )
 
 
 def test_what_eva_holds_while_it_looks(recipe: Make) -> None:
     """Of each layer twice the rank of directions and 8 more, their values, the mean and the variance."""
-    plain = Plain.of(recipe(method={"name": "eva", "rank": 2}))
+    plain = Plain.of(recipe(method={"name": "lora", "rank": 2, "init": "eva"}))
     model = plain.model()
     found = beginning_of(plain, model, 100)
     layers = [layer_at(model, path) for path in plain.targets(model)[1]]

@@ -1,6 +1,7 @@
 """What finished cycles take is foreseen as it then is."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,18 @@ Make = Callable[..., Recipe]
 
 
 @pytest.mark.parametrize(
-    ("method", "storage"), [("lora", "dense"), ("dora", "nf4"), ("pissa", "dense"), ("mora", "nf4"), ("mora", "dense")]
+    ("method", "storage"),
+    [
+        ({"name": "lora"}, "dense"),
+        ({"name": "dora"}, "nf4"),
+        ({"name": "lora", "init": "pissa"}, "dense"),
+        ({"name": "mora", "variant": "sharing", "groupings": 2}, "nf4"),
+        ({"name": "mora", "variant": "sharing", "groupings": 2}, "dense"),
+    ],
+    ids=str,
 )
-def test_past_and_copies_are_those_of_a_run(recipe: Make, method: str, storage: str) -> None:
-    settings = {"name": method, "rank": 2, **({"variant": "sharing", "groupings": 2} if method == "mora" else {})}
+def test_past_and_copies_are_those_of_a_run(recipe: Make, method: dict[str, Any], storage: str) -> None:
+    settings = {"rank": 2, **method}
     more = {"restarts": {"every": 2, "warmup": 1}, "train.steps": 8, "train.warmup": 0, "storage.name": storage}
     made = recipe(method=settings, **more)
     plain = Plain.of(made)

@@ -6,11 +6,28 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from veneer.recipe.aliases import OTHER_MEANING, SAME_MEANING, SECTIONS, SHORTHANDS, canonical, own_name, put
+from veneer.recipe.aliases import (
+    OTHER_MEANING,
+    SAME_MEANING,
+    SECTIONS,
+    SHORTHANDS,
+    as_init,
+    canonical,
+    inits,
+    own_name,
+    put,
+)
 from veneer.recipe.settings import Recipe
 from veneer.recipe.validation import keys
 
-OWN_SETTINGS = {"prompt.tokens", "method.rank", "method.alpha", "method.dropout", "method.rank_stabilized"} | {
+OWN_SETTINGS = {
+    "prompt.tokens",
+    "method.rank",
+    "method.alpha",
+    "method.dropout",
+    "method.init",
+    "method.rank_stabilized",
+} | {
     "method.rank_pattern",
     "method.alpha_pattern",
     "storage.double_quant",
@@ -140,6 +157,56 @@ def test_switches_of_quantization_name_a_storage(given: dict[str, Any], meant: d
 )
 def test_switches_that_contradict_are_refused(given: dict[str, Any], problem: str) -> None:
     assert [message for _, message in canonical(given)[1]] == [problem]
+
+
+OLD_METHODS = [
+    ("pissa", {"name": "lora", "init": "pissa"}),
+    (
+        {"name": "pissa", "rank": 4, "iterations": 4},
+        {"name": "lora", "rank": 4, "init": {"name": "pissa", "iterations": 4}},
+    ),
+    ({"name": "eva", "most": 3, "look": 64}, {"name": "lora", "init": {"name": "eva", "most": 3, "look": 64}}),
+    ({"name": "eva", "init": "uniform"}, {"name": "lora", "init": "eva"}),
+    ({"name": "pissa", "init": "pissa"}, {"name": "lora", "init": "pissa"}),
+]
+
+
+@pytest.mark.parametrize(("given", "meant"), OLD_METHODS, ids=str)
+def test_a_method_that_is_an_init_now_is_written_as_one(given: Any, meant: dict[str, Any]) -> None:
+    tree = canonical({"method": given})[0]
+    assert inits(tree) == [] and tree == {"method": meant}
+    again = canonical({"adapter": given} if isinstance(given, str) else {"method": given})[0]
+    assert inits(again) == [] and again == tree
+    assert inits(again) == [] and again == tree
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (True, "uniform"),
+        (False, "random"),
+        ("gaussian", "gaussian"),
+        ("eva", "eva"),
+        ("pissa_niter_16", {"name": "pissa", "iterations": 16}),
+    ],
+)
+def test_pefts_init_is_written_canonically(given: Any, meant: Any) -> None:
+    tree, problems = canonical({"method": "lora", "init_lora_weights": given})
+    assert problems == [] == inits(tree)
+    assert tree == {"method": {"name": "lora", "init": meant}}
+
+
+def test_an_old_method_with_another_init_is_refused() -> None:
+    tree = canonical({"method": {"name": "pissa", "init": "gaussian"}})[0]
+    assert inits(tree) == [("method.init", "method pissa is lora with init pissa, but method.init is 'gaussian'")]
+
+
+def test_settings_of_an_old_checkpoint() -> None:
+    assert as_init("eva", {"rank": 2, "init": "uniform", "most": 2.0, "look": 9}) == (
+        "lora",
+        {"rank": 2, "init": {"name": "eva", "most": 2.0, "look": 9}},
+    )
+    assert as_init("dora", {"rank": 2, "init": "gaussian"}) == ("dora", {"rank": 2, "init": "gaussian"})
 
 
 def test_memory_auto_is_a_key_of_the_section() -> None:

@@ -29,7 +29,7 @@ def bare(tiny_model: Path, tmp_path: Path) -> Path:
     [
         ({"method": {"name": "lora", "targets": ["q_prj"]}}, TargetError, "Did you mean 'q_proj'"),
         ({"method": {"name": "lora", "rank_pattern": {"x_proj": 2}}}, ConfigError, "fits no target"),
-        ({"method": {"name": "pissa", "rank": 17}}, ConfigError, "pissa.rank 17 is above 16"),
+        ({"method": {"name": "lora", "init": "pissa", "rank": 17}}, ConfigError, r"lora.rank 17 is above 16"),
         ({"method": {"name": "ia3", "targets": ["embed_tokens"]}}, TargetError, "changes layers of kind conv, linear"),
     ],
 )

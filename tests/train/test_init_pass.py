@@ -1,5 +1,6 @@
 """What a method that starts from data is shown: the run's first rows, no more than it asks for, and once."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -7,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from tests.train.test_loop import interrupted, weights
 from veneer.adapters.attach import load_adapter
 from veneer.base.load import load_model
-from veneer.methods.base import Delta
-from veneer.methods.eva import EVA, Directions
+from veneer.methods.base import MethodConfig
+from veneer.methods.init.eva import EVA, Directions
 from veneer.recipe.settings import Recipe
 from veneer.train import setup as prepare_module
 from veneer.train.init_pass import looking
@@ -45,7 +47,7 @@ def test_it_sees_the_runs_first_rows_until_there_are_enough(job: Make, packing: 
 def test_eva_trains_starts_from_the_rows_and_is_the_same_after_an_interruption(
     job: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = {"name": "eva", "rank": 4, "dropout": 0.2, "look": 200}
+    method = {"name": "lora", "rank": 4, "dropout": 0.2, "init": {"name": "eva", "look": 200}}
     whole, broken = (job(name, method=method) for name in ("whole", "broken"))
     looked = []
     monkeypatch.setattr(Directions, "see", counted(Directions.see, looked))
@@ -64,8 +66,30 @@ def test_eva_trains_starts_from_the_rows_and_is_the_same_after_an_interruption(
     assert {path: len(delta.a) for path, delta in adapter.deltas.items()} == ranks  # type: ignore[arg-type]
 
 
+def test_a_run_of_the_first_version_goes_on_to_the_same_bytes(job: Make) -> None:
+    """There eva was a method: in the recipe, in the run's folder and in the checkpoint."""
+    new = {"name": "lora", "rank": 4, "dropout": 0.2, "init": {"name": "eva", "look": 200}}
+    old = {"name": "eva", "rank": 4, "dropout": 0.2, "look": 200}
+    whole, broken = job("whole", method=new), job("broken", method=old)
+    assert broken.method == whole.method
+    train(whole)
+    interrupted(broken, 2)
+    folder = Path(broken.run)
+    tree = yaml.safe_load((folder / "recipe.yaml").read_text())
+    tree["method"] = {**{k: v for k, v in tree["method"].items() if k != "init"}, **old}
+    header = (folder / "recipe.yaml").read_text().partition("\n")[0]
+    (folder / "recipe.yaml").write_text(f"{header}\n{yaml.safe_dump(tree)}")
+    state = next(folder.glob("checkpoints/*/state.json"))
+    facts = json.loads(state.read_text())
+    settings = {**facts["begun"]["settings"], "init": "uniform", "most": 2.0, "look": 200}
+    state.write_text(json.dumps({**facts, "begun": {**facts["begun"], "method": "eva", "settings": settings}}))
+    assert train(job("broken", method=old))[0].resumed_from == 2
+    assert weights(broken) == weights(whole)
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["method"]["init"] == new["init"]
+
+
 def test_the_same_rows_begin_it_the_same_way(job: Make) -> None:
-    method = {"name": "eva", "rank": 4, "look": 200}
+    method = {"name": "lora", "rank": 4, "init": {"name": "eva", "look": 200}}
     first, second = (prepare(job(name, method=method)).adapter for name in ("one", "two"))
     assert asdict(first.settings) == asdict(second.settings)  # type: ignore[call-overload]
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
@@ -80,7 +104,7 @@ def test_nobody_else_looks(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(prepare_module, "looking", lambda *a, **k: refuse)
     assert prepare(job()).adapter.attached
-    assert Delta.looks(None) == 0
+    assert MethodConfig().data_init is None
 
 
 def counted(see: Callable[..., None], calls: list[int]) -> Callable[..., None]:

@@ -42,7 +42,8 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def of(method: str, **settings: Any) -> dict[str, Any]:
-    return {"name": method, "rank": 2, **({"variant": "sharing"} if method == "mora" else {}), **settings}
+    own = {"mora": {"variant": "sharing"}, "pissa": {"name": "lora", "init": "pissa"}}
+    return {"name": method, "rank": 2, **own.get(method, {}), **settings}
 
 
 @pytest.mark.parametrize("method", FORMS)
@@ -207,7 +208,7 @@ def test_steps_of_restarts() -> None:
         ({"method": "full"}, "full gains nothing from restarts"),
         ({"method": {"name": "mora"}}, "mora.variant rotation gains nothing from restarts.*use variant sharing"),
         ({"method": {"name": "mora", "variant": "sharing", "groupings": 1}}, "mora.groupings 1 gains nothing"),
-        ({"method": {"name": "lora", "init": "random"}}, "lora.init random does not begin at no change"),
+        ({"method": {"name": "lora", "init": "random"}}, "lora.init random starts with a change of the model"),
         ({"restarts": {"warmup": 3}}, "restarts.warmup is given, but there are no restarts: set restarts.every"),
         ({"restarts": {"every": 3, "keep": 0.5}}, "restarts.keep belongs to reset random and magnitude"),
         ({"restarts": {"every": 3, "warmup": 4}}, r"restarts.warmup 4 is longer than a cycle \(restarts.every 3\)"),

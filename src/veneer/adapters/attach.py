@@ -120,7 +120,7 @@ def attach(
 
     targets    a Targeting, or what its field `targets` takes
     base       the name by which others find the base model; written into the adapter's folder
-    look       runs the model on some training rows; called once, for methods that start from their layers' inputs (EVA)
+    look       runs the model on some training rows; called once, for an init that looks at the layers' inputs (EVA)
     begun      the modules of an adapter that has looked already, with `config` as it was settled then: it goes on from
                tensors that are put in its place afterwards
     Raises TargetError or ConfigError before anything is changed if the targets do not fit the model or the method, or
@@ -134,8 +134,8 @@ def attach(
     paths = [path for path in paths if path in chosen] if chosen else paths
     rng = torch.Generator().manual_seed(seed)
     deltas = {path: method(layer_at(model, path), config.at(path), rng) for path in paths}
-    for path, start in starts.items():
-        deltas[path].begin_(start)
+    for path, watch in starts.items():
+        watch.begin_(deltas[path])
     return Adapter(model, config, targeting, deltas, base).attach()
 
 
@@ -162,16 +162,16 @@ def fitting_paths(model: nn.Module, config: MethodConfig, targeting: Targeting) 
 def _looked(
     model: nn.Module, config: MethodConfig, paths: list[str], look: Callable[[], object] | None
 ) -> tuple[MethodConfig, Mapping[str, Watch]]:
-    """The settings, and by path what each delta starts from, after the method has seen what its layers are fed."""
-    method = METHODS[config.method]
-    watches = {path: watch for path in paths if (watch := method.watch(config.at(path))) is not None}
-    if not watches:
+    """The settings, and each delta's start by path, after an init that starts from data saw the layers' inputs."""
+    init = config.data_init
+    if init is None:
         return config, {}
     if look is None:
         raise ConfigError(
-            f"{config.method} starts from what its layers are fed: give `look`, a function that runs the model on some "
+            f"{config.method} starts from its layers' inputs: give `look`, a function that runs the model on some "
             "training rows"
         )
+    watches = {path: init.watch(config.at(path)) for path in paths}
     hooks = [
         model.get_submodule(path).register_forward_pre_hook(_seen(watch), with_kwargs=True)
         for path, watch in watches.items()
@@ -182,7 +182,7 @@ def _looked(
     finally:
         for hook in hooks:
             hook.remove()
-    settled: tuple[MethodConfig, Mapping[str, Watch]] = method.settle(config, watches)
+    settled: tuple[MethodConfig, Mapping[str, Watch]] = init.settle(config, watches)
     return settled
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from veneer.adapters.adapter import Change
 from veneer.adapters.layer_view import is_transposed
 from veneer.errors import ConfigError
+from veneer.methods.restartable import restartable
 from veneer.storage.layers import Stored
 
 Fold = Literal["auto", "weight", "beside"]
@@ -38,7 +39,7 @@ class Folding:
 
     def __init__(self, adapter: Change, fold: Fold) -> None:
         """Raises ConfigError, listing the layers, where `weight` is asked for and cannot be."""
-        self._adapter = adapter
+        self._adapter, self._deltas = adapter, restartable(adapter.deltas)
         unfit = _unfit(adapter.model, adapter.deltas)
         if unfit and fold == "weight":
             listed = "\n".join(f"  {path}: {why}" for path, why in list(unfit.items())[:8])
@@ -55,7 +56,7 @@ class Folding:
         """Put the base's weights with the past folded in into the model, computed in float32 and rounded once."""
         lost = whole = change = 0.0
         for path in self.paths:
-            delta, weight = self._adapter.deltas[path], self._weight(path)
+            delta, weight = self._deltas[path], self._weight(path)
             if not delta.past:
                 continue
             base = self._base.setdefault(path, weight.detach().clone())
@@ -75,7 +76,7 @@ class Folding:
         """Put the base's own weights back."""
         for path, base in self._base.items():
             self._weight(path).copy_(base)
-            self._adapter.deltas[path].past_in_weight = False
+            self._deltas[path].past_in_weight = False
         self._base = {}
 
     def _weight(self, path: str) -> nn.Parameter:

@@ -15,6 +15,7 @@ from veneer.base.storage_config import DENSE, base_storage, storage_of
 from veneer.disk.adapter_dir import AdapterFiles
 from veneer.errors import AdapterMismatch, ConfigError, NotFoldable
 from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig
+from veneer.methods.restartable import restartable
 
 if TYPE_CHECKING:
     from veneer.adapters.attach import Adapter
@@ -39,7 +40,8 @@ def to_files(adapter: "Adapter", facts: Mapping[str, Any]) -> AdapterFiles:
     """The folder's content: PEFT's configuration, tensors under PEFT's keys, and our own facts beside them."""
     method = METHODS[adapter.config.method]
     tensors = {f"{PREFIX}{path}.{k}": t for path, d in adapter.deltas.items() for k, t in d.tensors().items()}
-    settings = next(iter(adapter.deltas.values())).now(adapter.config) if adapter.deltas else adapter.config
+    restarted = next(iter(restartable(adapter.deltas).values()), None)
+    settings = adapter.config if restarted is None else restarted.now(adapter.config)
     config = {
         **method.to_peft(settings),
         "base_model_name_or_path": adapter.base or None,

@@ -34,7 +34,7 @@ def command(
 ) -> None:
     """Write an adapter in a form that other programs read.
 
-    A method that is LoRA in other words (PiSSA, EVA, AdaLoRA, MoRA with sharing) becomes an equal LoRA; any other
+    LoRA with any init, AdaLoRA and MoRA with sharing become an equal LoRA; any other
     change of weights (MoRA with rotation, DoRA, full) the nearest LoRA of --rank, and what it loses is printed.
     Example:
 

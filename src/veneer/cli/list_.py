@@ -1,4 +1,4 @@
-"""List what there is to choose from: methods, prompts, storages, metrics, models, schedules, optimizers."""
+"""List what there is to choose from: methods, inits, prompts, storages, metrics, models, schedules, optimizers."""
 
 import ast
 import inspect
@@ -16,14 +16,14 @@ from veneer.cli.console import AsJson, emit_json, stdout
 from veneer.errors import ConfigError, did_you_mean
 
 Item = dict[str, Any]
-"""`name`, `summary`, and for methods, prompts and storages `settings`; methods also have `layers` and `source`."""
+"""`name`, `summary`, and where it has settings `settings`; methods and inits also have `layers` and `source`."""
 
 
 def command(
     kind: Annotated[str | None, typer.Argument(metavar="KIND", help="methods, metrics, ...; all if absent.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what there is to choose from: methods, prompts, storages, metrics, models, schedules, optimizers.
+    """List what there is to choose from: methods, inits, prompts, storages, metrics, models, schedules, optimizers.
 
     With a KIND, the settings that each of them has are listed too. Example: veneer list methods
     """
@@ -44,16 +44,14 @@ def methods() -> list[Item]:
     """The ways to change a layer."""
     from veneer.methods import METHODS
 
-    return [
-        {
-            "name": name,
-            "summary": summary(METHODS, name),
-            "layers": sorted(METHODS[name].kinds),
-            "source": _source(METHODS[name]),
-            "settings": settings_of(METHODS[name].Config),
-        }
-        for name in METHODS
-    ]
+    return [_on_layers(METHODS, name, METHODS[name].Config) for name in METHODS]
+
+
+def inits() -> list[Item]:
+    """Where lora's A and B can start: `method: {name: lora, init: NAME}`."""
+    from veneer.methods.init import INITS
+
+    return [_on_layers(INITS, name, INITS[name]) for name in INITS]
 
 
 def prompts() -> list[Item]:
@@ -106,8 +104,14 @@ def optimizers() -> list[Item]:
 
 
 KINDS: dict[str, Callable[[], list[Item]]] = {
-    f.__name__: f for f in (methods, prompts, storages, metrics, models, schedules, optimizers)
+    f.__name__: f for f in (methods, inits, prompts, storages, metrics, models, schedules, optimizers)
 }
+
+
+def _on_layers(registry: Any, name: str, config: type) -> Item:
+    thing = registry[name]
+    facts = {"summary": summary(registry, name), "layers": sorted(thing.kinds), "source": _source(thing)}
+    return {"name": name, **facts, "settings": settings_of(config)}
 
 
 def _with_settings(registry: Any) -> list[Item]:
@@ -130,7 +134,8 @@ def settings_of(config: type) -> list[Item]:
     """Every field of a settings dataclass: `name`, `default`, `help`, and `choices` where it is one of a few words."""
     helps, types = _help_lines(config), get_type_hints(config)
     return [
-        {"name": f.name, "default": _default(f), "help": helps.get(f.name, "")} | _choices(types[f.name])
+        {"name": f.name, "default": _default(f), "help": helps.get(f.name, "")}
+        | _choices(config, f.name, types[f.name])
         for f in fields(config)
     ]
 
@@ -148,8 +153,10 @@ def _help_lines(config: type) -> dict[str, str]:
     return found
 
 
-def _choices(kind: Any) -> dict[str, list[Any]]:
-    """The values of a Literal, or of a Literal or None."""
+def _choices(config: Any, name: str, kind: Any) -> dict[str, list[Any]]:
+    """The values of a Literal, or of a Literal or None; the names of the inits that a method can start from."""
+    if name == "init":
+        return {"choices": config.inits()}
     literals = [k for k in (kind, *get_args(kind)) if get_origin(k) is Literal]
     return {"choices": list(get_args(literals[0]))} if literals else {}
 

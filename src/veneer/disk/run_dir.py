@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,16 +38,17 @@ class RunDir:
         self.changes = self.root / "picked.json"
         self.result = self.root / "result.json"
 
-    def begin(self, recipe: str) -> None:
-        """Take the folder for this recipe; one that was taken for another and never made a step is taken anew.
+    def begin(self, recipe: str, respelled: Callable[[str], str] = lambda text: text) -> None:
+        """Claim the folder for this recipe; reuse it if no step was completed.
 
+        respelled    turns a stored recipe into today's spelling
         Raises ConfigError if it holds a run of another recipe, or other files.
         """
         before = self._read(self.recipe) if self.recipe.exists() else None
         if before == HEADER + recipe:
             return
         if before is not None and before.startswith(HEADER) and self.trained():
-            raise ConfigError(_changed(self.root, before, recipe))
+            _refuse_changed(self.root, respelled(before), recipe)
         visible = [p.name for p in self.root.glob("[!.]*")]
         if visible and not (before or "").startswith(HEADER):
             raise ConfigError(
@@ -169,16 +170,16 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _changed(root: Path, before: str, after: str) -> str:
+def _refuse_changed(root: Path, before: str, after: str) -> None:
+    """Raise ConfigError that lists the keys whose values differ."""
     old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(after))
     differing = [key for key in {**old, **new} if old.get(key, ABSENT) != new.get(key, ABSENT)]
-    return "\n".join(
-        [
-            f"{root} holds a run of another recipe:",
-            *(f"  {key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in differing),
-            "Give this recipe another folder (run: ...), or remove that one.",
-        ]
-    )
+    if differing:
+        listed = "\n".join(f"  {key} is {old.get(key, ABSENT)} there, {new.get(key, ABSENT)} here" for key in differing)
+        raise ConfigError(
+            f"{root} holds a run of another recipe:\n{listed}\n"
+            "Give this recipe another folder (run: ...), or remove that one."
+        )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Turn an adapter of any method into plain LoRA, which every LoRA server reads.
 
-A method that has factors (LoRA, PiSSA, AdaLoRA, MoRA with sharing or truncation) becomes an equal LoRA of their rank.
+A method that has factors (LoRA, AdaLoRA, MoRA with sharing or truncation) becomes an equal LoRA of their rank.
 Any other change of a weight (MoRA with rotation or decoupling, DoRA, full fine-tuning, (IA)^3) becomes the best LoRA of
 a rank that has to be given, by singular value decomposition, and the error is returned with it.
 

@@ -94,21 +94,14 @@ class AdaLoRA(Delta):
     def __init__(self, layer: FrozenLayer, config: AdaLoRAConfig, rng: torch.Generator) -> None:
         super().__init__(layer, config, rng)
         self.scale = config.alpha / (config.rank + 1e-5)
-        self.a = nn.Parameter(torch.empty(config.triplets, layer.in_features))
-        self.e = nn.Parameter(torch.empty(config.triplets))
-        self.b = nn.Parameter(torch.empty(layer.out_features, config.triplets))
+        self.a = nn.Parameter(torch.empty(config.triplets, layer.in_features).normal_(0.0, 0.02, generator=rng))
+        self.e = nn.Parameter(torch.zeros(config.triplets))
+        self.b = nn.Parameter(torch.empty(layer.out_features, config.triplets).normal_(0.0, 0.02, generator=rng))
         self.dropout = nn.Dropout(config.dropout)
         for name, parameter in list(self.named_parameters()):
             self.register_buffer(f"{name}_mean", torch.zeros(parameter.shape))
             self.register_buffer(f"{name}_uncertainty", torch.zeros(parameter.shape))
-        self.restart_(rng)
         self.to(layer.device)
-
-    @torch.no_grad()
-    def restart_(self, rng: torch.Generator) -> None:
-        for factor in (self.a, self.b):
-            factor.copy_(torch.empty(factor.shape).normal_(0.0, 0.02, generator=rng))
-        self.e.zero_()
 
     @torch.no_grad()
     def keep_(self, kept: Tensor) -> None:

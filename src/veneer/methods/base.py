@@ -1,7 +1,8 @@
-"""What a method is: a delta on one frozen layer, its settings, and the registry of all of them.
+"""The base class of methods: a delta on one frozen layer, its settings, and the registry of all methods.
 
-A delta owns its whole life: birth (`__init__`), forward, end (`fold`), and its names on disk (`tensors`, `load_`,
-`to_peft`, `from_peft`). So commands know no methods, and a new method is one new file.
+A delta owns its whole life: `__init__`, `forward`, `fold`, and its names on disk (`tensors`, `load_`, `to_peft`,
+`from_peft`). So commands know no methods, and a new method is one new file.  A method that can be restarted during
+training (ReLoRA, ReMoRA) derives from `Restartable` (restartable.py).
 """
 
 import re
@@ -21,7 +22,7 @@ from veneer.settings import typed
 V = TypeVar("V")
 
 Role = Literal["in", "out", "square", "scale", "bias", "full"]
-"""What a parameter is to its delta; learning rates, restarts and rank policies read this, never names."""
+"""The part a parameter has in its delta; learning rates, restarts and rank policies read this, never names."""
 
 Kind = Literal["linear", "conv", "embedding", "norm", "module"]
 """A norm has a bias and no D; a module is a whole block with one input and one output of vectors."""
@@ -41,10 +42,10 @@ class Geometry:
 
 @dataclass(frozen=True)
 class FrozenLayer:
-    """What a delta may know of the layer it changes.
+    """A delta's view of the layer it changes.
 
-    The weight is always seen as (O, D), (O, D / groups, *kernel) for a convolution: an embedding of V words and a
-    GPT-2 Conv1D keep their transpose, and whoever builds this turns it.
+    The weight is always (O, D), or (O, D / groups, *kernel) for a convolution.  An embedding of V words and a GPT-2
+    Conv1D store the transpose; the caller that builds this view transposes it.
     """
 
     kind: Kind
@@ -59,7 +60,7 @@ class FrozenLayer:
     """Only for convolutions."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     embed_scale: float = 1.0
-    """What the embedding multiplies its rows by (Gemma)."""
+    """Factor on the embedding's rows (Gemma)."""
     padding_idx: int | None = None
     bias: Callable[[], Tensor] | None = field(default=None, repr=False)
     """The frozen bias (O,), float32, where the layer has one."""
@@ -75,8 +76,13 @@ class MethodConfig:
     method: ClassVar[str]
 
     def at(self, path: str) -> Self:
-        """These settings as they hold for the module at `path`."""
+        """The settings for the module at `path`, with its patterns applied."""
         return self
+
+    @property
+    def data_init(self) -> "DataInit | None":
+        """The init that looks at the layers' inputs before training; None if the method starts without data."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +139,32 @@ def refuse_idle_patterns(config: MethodConfig, paths: Sequence[str]) -> None:
 
 
 class Watch(ABC):
-    """Sees a layer's inputs before its delta begins, for methods that start from data."""
+    """Sees one layer's inputs before training, and sets where its delta starts."""
 
     @abstractmethod
     def see(self, x: Tensor) -> None:
         """Take in x (..., D), the layer's input in one forward pass."""
+
+    @abstractmethod
+    def begin_(self, delta: Any) -> None:
+        """Set the delta's parameters from the inputs seen; called once, before training."""
+
+
+class DataInit(ABC):
+    """An init that starts from data: one `Watch` per layer sees the inputs of some training rows."""
+
+    look: int
+    """Tokens of the training rows to look at."""
+
+    @abstractmethod
+    def watch(self, config: Any) -> Watch:
+        """A new watch for one layer, whose own settings are `config`."""
+
+    @abstractmethod
+    def settle(self, config: Any, seen: Mapping[str, Watch]) -> tuple[Any, Mapping[str, Watch]]:
+        """The settings that follow from the inputs seen, by module path, and the watches of the layers that get a
+        delta.
+        """
 
 
 class Delta(nn.Module, ABC):
@@ -148,10 +175,6 @@ class Delta(nn.Module, ABC):
     """Every parameter's role; nobody parses names."""
     kinds: ClassVar[frozenset[Kind]] = frozenset({"linear"})
     """The layers it can change."""
-    past: dict[str, Tensor]
-    """What the cycles that restarts have ended left, float32, no longer trained; empty before the first restart."""
-    past_in_weight: bool = False
-    """Whether the layer's own weight holds the past for now, so that `forward` leaves it out."""
 
     @abstractmethod
     def __init__(self, layer: FrozenLayer, config: Any, rng: torch.Generator) -> None:
@@ -161,32 +184,13 @@ class Delta(nn.Module, ABC):
         """
         super().__init__()
         self.refuse_layer(layer, config)
-        self.past = {}
 
     @classmethod
     def refuse_layer(cls, layer: FrozenLayer, config: Any) -> None:
         """Raise ConfigError by name for a layer of its kinds that it cannot change; the layer's weight is not read."""
 
-    @classmethod
-    def watch(cls, config: Any) -> Watch | None:
-        """What has to see a layer's inputs before deltas are made; None for methods that start from no data."""
-        return None
-
-    @classmethod
-    def looks(cls, config: Any) -> int:
-        """How many tokens of the training rows a `watch` has to see."""
-        return 0
-
-    @classmethod
-    def settle(cls, config: Any, seen: Mapping[str, Watch]) -> tuple[Any, Mapping[str, Watch]]:
-        """Settings that follow from what was seen, by module path, and the paths that get a delta with its start."""
-        return config, seen
-
-    def begin_(self, start: Watch) -> None:
-        """Start from what was seen; called once, before training, by methods that have a `watch`."""
-
     def before(self, x: Tensor) -> Tensor:
-        """The input the layer shall see in place of x; the layer's y and `forward` are then given this one."""
+        """The input that the layer sees in place of x; `forward` then gets this one too."""
         return x
 
     @abstractmethod
@@ -194,54 +198,30 @@ class Delta(nn.Module, ABC):
         """x, the layer's input, and y, its output (..., O) -> the changed output, in y's dtype."""
 
     def fold(self, w: Tensor) -> Tensor:
-        """W (O, D, *kernel) float32, as the base has it -> the one weight that does the same alone, past and all.
+        """W (O, D, *kernel) float32, the base's own -> the single weight that does the same without the delta.
 
         Raises NotFoldable by name.
         """
         raise NotFoldable(f"{type(self).__name__} is not a change of one weight, so it cannot be folded into it")
 
     def fold_bias(self, bias: Tensor) -> Tensor:
-        """The layer's bias (O,) float32 -> the one that belongs to the folded weight; most methods leave it alone."""
+        """The layer's bias (O,) float32 -> the folded weight's bias; most methods do not change it."""
         return bias
 
     def factors(self) -> tuple[Tensor, Tensor] | None:
         """A (R, D) and B (O, R), float32, with B A the whole update of a linear layer's weight; None if it has none."""
         return None
 
-    def now(self, config: Any) -> Any:
-        """The adapter's own settings as they hold now: a restart may have moved one on (ReMoRA's grouping)."""
-        return config
-
-    @classmethod
-    def refuse_restarts(cls, config: Any) -> None:
-        """Raise ConfigError by name where restarts cannot widen the change; methods that have a past say nothing."""
-        raise ConfigError(
-            f"{config.method} gains nothing from restarts: cycles of it add up to what one of them can be; "
-            "use lora, dora, pissa or eva, or mora with variant sharing, or leave restarts out"
-        )
-
-    def remember_(self) -> None:
-        """End a cycle: the trained change joins the past; `restart_` follows, once the layer's weight is in place."""
-        raise NotFoldable(f"{type(self).__name__} keeps no finished cycles, so it cannot be restarted in training")
-
-    def fold_past(self, w: Tensor) -> Tensor:
-        """W (O, D, *kernel) float32, as the base has it -> with the finished cycles alone."""
-        return w
-
-    def restart_(self, rng: torch.Generator) -> None:
-        """Re-initialize in place after a fold, so that the delta is again no change (ReLoRA, ReMoRA)."""
-        raise NotFoldable(f"{type(self).__name__} cannot be restarted: it has no re-initialization after a fold")
-
     @classmethod
     def penalty(cls, deltas: Sequence[Any], config: Any) -> Tensor | None:
-        """What all deltas of one adapter together add to the loss of every step; None for nothing."""
+        """Term that all deltas of one adapter together add to each step's loss; None for nothing."""
         return None
 
     @classmethod
     def stepped_(cls, deltas: Sequence[Any], config: Any, step: int, steps: int) -> None:
-        """Called after optimizer step `step` of `steps`, gradients still there, for methods with an own schedule.
+        """Hook after optimizer step `step` of `steps`, before gradients are cleared, for methods with a schedule.
 
-        What such a method remembers stands in buffers of its deltas, so that a checkpoint holds it.
+        Such a method keeps its state in buffers of its deltas, so that checkpoints contain it.
         """
 
     @classmethod
@@ -249,18 +229,13 @@ class Delta(nn.Module, ABC):
     def n_params(cls, layer: FrozenLayer, config: Any) -> int:
         """Trainable parameters on `layer`, in closed form."""
 
-    @classmethod
-    def n_past(cls, layer: FrozenLayer, config: Any, cycles: int) -> int:
-        """Numbers that so many finished cycles leave on `layer`, in closed form."""
-        return 0
-
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What is saved: key suffix after the module's path, as PEFT names it -> tensor."""
+        """The tensors to save: PEFT's key after the module's path -> tensor."""
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise AdapterMismatch listing every saved key or shape that differs from this delta's own, and every tensor
-        that holds no finite numbers.
+        with numbers that are not finite.
         """
         mine = self.tensors()
         problems = [f"{k}: in the adapter, not in the model" for k in tensors if k not in mine]
@@ -278,7 +253,7 @@ class Delta(nn.Module, ABC):
 
     @torch.no_grad()
     def load_(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take saved tensors in place; raises as `check` does, before anything is changed."""
+        """Load saved tensors in place; raises as `check` does, before anything is changed."""
         self.check(tensors)
         for key, tensor in self.tensors().items():
             tensor.copy_(tensors[key])
@@ -286,7 +261,7 @@ class Delta(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def to_peft(cls, config: Any) -> dict[str, Any]:
-        """The method's own fields of adapter_config.json, `peft_type` among them."""
+        """The method's own fields of adapter_config.json, including `peft_type`."""
 
     @classmethod
     @abstractmethod

@@ -43,10 +43,6 @@ class BitFit(Delta):
         if not layer.has_bias:
             raise ConfigError("this layer has no bias for bitfit to train; exclude it, or take another method")
 
-    @torch.no_grad()
-    def restart_(self, rng: torch.Generator) -> None:
-        self.c.zero_()
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """y (..., O), or (B, O, *space) of a convolution."""
         return y + self.c.to(y.dtype).reshape(-1, *[1] * self.space)

@@ -86,14 +86,6 @@ class Bottleneck(Delta):
         self.up_bias = nn.Parameter(torch.zeros(o))
         self.to(layer.device)
 
-    @classmethod
-    def refuse_restarts(cls, config: BottleneckConfig) -> None:
-        raise ConfigError(
-            "bottleneck cannot be restarted: a restart folds the change into a weight, and a bottleneck, with its "
-            "nonlinearity, is no change of one weight; use lora, dora, pissa or eva, or mora with variant sharing, or "
-            "leave restarts out"
-        )
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (..., D), y (..., O)."""
         if not isinstance(y, Tensor):

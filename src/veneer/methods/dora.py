@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.methods.base import METHODS, FrozenLayer, Role
+from veneer.methods.init.base import INITS
 from veneer.methods.lora import LoRA, LoRAConfig
 
 KEY = "lora_magnitude_vector"
@@ -33,6 +34,11 @@ class DoRAConfig(LoRAConfig):
 
     method: ClassVar[str] = "dora"
 
+    @classmethod
+    def inits(cls) -> list[str]:
+        """The drawn ones."""
+        return [name for name in INITS if INITS[name].drawn]
+
 
 @METHODS.add("dora")
 class DoRA(LoRA):
@@ -42,36 +48,27 @@ class DoRA(LoRA):
     roles: ClassVar[Mapping[str, Role]] = {**LoRA.roles, "m": "scale"}
 
     def __init__(self, layer: FrozenLayer, config: DoRAConfig, rng: torch.Generator) -> None:
-        self.layer: FrozenLayer | None = None
         super().__init__(layer, config, rng)
-        self.layer = layer
         self.m = nn.Parameter(self._norm(layer.weight()))
 
     @torch.no_grad()
     def restart_(self, rng: torch.Generator) -> None:
         super().restart_(rng)
-        if self.layer is not None:
-            self.m.copy_(self._norm(self._weight()))
+        if "m" in self._parameters:  # not yet when LoRA's __init__ calls this
+            self.m.copy_(self._norm(self.weight()))
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """As LoRA's, where y is the frozen layer's output with its bias."""
-        layer = self.layer
-        assert layer is not None
-        plain = y if layer.bias is None else y - self._per_output(layer.bias().to(y.dtype))
+        bias = self.layer.bias
+        plain = y if bias is None else y - self._per_output(bias().to(y.dtype))
         before = plain
         if self.past and not self.past_in_weight:
             past = self._per_output(self.past["ratio"].to(y.dtype))
             plain = past * self._added(x, plain, self.past["a"], self.past["b"])
-        ratio = self._per_output((self.m / self._norm(self._weight())).to(y.dtype))
+        ratio = self._per_output((self.m / self._norm(self.weight())).to(y.dtype))
         x = x if self.kind == "embedding" else self.dropout(x.to(y.dtype))
         low_rank = self._added(x, torch.zeros_like(y), self.a, self.b)
         return y + (plain - before) + (ratio - 1) * plain + ratio * low_rank
-
-    def _weight(self) -> Tensor:
-        """The layer's weight as this cycle began with it."""
-        assert self.layer is not None
-        w = self.layer.weight()
-        return w if self.past_in_weight else self.fold_past(w)
 
     def _per_output(self, v: Tensor) -> Tensor:
         """v (O,) as it multiplies an output: channels of a convolution come before its space."""
@@ -103,7 +100,7 @@ class DoRA(LoRA):
 
     @torch.no_grad()
     def remember_(self) -> None:
-        ratio = self.m / self._norm(self._weight())
+        ratio = self.m / self._norm(self.weight())
         before = self.past.get("ratio", torch.ones_like(ratio))
         super().remember_()
         self.past["ratio"] = before * ratio

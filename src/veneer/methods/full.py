@@ -39,11 +39,6 @@ class Full(Delta):
         self.db = nn.Parameter(torch.zeros(layer.out_features)) if layer.has_bias else None
         self.to(layer.device)
 
-    @torch.no_grad()
-    def restart_(self, rng: torch.Generator) -> None:
-        for parameter in self.parameters():
-            parameter.zero_()
-
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Linear: x (..., D), y (..., O).  Embedding: x (...) token ids."""
         if self.kind == "embedding":

@@ -63,10 +63,6 @@ class IA3(Delta):
         self.factor = nn.Parameter(torch.ones(layer.in_features if self.on_input else layer.out_features))
         self.to(layer.device)
 
-    @torch.no_grad()
-    def restart_(self, rng: torch.Generator) -> None:
-        self.factor.fill_(1.0)
-
     def before(self, x: Tensor) -> Tensor:
         return x * self._shaped(x.dtype) if self.on_input else x
 

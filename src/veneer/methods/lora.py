@@ -3,30 +3,30 @@
     y' = y + s B A x        A: (R, D)    B: (O, R)    s = alpha / R, or alpha / sqrt(R) when rank-stabilized
 
 Source: Hu et al. 2021, arXiv:2106.09685, eq. 3 and section 4.1; rank-stabilized scale: arXiv:2312.03732.
-Departs from it: A ~ U(-1/sqrt(D), 1/sqrt(D)), as the authors' code does; the paper says Gaussian.
+Departs from it: A starts uniform, as in the authors' code; the paper says Gaussian.  Other starts are one file each in
+`init/`.  One that starts away from 0 (PiSSA) is subtracted: y' = y + s (B A - B0 A0) x with fixed A0, B0.
 
-Embedding: y = E[token], so A x is a look-up in A: (R, V), which starts at 0, and B: (O, R) is drawn.
-Convolution: A is a convolution of R channels that walks as the layer does, B a 1x1 one. With groups each group has its
-own R / groups channels, which is what makes the update a change of the one grouped weight.
+Embedding: y = E[token], so A x is a look-up in A: (R, V).
+Convolution: A is a convolution of R channels with the layer's geometry, B a 1x1 one. With groups, each group has its
+own R / groups channels, so that the update is a change of the one grouped weight.
 
 After n - 1 restarts (ReLoRA, arXiv:2307.05695) the change is the sum of n such products, which is one of rank n R: A's
-rows below each other, B's columns side by side, the same s.  So it is saved, and only the last R are trained.
+rows below each other, B's columns side by side, the same s.  It is saved in this form; only the last R are trained.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod, sqrt
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError, NotFoldable
-from veneer.methods.base import METHODS, Delta, FrozenLayer, Geometry, Kind, RankedConfig, Role, config_from
-
-Init = Literal["uniform", "gaussian", "random"]
-_INIT_IN_PEFT: dict[Init, Any] = {"uniform": True, "gaussian": "gaussian", "random": False}
+from veneer.methods.base import METHODS, DataInit, FrozenLayer, Geometry, Kind, RankedConfig, Role, config_from
+from veneer.methods.init.base import INITS, Init, InitSetting, init_from, init_setting
+from veneer.methods.restartable import Restartable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,38 +38,65 @@ class LoRAConfig(RankedConfig):
     """Share of the delta's inputs set to 0 in training, in [0, 1)."""
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank) instead of alpha / rank."""
-    init: Init = "uniform"
-    """How A starts: uniform or gaussian, both with B = 0; random draws B too, so the delta is not 0 at first."""
+    init: InitSetting = "uniform"
+    """Where A and B start: an init's name, or a mapping of its name and settings (`veneer list inits`)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"{self.method}.dropout must be in [0, 1), got {self.dropout}")
-        if self.init not in get_args(Init):
-            raise ConfigError(f"{self.method}.init must be one of {', '.join(get_args(Init))}, got {self.init!r}")
+        object.__setattr__(self, "init", init_setting(self.init))
+        try:
+            name = self.initializer.name
+        except ConfigError as error:
+            raise ConfigError("\n".join(f"{self.method}.init: {line}" for line in str(error).split("\n"))) from None
+        if name not in self.inits():
+            raise ConfigError(f"{self.method}.init must be one of {', '.join(self.inits())}, got {name!r}")
+
+    @classmethod
+    def inits(cls) -> list[str]:
+        """Names of the inits that the method can start from."""
+        return list(INITS)
+
+    @property
+    def initializer(self) -> Init:
+        """`init`, typed."""
+        return init_from(self.init)
+
+    @property
+    def data_init(self) -> DataInit | None:
+        init = self.initializer
+        return init if isinstance(init, DataInit) else None
 
     @property
     def scale(self) -> float:
-        """s, what the update is multiplied by."""
+        """s, the factor on the update."""
         return self.alpha / (sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
 @METHODS.add("lora")
-class LoRA(Delta):
-    """The LoRA delta of one layer: parameters a (R, D, *kernel) and b (O, R), or (O, R / groups) in a grouped layer."""
+class LoRA(Restartable):
+    """The LoRA delta of one layer: parameters a (R, D, *kernel) and b (O, R), or (O, R / groups) in a grouped layer;
+    fixed a0 and b0 where the start is subtracted.
+    """
 
     Config = LoRAConfig
     roles: ClassVar[Mapping[str, Role]] = {"a": "in", "b": "out"}
     kinds: ClassVar[frozenset[Kind]] = frozenset({"linear", "conv", "embedding"})
+    a0: Tensor | None
+    b0: Tensor | None
 
     def __init__(self, layer: FrozenLayer, config: LoRAConfig, rng: torch.Generator) -> None:
         super().__init__(layer, config, rng)
+        self.layer, self.init = layer, config.initializer
         self.kind, self.config, self.scale = layer.kind, config, config.scale
         self.geometry, self.padding_idx = layer.geometry, layer.padding_idx
         self.in_features, self.embed_scale = layer.in_features, layer.embed_scale
         a_shape, b_shape = _shapes(layer, config)
         self.a = nn.Parameter(torch.empty(a_shape))
         self.b = nn.Parameter(torch.empty(b_shape))
+        self.register_buffer("a0", None)
+        self.register_buffer("b0", None)
         self.dropout = nn.Dropout(config.dropout)
         self.restart_(rng)
         self.to(layer.device)
@@ -79,27 +106,34 @@ class LoRA(Delta):
         groups = 1 if layer.geometry is None else layer.geometry.groups
         if config.rank % groups:
             raise ConfigError(
-                f"lora.rank {config.rank} does not divide by the {groups} groups of a convolution with "
+                f"{config.method}.rank {config.rank} is not divisible by the {groups} groups of a convolution with "
                 f"{layer.in_features} inputs; use a multiple of {groups} for it (rank_pattern), or exclude it"
             )
+        config.initializer.refuse_layer(layer, config.method, config.rank)
 
     @torch.no_grad()
     def restart_(self, rng: torch.Generator) -> None:
-        init = self.config.init
-        drawn, other = (self.b, self.a) if self.kind == "embedding" else (self.a, self.b)
-        if self.kind == "embedding":
-            drawn.copy_(torch.empty(drawn.shape).normal_(generator=rng))
-        elif init == "gaussian":
-            drawn.copy_(torch.empty(drawn.shape).normal_(0.0, 1 / self.config.rank, generator=rng))
-        else:
-            drawn.copy_(_uniform(drawn.shape, prod(drawn.shape[1:]), rng))
-        other.copy_(_uniform(other.shape, self.config.rank, rng) if init == "random" else torch.zeros(other.shape))
+        a, b = self.init.factors(self, rng)
+        self.a.copy_(a)
+        self.b.copy_(b)
+        if self.init.subtracted:
+            self.register_buffer("a0", self.a.detach().clone())
+            self.register_buffer("b0", self.b.detach().clone())
+
+    def weight(self) -> Tensor:
+        """The layer's weight (O, D, *kernel) at the beginning of this cycle."""
+        w = self.layer.weight()
+        return w if self.past_in_weight else self.fold_past(w)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Linear: x (..., D), y (..., O).  Convolution: x (B, D, *space).  Embedding: x (...) token ids."""
         if self.past and not self.past_in_weight:
             y = self._added(x, y, self.past["a"], self.past["b"])
-        return self._added(x if self.kind == "embedding" else self.dropout(x.to(y.dtype)), y, self.a, self.b)
+        x = x if self.kind == "embedding" else self.dropout(x.to(y.dtype))
+        if self.a0 is None or self.b0 is None:
+            return self._added(x, y, self.a, self.b)
+        now, start = (F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)) for a, b in self._pairs())
+        return y + (now - start) * self.scale
 
     def _added(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """y + s B A x."""
@@ -124,18 +158,25 @@ class LoRA(Delta):
 
     @classmethod
     def refuse_restarts(cls, config: LoRAConfig) -> None:
-        if config.init == "random":
+        if not (init := config.initializer).no_change:
             raise ConfigError(
-                f"{config.method}.init random does not begin at no change, so each restart would throw the model off; "
-                "use uniform or gaussian with restarts"
+                f"{config.method}.init {init.name} starts with a change of the model, so each restart would throw it "
+                "off; use uniform or gaussian with restarts"
             )
 
+    def _pairs(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """A, B and the subtracted A0, B0."""
+        assert self.a0 is not None and self.b0 is not None
+        return (self.a, self.b), (self.a0, self.b0)
+
     def _change(self) -> tuple[Tensor, Tensor]:
-        """A and B of the change that is trained now, as they join the past."""
-        return self.a, self.b
+        """A and B of this cycle's change, as they join the past."""
+        if self.a0 is None or self.b0 is None:
+            return self.a, self.b
+        return torch.cat([self.a, self.a0]), torch.cat([self.b, -self.b0], dim=1)
 
     def _whole(self) -> tuple[Tensor, Tensor]:
-        """A and B of the past and the present change together."""
+        """A and B of all cycles together."""
         a, b = self._change()
         if not self.past:
             return a, b
@@ -152,19 +193,15 @@ class LoRA(Delta):
         return self._folded(w, self.past["a"], self.past["b"]) if self.past else w
 
     def fold(self, w: Tensor) -> Tensor:
-        return self._folded(w, *self._whole())
+        if self.a0 is None or self.b0 is None:
+            return self._folded(w, *self._whole())
+        w = self.fold_past(w)
+        now, start = (b.to(w.dtype) @ a.to(w.dtype) for a, b in self._pairs())
+        return w + (now - start) * self.scale
 
     def now(self, config: LoRAConfig) -> LoRAConfig:
-        """Of one LoRA that is all cycles together: n times the rank, the same scale."""
-        n = len(self._whole()[0]) // len(self._change()[0])
-        more = sqrt(n) if config.rank_stabilized else float(n)
-        return replace(
-            config,
-            rank=n * config.rank,
-            alpha=more * config.alpha,
-            rank_pattern={k: n * rank for k, rank in config.rank_pattern.items()},
-            alpha_pattern={k: more * alpha for k, alpha in config.alpha_pattern.items()},
-        )
+        """Settings of the one LoRA that is all cycles together."""
+        return _times_rank(config, len(self._whole()[0]) // len(self._change()[0]))
 
     def _folded(self, w: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """W + s B A."""
@@ -192,8 +229,8 @@ class LoRA(Delta):
 
     @classmethod
     def n_past(cls, layer: FrozenLayer, config: LoRAConfig, cycles: int) -> int:
-        """A and B of each cycle."""
-        return cycles * LoRA.n_params(layer, config)
+        """A and B of each cycle, and where the start is subtracted A0 and B0."""
+        return cycles * (1 + config.initializer.subtracted) * LoRA.n_params(layer, config)
 
     def tensors(self) -> dict[str, Tensor]:
         a, b = self._whole()
@@ -206,10 +243,17 @@ class LoRA(Delta):
 
     @torch.no_grad()
     def load_(self, tensors: Mapping[str, Tensor]) -> None:
+        self.check(tensors)
+        if self.a0 is not None and self.b0 is not None:
+            a, b, r = tensors["lora_A.weight"], tensors["lora_B.weight"], self.config.rank
+            self.a.copy_(a[:r])
+            self.a0.copy_(a[r:])
+            self.b.copy_(b[:, :r])
+            self.b0.copy_(-b[:, r:])
+            return
         if self.kind != "conv":
             super().load_(tensors)
             return
-        self.check(tensors)
         a, own = tensors["lora_A.weight"], _own_group(tensors["lora_A.weight"], _geometry(self.geometry).groups)
         kept = a if own is None else own
         if kept.shape == self.a.shape:
@@ -231,13 +275,15 @@ class LoRA(Delta):
 
     @classmethod
     def to_peft(cls, config: LoRAConfig) -> dict[str, Any]:
+        init = config.initializer
+        config = _times_rank(config, 2) if init.subtracted else config  # [A; A0] and [B, -B0]
         return {
             "peft_type": "LORA",
             "r": config.rank,
             "lora_alpha": config.alpha,
             "lora_dropout": config.dropout,
             "use_rslora": config.rank_stabilized,
-            "init_lora_weights": _INIT_IN_PEFT[config.init],
+            "init_lora_weights": init.in_peft,
             "rank_pattern": dict(config.rank_pattern),
             "alpha_pattern": dict(config.alpha_pattern),
             "bias": "none",
@@ -248,13 +294,12 @@ class LoRA(Delta):
         if fields.get("peft_type") != "LORA" or any(fields.get(k) for k in ("use_dora", "use_mora")):
             return None
         _refuse_unread(fields)
-        named: dict[Any, Init] = {v: k for k, v in _INIT_IN_PEFT.items()}
         settings = {
             "rank": fields.get("r", 8),
             "alpha": fields.get("lora_alpha", 8),
             "dropout": fields.get("lora_dropout", 0.0),
             "rank_stabilized": fields.get("use_rslora", False),
-            "init": named.get(fields.get("init_lora_weights", True), "uniform"),  # how it began does not matter now
+            "init": _READ_AS.get(fields.get("init_lora_weights"), "uniform"),  # a trained adapter does not start again
             "rank_pattern": fields.get("rank_pattern") or {},
             "alpha_pattern": fields.get("alpha_pattern") or {},
         }
@@ -276,6 +321,7 @@ _NOT_READ = (
     "kasa_config",
 )
 """Fields of PEFT's LoRA that change what the adapter means; those named `use_...` are refused besides."""
+_READ_AS: dict[Any, str] = {"gaussian": "gaussian", False: "random"}
 _SAME_BASE = {True, False, None, "gaussian", "eva", "orthogonal", "mica"}
 """PEFT's initializations that leave the base weights alone; the others train against a changed base."""
 
@@ -297,9 +343,16 @@ def _refuse_unread(fields: Mapping[str, Any]) -> None:
 _CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def _uniform(shape: tuple[int, ...], fan_in: int, rng: torch.Generator) -> Tensor:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which is Kaiming's with a = sqrt(5)."""
-    return torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=rng)
+def _times_rank(config: LoRAConfig, n: int) -> LoRAConfig:
+    """The settings with n times the rank and the same scale."""
+    more = sqrt(n) if config.rank_stabilized else n
+    return replace(
+        config,
+        rank=n * config.rank,
+        alpha=more * config.alpha,
+        rank_pattern={k: n * rank for k, rank in config.rank_pattern.items()},
+        alpha_pattern={k: more * alpha for k, alpha in config.alpha_pattern.items()},
+    )
 
 
 def _add_product(y: Tensor, h: Tensor, b: Tensor, scale: float) -> Tensor:

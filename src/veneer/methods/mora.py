@@ -38,8 +38,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError
-from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, config_from, first_match
+from veneer.methods.base import METHODS, FrozenLayer, MethodConfig, Role, config_from, first_match
 from veneer.methods.mora_maps import adjacent_groups, continued, spread_groups, strided_groups, sum_groups, tiled, turns
+from veneer.methods.restartable import Restartable
 from veneer.settings import typed
 
 Variant = Literal["truncation", "sharing", "decoupling", "rotation"]
@@ -101,7 +102,7 @@ class RegroupedConfig(MoRAConfig):
 
 
 @METHODS.add("mora")
-class MoRA(Delta):
+class MoRA(Restartable):
     """The MoRA delta of one linear layer: one parameter m (R', R')."""
 
     Config = MoRAConfig

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from veneer.data.pack import Batch
+from veneer.methods.restartable import restartable
 from veneer.plan.activation_trace import TRACED, Followed, Step, foreseeing, largest_batches, on_meta
 from veneer.plan.meta_model import Plain
 from veneer.train.eval_loss import batch_loss, micro_batches
@@ -53,7 +54,7 @@ def copied_bytes(plain: Plain, steps: int, trained: int) -> int:
         deltas = seen.change.deltas.values()
         with seen.ledger:
             for _ in restart_steps(plain.recipe.restarts, steps):
-                for delta in deltas:
+                for delta in restartable(seen.change.deltas).values():
                     delta.remember_()
                     delta.restart_(torch.Generator())
             before = seen.ledger.live

@@ -1,4 +1,4 @@
-"""What an adapter takes before the first step, where its method decomposes a weight (PiSSA) or layers' inputs (EVA).
+"""Memory needed to initialize the adapter, where its init decomposes a weight (PiSSA) or layers' inputs (EVA).
 
 Deltas are made one after the other, so the layer that takes most counts.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.adapters.attach import layer_at
-from veneer.methods.base import METHODS, MethodConfig, Watch
+from veneer.methods.base import METHODS, MethodConfig
 from veneer.plan.activation_trace import foreseeing
 from veneer.plan.memory_tracker import Ledger
 from veneer.plan.meta_model import Plain
@@ -54,9 +54,9 @@ def _of_layer(model: nn.Module, path: str, config: MethodConfig, known: list[Ten
     with Ledger(known) as ledger:
         delta = method(layer, config, torch.Generator())
     fixed = sum(b.nbytes for b in delta.buffers())
-    watch: Watch | None = method.watch(config)
-    if watch is None:
+    if (init := config.data_init) is None:
         return Beginning(fixed, ledger.peak)
+    watch = init.watch(config)
     with Ledger(known) as looking:
         for _ in range(2):  # from the second on there is something to add to
             watch.see(torch.empty(tokens, layer.in_features, device="meta"))

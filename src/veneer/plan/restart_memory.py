@@ -10,6 +10,7 @@ from torch import nn
 from veneer.adapters.attach import layer_at
 from veneer.adapters.restart_merge import foldable_paths
 from veneer.methods.base import METHODS
+from veneer.methods.restartable import Restartable
 from veneer.plan.meta_model import Plain
 from veneer.train.restarts import restart_steps
 
@@ -32,6 +33,7 @@ def cycles_of(plain: Plain, model: nn.Module, steps: int) -> Cycles:
         return Cycles()
     config, paths = plain.targets(model)
     kind = METHODS[config.method]
+    assert issubclass(kind, Restartable), "a recipe with restarts of another method is refused"
     past = sum(kind.n_past(layer_at(model, path), config.at(path), finished) for path in paths)
     copied = [] if recipe.restarts.fold == "beside" else foldable_paths(model, paths)
     return Cycles(4 * past, sum(model.get_submodule(path).get_parameter("weight").nbytes for path in copied))

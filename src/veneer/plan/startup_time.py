@@ -12,6 +12,7 @@ from veneer.base.quant_cache import cache_folder, check_cached, is_quantized
 from veneer.base.quantize import Quantizer
 from veneer.disk.tensors import weight_files
 from veneer.errors import DiskError
+from veneer.methods.restartable import restartable
 from veneer.models.skeleton import build_skeleton
 from veneer.plan.meta_model import Plain
 from veneer.plan.synthetic_model import like, made_model, pattern
@@ -75,7 +76,7 @@ def restarting_seconds(plain: Plain, steps: int) -> float:
     optimizer = build_optimizer(change.named(), plain.recipe.optimizer.model_copy(update={"paged": False}))
     restarts, at = Restarts(plain.recipe, change, steps), _middle(restart_steps(plain.recipe.restarts, steps))
     for _ in range(at[0]):
-        for delta in change.deltas.values():
+        for delta in restartable(change.deltas).values():
             delta.remember_()
     return float(restarts.restart_(optimizer, at[1])["seconds"]) / change.n_params()
 

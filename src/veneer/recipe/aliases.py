@@ -20,6 +20,7 @@ SAME_MEANING = {
     "use_rslora": "method.rank_stabilized",
     "rank_pattern": "method.rank_pattern",
     "alpha_pattern": "method.alpha_pattern",
+    "init_lora_weights": "method.init",
     "target_modules": "method.targets",
     "lora_target_modules": "method.targets",
     "exclude_modules": "method.exclude",
@@ -82,6 +83,9 @@ OTHER_MEANING = {
 SWITCHES = {"load_in_4bit": ("nf4", "fp4"), "load_in_8bit": ("int8",)}
 """Names that are true or false -> the storages that they mean when true, the usual one first."""
 
+LORA_INITS = {"pissa": ("iterations",), "eva": ("most", "look")}
+"""Inits of lora that were methods in earlier recipes, with the settings they had: `method: pissa` is still accepted."""
+
 SECTIONS = ("storage", "method", "prompt", "data", "optimizer", "restarts", "train", "memory")
 SHORTHANDS = ("storage", "method", "prompt", "optimizer")
 """Sections that may be given as a bare name: `method: lora`."""
@@ -130,6 +134,34 @@ def _switched(recipe: dict[Any, Any], given: Mapping[Any, Any]) -> list[Problem]
     return problems
 
 
+def inits(recipe: Mapping[Any, Any]) -> list[Problem]:
+    """Write a method that is an init of lora now, and an init by PEFT's name, canonically; what contradicts them."""
+    from veneer.methods.init.base import init_setting  # not at import: brings torch
+
+    method = recipe.get("method")
+    if not isinstance(method, dict):
+        return []
+    name, problems = method.get("name"), []
+    if isinstance(name, str) and name in LORA_INITS:
+        if method.get("init", "uniform") not in ("uniform", name):
+            other = repr_of(method["init"])
+            problems.append(("method.init", f"method {name} is lora with init {name}, but method.init is {other}"))
+        new, settings = as_init(name, method)
+        method.clear()
+        method.update(settings, name=new)
+    if "init" in method:
+        method["init"] = init_setting(method["init"])
+    return problems
+
+
+def as_init(method: str, settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A method's name and settings, where pissa and eva become inits of lora."""
+    if method not in LORA_INITS:
+        return method, dict(settings)
+    own = {key: settings[key] for key in LORA_INITS[method] if key in settings}
+    return "lora", {**{k: v for k, v in settings.items() if k not in own}, "init": {"name": method, **own}}
+
+
 def switch(recipe: dict[Any, Any], key: str, flags: Mapping[str, Any]) -> list[Problem]:
     """Let a switch among the flags outrank the recipe's storage; another flag that names a storage must agree."""
     on, meant = flags[key], SWITCHES[key]
@@ -159,6 +191,8 @@ def put(recipe: dict[Any, Any], dotted: Any, value: Any, *, outrank: bool = Fals
     *sections, leaf = dotted.split(".") if inside else [dotted]
     place: Any = recipe
     for section in sections:
+        if section == "init" and isinstance(place.get(section), str):
+            place[section] = {"name": place[section]}
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             return f"{section} is {repr_of(place)}"

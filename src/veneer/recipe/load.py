@@ -17,6 +17,7 @@ from veneer.recipe.aliases import (
     SHORTHANDS,
     SWITCHES,
     canonical,
+    inits,
     own_name,
     put,
     switch,
@@ -25,7 +26,7 @@ from veneer.recipe.settings import Recipe
 from veneer.recipe.validation import fields, keys, of_method, of_prompt, of_storage, of_types, takes, truths
 from veneer.recipe.yaml_io import read_tree, read_value, write_tree
 
-__all__ = ["keys", "load_recipe", "parse_flags", "recipe_from", "write_recipe"]
+__all__ = ["keys", "load_recipe", "parse_flags", "recipe_from", "respelled", "write_recipe"]
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -44,6 +45,14 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
 def recipe_from(tree: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
     """A checked recipe from nested mappings (`where` only words the errors)."""
     return _checked(tree, {}, where, {})
+
+
+def respelled(text: str) -> str:
+    """A stored recipe as `write_recipe` writes it today; unchanged if it is no recipe any more."""
+    try:
+        return write_recipe(recipe_from(read_tree(Path("recipe.yaml"), text)[0]))
+    except ConfigError:
+        return text
 
 
 def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
@@ -143,7 +152,7 @@ def _checked(tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, 
         else:
             put(settings, dotted, value, outrank=True)
         places[dotted] = f"--{key}"
-    problems += truths(settings)
+    problems += [*inits(settings), *truths(settings)]
     try:
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:

@@ -46,7 +46,8 @@ def truths(settings: Mapping[Any, Any]) -> list[Problem]:
 
 def of_method(settings: Mapping[Any, Any]) -> list[Problem]:
     """What the method says of its own settings, and of restarts."""
-    from veneer.methods.base import METHODS, config_from  # not at import: brings torch
+    from veneer.methods.base import config_from  # not at import: brings torch
+    from veneer.methods.restartable import refuse_restarts
 
     try:
         method = MethodSettings.model_validate(settings.get("method", {}))
@@ -59,7 +60,7 @@ def of_method(settings: Mapping[Any, Any]) -> list[Problem]:
         return _by_setting("method", error, r"^\w+[.:] ?(\w+)")
     try:
         if _restarting(settings):
-            METHODS[method.name].refuse_restarts(config)
+            refuse_restarts(config)
     except ConfigError as error:
         return [("restarts.every", str(error))]
     return []

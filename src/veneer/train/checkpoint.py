@@ -19,7 +19,9 @@ from veneer.base.fingerprint import base_fingerprint
 from veneer.disk.atomic import replacing_folder
 from veneer.disk.tensors import writing_tensors
 from veneer.errors import ConfigError, DiskError, TrainingError
-from veneer.methods.base import METHODS, config_from
+from veneer.methods.base import config_from
+from veneer.methods.restartable import restartable
+from veneer.recipe.aliases import as_init
 from veneer.train.setup import Begun
 
 
@@ -66,17 +68,17 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
 
 
 def begun_in(folder: Path) -> Begun | None:
-    """How the run of a checkpoint began, if its method looked at data; raises DiskError for a damaged checkpoint."""
+    """How the run of a checkpoint began, if its init looked at data; raises DiskError for a damaged checkpoint."""
     try:
         facts = json.loads((folder / "state.json").read_text(encoding="utf-8")).get("begun")
-        return facts and Begun(config_from(facts["method"], facts["settings"]), list(facts["paths"]))
+        return facts and Begun(config_from(*as_init(facts["method"], facts["settings"])), list(facts["paths"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise _unreadable(folder, error) from error
 
 
 def _began(adapter: Change) -> dict[str, Any] | None:
     config = adapter.settings
-    if config is None or METHODS[config.method].watch(config) is None:
+    if config is None or config.data_init is None:
         return None
     return {"method": config.method, "settings": asdict(config), "paths": list(adapter.deltas)}
 
@@ -136,8 +138,9 @@ def _own(adapter: Change) -> dict[str, Tensor]:
 
 
 def _past(adapter: Change) -> dict[str, Tensor]:
-    """What finished cycles have left in the deltas."""
-    return {f"past.{path}:{name}": t for path, delta in adapter.deltas.items() for name, t in delta.past.items()}
+    """The past of every delta that restarts."""
+    deltas = restartable(adapter.deltas)
+    return {f"past.{path}:{name}": t for path, delta in deltas.items() for name, t in delta.past.items()}
 
 
 def _restore_adapter(folder: Path, adapter: Change, tensors: dict[str, Tensor]) -> None:
@@ -150,7 +153,7 @@ def _restore_adapter(folder: Path, adapter: Change, tensors: dict[str, Tensor]) 
         raise TrainingError(f"checkpoint {folder} is of another adapter; these differ: {', '.join(differing[:8])}")
     for key, tensor in named.items():
         tensor.copy_(saved[key])
-    for path, delta in adapter.deltas.items():
+    for path, delta in restartable(adapter.deltas).items():
         own = f"past.{path}:"
         delta.past = {k.removeprefix(own): t for k, t in tensors.items() if k.startswith(own)}
 

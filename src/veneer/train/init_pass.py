@@ -1,4 +1,4 @@
-"""What layers are fed before anything is trained, for methods that start from it (EVA)."""
+"""The pass over the first training rows before training, for an init that looks at the layers' inputs (EVA)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

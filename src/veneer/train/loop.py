@@ -11,7 +11,7 @@ import torch
 from veneer import machine
 from veneer.disk.run_dir import RunDir
 from veneer.disk.scratch import clear_scratch
-from veneer.recipe.load import write_recipe
+from veneer.recipe.load import respelled, write_recipe
 from veneer.recipe.overrides import Changes, differences, with_changes
 from veneer.recipe.settings import Recipe
 from veneer.train.activation_checkpointing import recomputing
@@ -68,7 +68,7 @@ def train(
     with run.locked():
         fixed = run.trained()
         recipe = with_changes(recipe, run.picked()) if fixed and recipe.memory.auto else recipe
-        run.begin(write_recipe(recipe))
+        run.begin(write_recipe(recipe), respelled)
         clear_scratch(run.root)
         figures = run.done()
         if figures is not None:

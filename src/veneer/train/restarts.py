@@ -21,7 +21,7 @@ import torch
 from veneer.adapters.adapter import Change
 from veneer.adapters.restart_merge import Folding
 from veneer.errors import ConfigError
-from veneer.methods.base import METHODS
+from veneer.methods.restartable import refuse_restarts, restartable
 from veneer.recipe.settings import Recipe, RestartSettings
 from veneer.train.optim.state_reset import reset_
 from veneer.train.schedule import warmup_steps
@@ -41,7 +41,7 @@ def check_restarts(recipe: Recipe, adapter: Change, steps: int) -> None:
     if not settings.every:
         return
     if adapter.settings is not None:
-        METHODS[adapter.settings.method].refuse_restarts(adapter.settings)
+        refuse_restarts(adapter.settings)
     first, warmup = settings.first or settings.every, warmup_steps(recipe.train.warmup, steps)
     if first >= steps:
         raise ConfigError(
@@ -85,7 +85,7 @@ class Restarts:
         began = time.perf_counter()
         cycle = self._steps.index(step) + 2
         rng = torch.Generator().manual_seed((self._seed + cycle * 0x9E3779B97F4A7C15) % 2**63)
-        deltas = self._adapter.deltas.values()  # a prompt beside them has nothing to fold and goes on
+        deltas = restartable(self._adapter.deltas).values()  # a prompt beside them has nothing to fold and goes on
         trained = [parameter for delta in deltas for parameter in delta.parameters()]
         for delta in deltas:
             delta.remember_()

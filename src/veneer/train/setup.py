@@ -19,7 +19,7 @@ from veneer.data.render import Renderer, RenderReport
 from veneer.data.sources import read_rows
 from veneer.errors import ConfigError
 from veneer.kernels import native
-from veneer.methods.base import METHODS, MethodConfig, config_from
+from veneer.methods.base import MethodConfig, config_from
 from veneer.models.skeleton import load_tokenizer
 from veneer.models.sources import resolve
 from veneer.prompts.base import config_from as prompt_config
@@ -149,7 +149,7 @@ def adapter_for(model: Any, recipe: Recipe, examples: Sequence[Example], plan: P
     """The recipe's method on `model`, attached, its dropout off; where it starts from data it has seen the first."""
     method = recipe.method
     config = config_from(method.name, method.own) if begun is None else begun.config
-    tokens = METHODS[method.name].looks(config)
+    tokens = 0 if config.data_init is None else config.data_init.look
     return attach(
         model,
         config,

@@ -13,9 +13,14 @@ from torch import nn
 from tests.methods.layers import linear, moved, rows
 from tests.methods.parity import TOKENS, fresh, logits, peft_loads
 from veneer.adapters.attach import Adapter, attach, load_adapter
-from veneer.errors import ConfigError, TargetError
-from veneer.methods.eva import Directions, EVAConfig, distribute
+from veneer.errors import ConfigError
+from veneer.methods.init.eva import Directions, distribute
 from veneer.methods.lora import LoRAConfig
+
+
+def eva(most: float = 2.0, look: int = 8192, **own: Any) -> LoRAConfig:
+    return LoRAConfig(init={"name": "eva", "most": most, "look": look}, **own)
+
 
 RNG = torch.Generator().manual_seed(11)
 SPREAD = torch.tensor([5.0, 3.0, 2.0, 1.0, 0.5, 0.3, 0.2, 0.1])
@@ -55,7 +60,7 @@ def two_layers() -> nn.Module:
 def test_a_starts_from_the_directions_and_nothing_changes() -> None:
     net, x = two_layers(), inputs(64, 5)
     plain = net(x)
-    adapter = attach(net, EVAConfig(rank=2, alpha=4, most=1.0), look=lambda: net(x))
+    adapter = attach(net, eva(rank=2, alpha=4, most=1.0), look=lambda: net(x))
     assert torch.equal(net(x), plain)
     first: Any = adapter.deltas["0"]
     assert torch.allclose((first.a @ TURN.T).abs(), torch.eye(8)[:2], atol=0.3)
@@ -66,7 +71,7 @@ def test_a_starts_from_the_directions_and_nothing_changes() -> None:
 @pytest.mark.parametrize("stabilized", [False, True])
 def test_the_scale_stays_and_the_ranks_add_up(stabilized: bool) -> None:
     net, x = two_layers(), inputs(64, 5)
-    config = EVAConfig(rank=3, alpha=6, rank_stabilized=stabilized)
+    config = eva(rank=3, alpha=6, rank_stabilized=stabilized)
     adapter = attach(net, config, look=lambda: net(x))
     ranks = {path: d.a.shape[0] for path, d in adapter.deltas.items()}  # type: ignore[union-attr]
     assert sum(ranks.values()) == 6
@@ -85,10 +90,10 @@ def test_a_layer_that_varies_too_little_gets_no_delta(tmp_path: Path) -> None:
             return out
 
     net, x = Net(), rows(500, 8)
-    adapter = attach(net, EVAConfig(rank=1, most=2.0), ("steep", "flat"), look=lambda: net(x))
+    adapter = attach(net, eva(rank=1, most=2.0), ("steep", "flat"), look=lambda: net(x))
     ranks = {path: d.a.shape[0] for path, d in adapter.deltas.items()}  # type: ignore[union-attr]
     assert ranks == {"steep": 1, "flat": 1}
-    shared = attach(two := Net(), EVAConfig(rank=1), ("steep",), look=lambda: two(x))
+    shared = attach(two := Net(), eva(rank=1), ("steep",), look=lambda: two(x))
     assert list(shared.deltas) == ["steep"]
     moved(shared.deltas["steep"])
     want = two(x)
@@ -102,12 +107,12 @@ TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
 def begun(model: Any, **settings: Any) -> Adapter:
-    return attach(model, EVAConfig(rank=2, alpha=4, **settings), TARGETS, look=lambda: model(TOKENS))
+    return attach(model, eva(rank=2, alpha=4, **settings), TARGETS, look=lambda: model(TOKENS))
 
 
 def test_peft_reads_ours_with_its_ranks(tiny_model: Path, tmp_path: Path) -> None:
     model = fresh(tiny_model)
-    adapter = attach(model, EVAConfig(rank=4, alpha=8), TARGETS, look=lambda: model(TOKENS))
+    adapter = attach(model, eva(rank=4, alpha=8), TARGETS, look=lambda: model(TOKENS))
     ranks = {path: d.a.shape[0] for path, d in adapter.deltas.items()}  # type: ignore[union-attr]
     assert sum(ranks.values()) == 24
     assert len(set(ranks.values())) > 1, "the ranks should differ, or this shows nothing"
@@ -140,14 +145,25 @@ def test_the_directions_are_pefts(tiny_model: Path) -> None:
 
 def test_bad_input() -> None:
     net = two_layers()
-    with pytest.raises(ConfigError, match="eva starts from what its layers are fed: give `look`"):
-        attach(net, EVAConfig())
-    with pytest.raises(ConfigError, match=r"eva saw no input of 0, 1 \(2 in all\); look at more rows"):
-        attach(net, EVAConfig(), look=lambda: None)
+    with pytest.raises(ConfigError, match="lora starts from its layers' inputs: give `look`"):
+        attach(net, eva())
+    with pytest.raises(ConfigError, match=r"lora.init eva saw no input of 0, 1 \(2 in all\); look at more rows"):
+        attach(net, eva(), look=lambda: None)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-    with pytest.raises(ConfigError, match=r"eva.most must be at least 1, got 0.5"):
-        EVAConfig(most=0.5)
-    with pytest.raises(ConfigError, match="so it has no init, got 'random'"):
-        EVAConfig(init="random")
-    with pytest.raises(TargetError, match="method eva changes layers of kind linear only"):
-        attach(nn.Sequential(nn.Embedding(4, 4)), EVAConfig(), ("0",))
+    with pytest.raises(ConfigError, match=r"^lora.init: eva.most must be at least 1, got 0.5$"):
+        eva(most=0.5)
+    with pytest.raises(ConfigError, match=r"eva.look must be at least 1, got 0"):
+        eva(look=0)
+    with pytest.raises(ConfigError, match=r"lora.init eva starts on layers of kind linear only.*kind embedding"):
+        attach(nn.Sequential(nn.Embedding(4, 4)), eva(), ("0",), look=lambda: None)
+
+
+def test_after_a_restart_a_is_drawn() -> None:
+    net, x = two_layers(), inputs(64, 5)
+    plain = net(x)
+    delta: Any = attach(net, eva(rank=2, most=1.0), look=lambda: net(x)).deltas["0"]
+    first = delta.a.detach().clone()
+    delta.restart_(torch.Generator().manual_seed(3))
+    want = torch.empty(2, 8).uniform_(-(8**-0.5), 8**-0.5, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(delta.a, want) and not torch.equal(first, want)
+    assert torch.equal(net(x), plain)
