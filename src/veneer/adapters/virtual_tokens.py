@@ -5,7 +5,6 @@ the transformer together with positions that begin n later. Batches, packed docu
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from veneer.adapters.adapter import Change, Named
-from veneer.adapters.serialization import FORMAT, base_facts, other_base, refuse_newer
-from veneer.disk.adapter_dir import AdapterFiles, read_adapter, write_adapter
-from veneer.errors import AdapterMismatch, DataError, ModelError
+from veneer.adapters.part import NamedParameter, Part
+from veneer.base.base import Base
+from veneer.errors import DataError, ModelError, NotFoldable
 from veneer.prompts.base import PROMPTS, KeysValues, Prompt, PromptConfig, Shape
 
 NAME = "veneer_prompted"
@@ -27,13 +25,14 @@ PATH = "prompt"
 """Where its parameters are said to be."""
 
 
-class Prompted(Change):
-    """One prompt on one model."""
+class VirtualTokens(Part):
+    """One prompt on one base."""
 
-    def __init__(self, model: Any, config: PromptConfig, prompt: Prompt, base: str = "") -> None:
-        self.model, self.config, self.prompt, self.base = model, config, prompt, base
+    folder = "prompt"
+
+    def __init__(self, base: Base, config: PromptConfig, prompt: Prompt) -> None:
+        self.base, self.config, self.prompt = base, config, prompt
         self._hook: RemovableHandle | None = None
-        self._frozen: list[nn.Parameter] = []
         self._before = ""
         self._running = False
 
@@ -43,54 +42,42 @@ class Prompted(Change):
 
     @property
     def attached(self) -> bool:
-        """Whether the model's outputs are changed by this prompt now."""
         return self._hook is not None
 
-    def attach(self) -> "Prompted":
-        """Put the prompt before every sequence and freeze the base; does nothing if attached."""
-        if not self.attached:
-            self._before = str(self.model.config._attn_implementation)
-            self._frozen = [p for p in self.model.parameters() if p.requires_grad]
-            for parameter in self._frozen:
-                parameter.requires_grad_(False)
-            self._hook = self.model.base_model.register_forward_pre_hook(self._add, with_kwargs=True)
-            self.model.config._attn_implementation = NAME
-        return self
+    def attach(self) -> None:
+        network = self.base.network
+        self._before = str(network.config._attn_implementation)
+        self._hook = self.base.transformer.register_forward_pre_hook(self._add, with_kwargs=True)
+        network.config._attn_implementation = NAME
 
-    def detach(self) -> "Prompted":
-        """Take the prompt off again and restore which parameters of the base are trained."""
+    def detach(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-            self.model.config._attn_implementation = self._before
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._hook, self._frozen = None, []
-        return self
+            self.base.network.config._attn_implementation = self._before
+        self._hook = None
 
     def holders(self) -> Mapping[str, nn.Module]:
         return {PATH: self.prompt}
 
-    def named(self) -> list[Named]:
-        return [Named(PATH, n, self.prompt.roles[n], p, "prompt") for n, p in self.prompt.named_parameters()]
+    def named(self) -> list[NamedParameter]:
+        return [NamedParameter(PATH, n, self.prompt.roles[n], p, "prompt") for n, p in self.prompt.named_parameters()]
 
-    def files(self, facts: Mapping[str, Any] | None = None) -> AdapterFiles:
-        """The folder that `save` writes, as plain data."""
-        config = {
-            **type(self.prompt).to_peft(shape_of(self.model), self.config),
-            "base_model_name_or_path": self.base or None,
+    def refuse_fold(self) -> None:
+        raise NotFoldable("tokens in front of the text are no change of a weight, so they cannot be folded into one")
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {KEY: self.prompt.table()}
+
+    def peft_fields(self) -> dict[str, Any]:
+        return {
+            **type(self.prompt).to_peft(shape_of(self.base.network), self.config),
+            "base_model_name_or_path": None,
             "task_type": "CAUSAL_LM",
             "inference_mode": True,
         }
-        own = {
-            "format": FORMAT,
-            "method": self.config.kind,
-            "roles": dict(self.prompt.roles),
-            "base": base_facts(self.model, self.base),
-        }
-        return AdapterFiles(config, {KEY: self.prompt.table()}, {**own, **(facts or {})})
 
-    def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
-        return write_adapter(Path(folder), self.files(facts))
+    def facts(self) -> dict[str, Any]:
+        return {"method": self.config.kind, "roles": dict(self.prompt.roles)}
 
     def _add(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if self._running:
@@ -100,14 +87,14 @@ class Prompted(Change):
         positions, cache = named.get("position_ids"), named.get("past_key_values")
         if positions is None:
             past = cache.get_seq_length() if cache is not None else 0
-            positions = torch.arange(past, past + count, device=_device(module))[None]
+            positions = torch.arange(past, past + count, device=next(module.parameters()).device)[None]
         self._refuse_beyond(positions)
         front = self.prompt.keys_values(lambda x: self._run(module, x))
         return inputs, {**named, "position_ids": positions + self.config.tokens, "virtual": front}
 
     def _refuse_beyond(self, positions: Tensor) -> None:
         """Raise DataError where tokens would stand, n places later, beyond the last position that the model has."""
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = self.base.max_positions
         last = int(positions.max()) + self.config.tokens
         if most is not None and last >= most:
             raise DataError(
@@ -118,51 +105,24 @@ class Prompted(Change):
     def _run(self, module: nn.Module, embeddings: Tensor) -> KeysValues:
         self._running = True
         try:
-            return given_to_attention(self.model, module, embeddings)
+            return given_to_attention(self.base.network, module, embeddings)
         finally:
             self._running = False
 
 
-def attach_prompt(model: Any, config: PromptConfig, *, seed: int = 0, base: str = "") -> Prompted:
-    """Put a new prompt before every sequence of `model` and freeze the rest.
+def new_virtual_tokens(base: Base, config: PromptConfig, seed: int) -> VirtualTokens:
+    """A new prompt for `base`, not attached.
 
-    base    the name by which others find the base model; written into the adapter's folder
-    Raises ModelError, with the model unchanged, for a model whose attention cannot be given virtual tokens.
+    Raises ModelError for a model whose attention cannot be given virtual tokens.
     """
-    kind, shape = PROMPTS[config.kind], shape_of(model)
-    embed = model.get_input_embeddings()
+    kind, shape, embed = PROMPTS[config.kind], shape_of(base.network), base.embedding
 
     def run(x: Tensor) -> KeysValues:
-        return given_to_attention(model, model.base_model, x)
+        return given_to_attention(base.network, base.transformer, x)
 
-    device = _device(model)
+    device = next(base.network.parameters()).device
     prompt = kind(shape, config, torch.Generator().manual_seed(seed), lambda ids: embed(ids.to(device)), run)
-    return Prompted(model, config, prompt.to(device), base).attach()
-
-
-def load_prompt(model: Any, folder: str | Path, *, allow_other_base: bool = False) -> Prompted:
-    """Read a folder with a prompt (ours or PEFT's) and attach it; raises AdapterMismatch, the model unchanged."""
-    files = read_adapter(Path(folder))
-    config = config_of_prompt(files.config)
-    if config is None or set(files.tensors) != {KEY}:
-        raise AdapterMismatch(
-            f"{folder} holds no prompt: peft_type {files.config.get('peft_type')!r} with {', '.join(files.tensors)}; "
-            f"wanted is one tensor {KEY} of a {' or '.join(PROMPTS)}"
-        )
-    refuse_newer(files, str(folder))
-    if problems := other_base(model, files, allow_other_base):
-        raise AdapterMismatch(f"prompt {folder} does not fit this {type(model).__name__}:\n{problems[0]}")
-    prompted = attach_prompt(model, config, base=str(files.config.get("base_model_name_or_path") or ""))
-    try:
-        prompted.prompt.load_(files.tensors[KEY])
-    except AdapterMismatch as error:
-        prompted.detach()
-        raise AdapterMismatch(f"{folder}: {error}") from error
-    return prompted
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    return VirtualTokens(base, config, prompt.to(device))
 
 
 def config_of_prompt(fields: Mapping[str, Any]) -> PromptConfig | None:

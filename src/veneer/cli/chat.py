@@ -51,7 +51,7 @@ def command(
     forms = {name: form for name, folder in folders.items() if (form := form_for(folder, format))}
     loaded = load_model(model, storage=storage_for([*folders.values()], storage), dtype=dtype, say=remark)
     adapters = {
-        name: load_adapter(loaded.network, folder, allow_other_base=allow_other_base).detach()
+        name: load_adapter(loaded, folder, allow_other_base=allow_other_base).detach()
         for name, folder in folders.items()
     }
     talk = Conversation(

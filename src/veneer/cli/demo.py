@@ -81,7 +81,7 @@ def command(
         raise KeyboardInterrupt(f"`veneer train {recipe_file}` goes on with the training.") from None
     say("4. After")
     loaded = load_model(recipe.model, dtype=recipe.train.dtype)
-    adapter = load_adapter(loaded.network, outcome.adapter)
+    adapter = load_adapter(loaded, outcome.adapter)
     after = measured(loaded, files, recipe)
     people.print(by_kind(files, before, after))
     say("5. Three questions, asked live")
@@ -192,7 +192,7 @@ def merged_equal(recipe: "Recipe", adapter: Path, into: Path, files: "DemoFiles"
     from veneer.merge.verified_merge import merge_and_verify
 
     loaded = load_model(recipe.model, dtype="float32")
-    attached = load_adapter(loaded.network, adapter)
+    attached = load_adapter(loaded, adapter)
     renderer = Renderer(loaded.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(row) for row in read_rows(str(files.held_out), limit=VERIFY_ROWS)]
     drift = merge_and_verify(loaded, attached, into, prompts).drift

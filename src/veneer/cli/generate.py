@@ -52,7 +52,7 @@ def command(
     kept = storage_for([] if adapter is None else [adapter], storage)
     loaded = load_model(model, storage=kept, dtype=dtype, say=remark)
     if adapter is not None:
-        load_adapter(loaded.network, adapter, allow_other_base=allow_other_base)
+        load_adapter(loaded, adapter, allow_other_base=allow_other_base)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
     tokens = encode(loaded.tokenizer, messages, plain=form)
     begin = monotonic()

@@ -59,7 +59,7 @@ def command(
     kept = storage_for([adapter], storage)
     # in float32, so that what is compared is the fold, not the rounding of sums
     loaded = load_model(model, storage=kept, dtype="float32", say=remark)
-    attached = load_adapter(loaded.network, adapter, allow_other_base=allow_other_base)
+    attached = load_adapter(loaded, adapter, allow_other_base=allow_other_base)
     templates = {"prompt": prompt, "completion": "", "text": None} if prompt is not None else {}
     prompts = _prompts(loaded, adapter, data, templates | ({"format": format} if format is not None else {}), rows)
     merged = merge_and_verify(

@@ -114,7 +114,7 @@ def measure(
     loaded = load_model(subject.model, storage=storage, dtype=subject.dtype, say=say)
     adapter = None
     if subject.adapter is not None:
-        adapter = load_adapter(loaded.network, subject.adapter, allow_other_base=subject.allow_other_base)
+        adapter = load_adapter(loaded, subject.adapter, allow_other_base=subject.allow_other_base)
     renderer = Renderer(loaded.tokenizer, subject.data, subject.max_length)
 
     def one() -> Evaluation:
@@ -122,7 +122,7 @@ def measure(
 
     first = None
     if adapter is not None and before:
-        with adapter.detached():
+        with adapter.disabled():
             first = one()
     return first, one()
 
