@@ -73,7 +73,7 @@ def optimizers(numbers: int) -> tuple[dict[str, Callable[[], Any]], float]:
     import torch
     from torch import nn
 
-    from veneer.adapters.adapter import Named
+    from veneer.adapters.part import NamedParameter
     from veneer.recipe.settings import OptimizerSettings
     from veneer.train.optim import build_optimizer
     from veneer.train.optim.adamw import FlatAdamW
@@ -85,7 +85,10 @@ def optimizers(numbers: int) -> tuple[dict[str, Callable[[], Any]], float]:
         made.grad = gradient
         return made
 
-    ours = [build_optimizer([Named("layer", "a", "in", parameter())], OptimizerSettings(bits=bits)) for bits in (8, 32)]
+    ours = [
+        build_optimizer([NamedParameter("layer", "a", "in", parameter())], OptimizerSettings(bits=bits))
+        for bits in (8, 32)
+    ]
     assert isinstance(ours[0], FlatAdamW)
     others = {
         "torch fused": torch.optim.AdamW([parameter()], fused=True),

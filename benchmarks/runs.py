@@ -115,7 +115,7 @@ def opened(run: Run, adapter: Path | None = None) -> Any:
 
     loaded = load_model(run.model, storage=base_storage(STORAGES[run.storage]))
     if adapter is not None:
-        load_adapter(loaded.network, adapter)
+        load_adapter(loaded, adapter)
     return loaded
 
 

@@ -39,7 +39,7 @@ def main(name: str = "smollm2-135m-instruct", steps: str = "20", folder: str = "
     labels = pad_sequence(rows, batch_first=True, padding_value=-100)  # -100: not learned
     for label, prompt in zip(labels, prompts, strict=True):
         label[: len(prompt)] = -100
-    adapter = attach(model, LoRAConfig(rank=8, alpha=16), base=name)  # nothing changes yet: B starts at zero
+    adapter = attach(base, LoRAConfig(rank=8, alpha=16))  # nothing changes yet: B starts at zero
     optimizer = torch.optim.AdamW(adapter.parameters(), lr=4e-3)
     for step in range(1, int(steps) + 1):
         loss = model(input_ids=ids, labels=labels).loss  # padding stands on the right, where no token sees it

@@ -24,9 +24,7 @@ def main(name: str, question: str, *folders: str) -> None:
     with torch.no_grad():
         before = base.network(input_ids=ids).logits
         print(f"{'base':<20} {answer()}")
-        adapters = {
-            folder: load_adapter(base.network, folder).detach() for folder in folders
-        }  # checked, not yet in use
+        adapters = {folder: load_adapter(base, folder).detach() for folder in folders}  # checked, not yet in use
         for folder, adapter in adapters.items():
             adapter.attach()  # milliseconds: hooks, no weights are moved
             print(f"{folder:<20} {answer()}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Adapter": "veneer.adapters.attach",
+    "Adapter": "veneer.adapters.adapter",
     "EvalSettings": "veneer.evaluate.runner",
     "LoRAConfig": "veneer.methods.lora",
     "METHODS": "veneer.methods",
@@ -40,7 +40,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 # ruff: noqa: F401
 if TYPE_CHECKING:  # the same again for editors and type checkers; a test compares the two
-    from veneer.adapters.attach import Adapter as Adapter
+    from veneer.adapters.adapter import Adapter as Adapter
     from veneer.adapters.attach import attach as attach
     from veneer.adapters.attach import load_adapter as load_adapter
     from veneer.adapters.targets import Targeting as Targeting

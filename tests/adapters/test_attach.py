@@ -6,13 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers.pytorch_utils import Conv1D
 
-from tests.golden.toys import convolutions, gpt2, inputs, llama, outputs
+from tests.golden.toys import convolutions, inputs, llama, outputs
 from tests.methods.layers import moved
-from veneer.adapters.attach import Adapter, attach, layer_at, load_adapter
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach, load_adapter
 from veneer.adapters.targets import Targeting
+from veneer.base.base import Base
 from veneer.errors import AdapterMismatch, ConfigError, TargetError
 from veneer.methods.lora import LoRAConfig
 from veneer.methods.mora import MoRAConfig
@@ -67,90 +67,14 @@ def test_detached_for_a_while() -> None:
     plain = shown(model)
     adapter = shake(attach(model, LoRAConfig(rank=2)))
     there = shown(model)
-    with pytest.raises(KeyError), adapter.detached() as base:
+    with pytest.raises(KeyError), adapter.disabled() as base:
         assert torch.equal(shown(base), plain)
         raise KeyError
     assert adapter.attached
     assert torch.equal(shown(model), there)
-    with adapter.detach().detached():
+    with adapter.detach().disabled():
         pass
     assert not adapter.attached
-
-
-def test_only_the_deltas_are_trained_and_each_is_named_with_its_role() -> None:
-    model = llama()
-    adapter = attach(model, LoRAConfig(rank=2), ("q_proj", "embed_tokens"))
-    assert not any(p.requires_grad for p in model.parameters())
-    named = adapter.named()
-    assert [(n.path, n.name, n.role) for n in named[:4]] == [
-        ("model.embed_tokens", "a", "in"),
-        ("model.embed_tokens", "b", "out"),
-        ("model.layers.0.self_attn.q_proj", "a", "in"),
-        ("model.layers.0.self_attn.q_proj", "b", "out"),
-    ]
-    assert adapter.n_params() == 2 * (24 + 16) + 3 * 2 * (16 + 16) == sum(p.numel() for p in adapter.parameters())
-    shake(adapter)
-    outputs(model, X).square().mean().backward()
-    assert all(n.parameter.grad is not None and n.parameter.grad.abs().sum() > 0 for n in named)
-    assert all(p.grad is None for p in model.parameters())
-
-
-def test_gradients_pass_through_checkpointing() -> None:
-    grads = []
-    for again in (False, True):
-        model = llama()
-        adapter = shake(attach(model, LoRAConfig(rank=2)))
-        y = checkpoint(outputs, model, X, use_reentrant=False) if again else outputs(model, X)
-        y.square().mean().backward()
-        grads.append([p.grad for p in adapter.parameters()])
-    assert all(a is not None and torch.equal(a, b) for a, b in zip(*grads, strict=True))
-
-
-def test_a_layer_called_by_keyword_is_changed_too() -> None:
-    class Caller(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one, self.two = nn.Linear(3, 3), Conv1D(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.two(x=self.one(input=x))
-            return y
-
-    model, x = Caller(), torch.ones(2, 3)
-    shake(attach(model, LoRAConfig(rank=1), ("one", "two")))
-    by_position = model.two(model.one(x))
-    assert torch.equal(model(x), by_position)
-
-
-def test_a_tied_embedding_and_head_have_deltas_of_their_own() -> None:
-    model = llama()
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    adapter = shake(attach(model, LoRAConfig(rank=2), ("embed_tokens", "lm_head")))
-    assert list(adapter.deltas) == ["model.embed_tokens", "lm_head"]
-    assert adapter.deltas["lm_head"].a.shape == (2, 16)
-    assert adapter.deltas["model.embed_tokens"].a.shape == (2, 24)
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    there = shown(model)
-    with torch.no_grad():
-        adapter.deltas["lm_head"].b.zero_()
-    assert not torch.allclose(shown(model), there, atol=1e-2)
-
-
-def test_under_a_bfloat16_model_parameters_and_their_gradients_stay_float32() -> None:
-    model = llama().bfloat16()
-    adapter = shake(attach(model, LoRAConfig(rank=2), ("q_proj", "embed_tokens", "lm_head")))
-    assert shown(model).dtype == torch.bfloat16
-    outputs(model, X).float().square().mean().backward()
-    assert {p.dtype for p in adapter.parameters()} == {torch.float32}
-    assert {p.grad.dtype for p in adapter.parameters() if p.grad is not None} == {torch.float32}
-
-
-def test_dropout_is_turned_on_and_off_with_the_adapter() -> None:
-    model = llama()
-    adapter = attach(model, LoRAConfig(rank=2, dropout=0.5, init="random"))
-    assert not torch.equal(shown(model), shown(model))
-    assert torch.equal(shown(adapter.eval().model), shown(model))
-    assert not torch.equal(shown(adapter.train().model), shown(model))
 
 
 def test_patterns_reach_their_layers() -> None:
@@ -217,26 +141,22 @@ def test_a_layer_that_refuses_the_settings_is_named_by_its_path() -> None:
     untouched(model)
 
 
-def test_layer_at() -> None:
-    assert layer_at(gpt2(), "transformer.h.0.attn.c_attn").out_features == 48
-
-
 def saved(folder: Path) -> Path:
-    adapter = shake(attach(llama(), LoRAConfig(rank=2), ("q_proj", "embed_tokens"), base="tiny"))
+    adapter = shake(attach(Base.of(llama(), name="tiny"), LoRAConfig(rank=2), ("q_proj", "embed_tokens")))
     adapter.save(folder / "adapter", {"metrics": {"loss": 1.5}})
     return folder / "adapter"
 
 
 def test_a_loaded_adapter_gives_the_same_outputs_bit_for_bit(tmp_path: Path) -> None:
     model = llama()
-    adapter = shake(attach(model, LoRAConfig(rank=2, dropout=0.3), ("q_proj", "embed_tokens"), base="tiny"))
+    adapter = shake(attach(Base.of(model, name="tiny"), LoRAConfig(rank=2, dropout=0.3), ("q_proj", "embed_tokens")))
     size = adapter.save(tmp_path / "adapter")
     assert size == sum(f.stat().st_size for f in (tmp_path / "adapter").iterdir())
     other = llama()
     loaded = load_adapter(other, tmp_path / "adapter")
     assert torch.equal(shown(other), shown(model))
-    assert loaded.config == adapter.config
-    assert loaded.base == "tiny"
+    assert loaded.settings == adapter.settings
+    assert loaded.base_name == "tiny" and loaded.name == "adapter"
     assert loaded.attached
     assert not any(d.training for d in loaded.deltas.values())
     assert not any(p.requires_grad for p in other.parameters())
@@ -264,7 +184,7 @@ def test_loading_into_another_base_is_refused_or_allowed(tmp_path: Path) -> None
         load_adapter(other, saved(tmp_path))
     assert str(caught.value).splitlines() == [
         f"adapter {tmp_path / 'adapter'} does not fit this LlamaForCausalLM; 1 difference:",
-        "  the base model's weights are not those it was trained on (--allow-other-base loads it all the same)",
+        "  the base model's weights are not those it was trained on (allow_other_base=True loads it all the same)",
         "Nothing was loaded. Its base model is tiny.",
     ]
     untouched(other)

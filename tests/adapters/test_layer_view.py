@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from veneer.adapters.layer_view import dense_weight, frozen_layer, is_transposed
+from tests.golden.toys import gpt2
+from veneer.adapters.layer_view import dense_weight, frozen_layer, is_transposed, layer_at
 from veneer.errors import NotFoldable
 from veneer.methods.base import Geometry
 
@@ -95,3 +96,7 @@ def test_an_unknown_packed_weight_is_refused_by_name() -> None:
     module.weight = nn.Parameter(torch.zeros(3, 1, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(NotFoldable, match=r"a Linear keeps its weight as torch\.uint8, in a layout not known here"):
         dense_weight(module)
+
+
+def test_layer_at() -> None:
+    assert layer_at(gpt2(), "transformer.h.0.attn.c_attn").out_features == 48

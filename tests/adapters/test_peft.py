@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from tests.golden.make_peft import trained
 from tests.golden.toys import CASES, MODELS, inputs, outputs
-from veneer.adapters.attach import Adapter, attach, load_adapter
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach, load_adapter
 from veneer.adapters.targets import Targeting
 from veneer.errors import AdapterMismatch
 from veneer.methods.lora import LoRAConfig

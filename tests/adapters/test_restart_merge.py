@@ -8,7 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tests.methods.layers import moved
-from veneer.adapters.attach import Adapter, attach
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach
 from veneer.adapters.restart_merge import Folding
 from veneer.base.load import load_model
 from veneer.errors import ConfigError
@@ -56,7 +57,7 @@ def test_in_the_weight_and_beside_it_the_past_means_the_same(method: str, init: 
         cycle(adapters[1], None, seed)
         inside, beside = (a.model(x) for a in adapters)
         assert torch.allclose(inside, beside, atol=1e-5)
-        assert torch.allclose(adapters[1].detached().__enter__()(x), Net()(x))
+        assert torch.allclose(adapters[1].disabled().__enter__()(x), Net()(x))
         adapters[1].attach()
     folding.restore_()
     assert all(torch.equal(a, b) for a, b in zip(base, adapters[0].model.parameters(), strict=True))

@@ -16,6 +16,7 @@ from tests.golden.toys import convolutions, gpt2, llama
 from tests.methods.layers import moved
 from veneer.adapters.attach import attach, load_adapter
 from veneer.adapters.targets import Targeting
+from veneer.base.base import Base
 from veneer.base.fingerprint import base_fingerprint
 from veneer.disk.adapter_dir import CONFIG, FACTS, TENSORS
 from veneer.errors import AdapterMismatch
@@ -26,7 +27,7 @@ FIRST = "model.layers.0.self_attn.q_proj"
 
 
 def write(folder: Path, model: nn.Module, targets: Any = ("q_proj", "v_proj"), **config: Any) -> None:
-    adapter = attach(model, LoRAConfig(**{"rank": 2, **config}), targets, base="tiny")
+    adapter = attach(Base.of(model, name="tiny"), LoRAConfig(**{"rank": 2, **config}), targets)
     for n, delta in enumerate(adapter.deltas.values()):
         moved(delta, 0.3, seed=n)
     adapter.save(folder, {"metrics": {"loss": 1.5}})

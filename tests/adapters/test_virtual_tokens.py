@@ -7,14 +7,16 @@ from typing import Any
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, ModernBertDecoderConfig, OPTConfig, StableLmConfig
 from transformers.cache_utils import DynamicCache
 
 from tests.methods.layers import moved
 from tests.methods.parity import TOKENS, fresh, logits, peft_loads
-from veneer.adapters.attach import attach
-from veneer.adapters.virtual_tokens import Prompted, attach_prompt, load_prompt, shape_of
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach, load_adapter
+from veneer.adapters.virtual_tokens import VirtualTokens, shape_of
 from veneer.base.base import Base
 from veneer.base.load import load_model
 from veneer.errors import AdapterMismatch, ConfigError, ModelError
@@ -30,15 +32,21 @@ CONFIGS = [PromptTuningConfig(tokens=5), PrefixTuningConfig(tokens=5)]
 both = pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.kind)
 
 
-def plainly(model: Any, prompted: Prompted, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+def part(adapter: Adapter) -> VirtualTokens:
+    (only,) = adapter.parts
+    assert isinstance(only, VirtualTokens)
+    return only
+
+
+def plainly(model: Any, prompted: Adapter, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Logits of the tokens as transformers itself gives them with the prompt in front; the prompt is detached."""
-    n, b = prompted.config.tokens, len(tokens)
+    n, b = part(prompted).config.tokens, len(tokens)
     more: dict[str, Any] = {}
     if mask is not None:
         more["attention_mask"] = torch.cat([torch.ones(b, n, dtype=mask.dtype), mask], dim=1)
         more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + n
-    if prompted.config.kind == "prompt":
-        table = prompted.prompt.table()[None].expand(b, -1, -1)
+    if part(prompted).config.kind == "prompt":
+        table = part(prompted).prompt.table()[None].expand(b, -1, -1)
         if mask is not None:
             more["position_ids"] = torch.cat([torch.arange(n).expand(b, -1), more["position_ids"]], dim=1)
         out: Tensor = model(
@@ -46,15 +54,15 @@ def plainly(model: Any, prompted: Prompted, tokens: Tensor, mask: Tensor | None 
         ).logits
         return out[:, n:]
     cache = DynamicCache(config=model.config)
-    for i, (k, v) in enumerate(prompted.prompt.keys_values(lambda x: [])):
+    for i, (k, v) in enumerate(part(prompted).prompt.keys_values(lambda x: [])):
         cache.update(k.expand(b, -1, -1, -1), v.expand(b, -1, -1, -1), i)
     result = model(input_ids=tokens, past_key_values=cache, **more)
     return torch.as_tensor(result.logits)
 
 
-def trained(model: Any, config: Any) -> Prompted:
-    prompted = attach_prompt(model, config)
-    moved(prompted.prompt, 0.3)  # type: ignore[arg-type]
+def trained(model: Any, config: Any) -> Adapter:
+    prompted = attach(model, None, prompt=config)
+    moved(part(prompted).prompt, 0.3)  # type: ignore[arg-type]
     return prompted
 
 
@@ -92,7 +100,7 @@ def test_a_quantized_embedding_and_head_take_a_prompt(tiny_model: Path, config: 
 def test_gradients_are_those_with_the_prompt_in_front(tiny_model: Path, config: Any) -> None:
     model = fresh(tiny_model)
     prompted = trained(model, config)
-    table = prompted.prompt.table()
+    table = part(prompted).prompt.table()
     model(TOKENS, use_cache=False).logits.square().mean().backward()
     assert table.grad is not None
     ours, table.grad = table.grad, None
@@ -137,7 +145,7 @@ def test_packed_documents_each_see_it(tiny_model: Path, config: Any) -> None:
     ).last_hidden_state
     ours = model.lm_head(hidden)
     ours.square().mean().backward()
-    grad = prompted.prompt.table().grad
+    grad = part(prompted).prompt.table().grad
     assert grad is not None
     assert torch.count_nonzero(grad) > grad.numel() // 2
     prompted.detach()
@@ -184,7 +192,7 @@ def test_we_read_pefts(tiny_model: Path, tmp_path: Path, config: Any, projection
         there = logits(theirs)
         theirs.save_pretrained(str(tmp_path / "a"))
     model = fresh(tiny_model)
-    load_prompt(model, tmp_path / "a")
+    load_adapter(model, tmp_path / "a")
     assert float((there[:, -7:] - logits(model)).abs().max()) < 1e-4
 
 
@@ -203,22 +211,22 @@ def test_saved_loaded_and_detached(tiny_model: Path, tmp_path: Path, config: Any
     assert model.config._attn_implementation is NAME  # which is sdpa where no prompt is attached
     assert all(torch.equal(model.state_dict()[k], t) for k, t in state.items())
     assert torch.equal(logits(model), plain)
-    again = load_prompt(model, tmp_path / "a")
-    assert again.config == config
+    again = load_adapter(model, tmp_path / "a")
+    assert part(again).config == config
     assert torch.equal(logits(model), want)
 
 
 def test_grouped_heads_and_sizes(tiny_model: Path) -> None:
     shape = shape_of(fresh(tiny_model))
     assert (shape.width, shape.layers, shape.heads, shape.head_width, shape.vocab_size) == (32, 2, 2, 8, 384)
-    assert attach_prompt(fresh(tiny_model), CONFIGS[1]).prompt.table().shape == (5, 2 * 2 * 2 * 8)
+    assert part(attach(fresh(tiny_model), None, prompt=CONFIGS[1])).prompt.table().shape == (5, 2 * 2 * 2 * 8)
 
 
 @both
 def test_it_starts_as_words_in_front(tiny_model: Path, config: Any) -> None:
     """A new prompt of either kind is what the model makes of the same words, read before the text."""
     model = fresh(tiny_model)
-    prompted = attach_prompt(model, config, seed=4)
+    prompted = attach(model, None, prompt=config, seed=4)
     ours = logits(model)
     prompted.detach()
     words = torch.randint(0, 384, (1, 5), generator=torch.Generator().manual_seed(4))
@@ -252,7 +260,7 @@ def test_the_module_that_the_model_calls_gets_it(config: Any, sizes: Any) -> Non
 def test_a_model_that_passes_no_virtual_tokens_on_is_refused() -> None:
     stablelm = AutoModelForCausalLM.from_config(StableLmConfig(**SIZES, intermediate_size=48, num_key_value_heads=4))
     with pytest.raises(ModelError, match=r"StableLmForCausalLM cannot .*: 2 of its 2 layers have no attention, or"):
-        attach_prompt(stablelm, CONFIGS[1])
+        attach(stablelm, None, prompt=CONFIGS[1])
     assert not any(module._forward_pre_hooks for module in stablelm.modules())
 
 
@@ -264,16 +272,17 @@ def test_bad_input(tiny_model: Path, tmp_path: Path, made_model: Any) -> None:
     with pytest.raises(
         ModelError, match="attention 'eager'; a prompt needs a causal language model with attention 'sdpa'"
     ):
-        attach_prompt(eager, CONFIGS[0])
+        attach(eager, None, prompt=CONFIGS[0])
     model = fresh(tiny_model)
-    attach_prompt(model, CONFIGS[0]).save(tmp_path / "a")
+    attach(model, None, prompt=CONFIGS[0]).save(tmp_path / "a")
     other = fresh(made_model(tmp_path / "wide", hidden_size=64))
     with pytest.raises(AdapterMismatch, match="are not those it was trained on"):
-        load_prompt(other, tmp_path / "a")
+        load_adapter(other, tmp_path / "a")
     plain = logits(other)
     with pytest.raises(AdapterMismatch, match=r"prompt_embeddings: adapter has \(5, 32\), model needs \(5, 64\)"):
-        load_prompt(other, tmp_path / "a", allow_other_base=True)
+        load_adapter(other, tmp_path / "a", allow_other_base=True)
     assert torch.equal(logits(other), plain)
-    attach(lora := fresh(tiny_model), config_from("lora", {"rank": 2})).save(tmp_path / "lora")
-    with pytest.raises(AdapterMismatch, match="holds no prompt: peft_type 'LORA'"):
-        load_prompt(lora, tmp_path / "lora")
+    save_file({"other": torch.zeros(5, 32)}, tmp_path / "a" / "adapter_model.safetensors")
+    (tmp_path / "a" / "veneer.json").unlink()
+    with pytest.raises(AdapterMismatch, match="holds no prompt: peft_type 'PROMPT_TUNING' with other; wanted is one"):
+        load_adapter(model, tmp_path / "a")

@@ -11,8 +11,6 @@ from gguf import GGUFReader
 from tests.methods.layers import moved
 from tests.methods.parity import fresh, logits, peft_loads
 from veneer.adapters.attach import attach, load_adapter
-from veneer.adapters.composite import Together
-from veneer.adapters.virtual_tokens import attach_prompt
 from veneer.cli.main import invoke
 from veneer.methods.base import config_from
 from veneer.prompts.base import config_from as prompt_config
@@ -21,11 +19,11 @@ from veneer.prompts.base import config_from as prompt_config
 def saved(model: Path, folder: Path, method: str, prompt: bool = False, targets: Any = "all-linear", **own: Any) -> Any:
     """The logits of a moved adapter that was saved to `folder`."""
     on = fresh(model)
-    adapter = attach(on, config_from(method, own), targets).eval()
+    front = prompt_config("prefix", {"tokens": 3}) if prompt else None
+    adapter = attach(on, config_from(method, own), targets, prompt=front).eval()
     for n, delta in enumerate(adapter.deltas.values()):
         moved(delta, 0.1, seed=n)
-    both = Together(adapter, attach_prompt(on, prompt_config("prefix", {"tokens": 3}))) if prompt else adapter
-    both.save(folder)
+    adapter.save(folder)
     return logits(on)
 
 

@@ -191,7 +191,7 @@ def test_a_folder_of_parts(tmp_path: Path) -> None:
     assert read_facts(tmp_path / "both")["recipe"] == 1
     for name, files in parts.items():
         again = read_adapter(tmp_path / "both" / name)
-        assert again.config == files.config and torch.equal(again.tensors["w"], files.tensors["w"])
+        assert again.settings == files.config and torch.equal(again.tensors["w"], files.tensors["w"])
     with pytest.raises(AdapterMismatch, match=r"is no adapter folder: .* missing; found a, b, veneer\.json"):
         read_adapter(tmp_path / "both")
     write_adapter(tmp_path / "one", parts["a"])

@@ -10,7 +10,8 @@ from torch import nn
 
 from tests.methods.layers import linear, moved, rows
 from tests.methods.parity import fresh, logits, peft_loads
-from veneer.adapters.attach import Adapter, attach
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach
 from veneer.errors import ConfigError, NotFoldable
 from veneer.merge.export import as_lora
 from veneer.methods.base import config_from
@@ -49,13 +50,13 @@ def test_equal_where_the_method_has_factors(method: str, settings: dict[str, Any
     made.adapter.attach()
     assert torch.allclose(net(x), want, atol=1e-4)
     ranks = {d.a.shape[0] for d in made.adapter.deltas.values()}
-    assert ranks == {made.adapter.config.rank}, "one rank for all layers"
+    assert ranks == {made.adapter.settings.rank}, "one rank for all layers"
     assert all(d.scale == 1.0 for d in made.adapter.deltas.values())
 
 
 def test_sharing_has_the_rank_of_its_matrix() -> None:
     made = as_lora(trained(model(), "mora", rank=2, variant="sharing"))
-    assert made.adapter.config.rank == 9  # sqrt(2 * (24 + 16)) = 8.94
+    assert made.adapter.settings.rank == 9  # sqrt(2 * (24 + 16)) = 8.94
 
 
 DENSE = [
@@ -99,7 +100,7 @@ def test_full_rank_loses_nothing() -> None:
 
 def test_a_smaller_rank_than_the_factors_is_cut_with_its_error() -> None:
     made = as_lora(trained(model(), "mora", rank=2, variant="sharing"), rank=3)
-    assert made.adapter.config.rank == 3
+    assert made.adapter.settings.rank == 3
     assert all(0.01 < e < 1 for e in made.errors.values())
 
 

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from tests.methods.layers import moved
 from tests.methods.parity import logits
-from veneer.adapters.attach import Adapter, attach
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach
 from veneer.base.load import load_model
 from veneer.disk.tensors import TensorWriter, open_tensors, write_model_tensors
 from veneer.errors import ConfigError, DiskError, ModelError, NotFoldable

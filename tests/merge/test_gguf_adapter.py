@@ -11,7 +11,8 @@ from tests.methods.layers import moved
 from tests.methods.parity import fresh
 from tests.models.conftest import gguf_name as expected_name
 from tests.models.conftest import permute
-from veneer.adapters.attach import Adapter, attach
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach
 from veneer.errors import ConfigError
 from veneer.merge.export import as_lora
 from veneer.merge.gguf_adapter import gguf_name, write_gguf_adapter

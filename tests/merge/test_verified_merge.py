@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import veneer.merge.verified_merge as merged_module
 from tests.methods.layers import moved
-from veneer.adapters.attach import Adapter, attach
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach
 from veneer.base.base import Base
 from veneer.base.load import load_model
 from veneer.data.render import Renderer

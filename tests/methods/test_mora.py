@@ -267,7 +267,7 @@ class TestFolders:
         assert torch.equal(first, tensors["base_model.model.0.lora_B.weight"])
         adapter.detach()
         loaded = load_adapter(model, tmp_path / "a")
-        assert loaded.config == adapter.config
+        assert loaded.settings == adapter.settings
         assert torch.equal(model(x), want)
 
     def test_a_restarted_adapter_names_its_present_grouping(self, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.plan.test_eval_memory import foreseen, measured
-from veneer.adapters.attach import layer_at
+from veneer.adapters.layer_view import layer_at
 from veneer.plan.init_memory import Beginning, beginning_of
 from veneer.plan.meta_model import Plain
 from veneer.recipe.settings import Recipe

@@ -127,12 +127,12 @@ def test_a_row_that_is_too_long_with_the_prompt_in_front(job: Make, tmp_path: Pa
 
 def test_texts_that_reach_beyond_the_last_position(tiny_model: Path) -> None:
     from tests.methods.parity import fresh
-    from veneer.adapters.virtual_tokens import attach_prompt
+    from veneer.adapters.attach import attach
     from veneer.errors import DataError
     from veneer.prompts.base import config_from
 
     model = fresh(tiny_model)
-    attach_prompt(model, config_from("prefix", {"tokens": 10}))
+    attach(model, None, prompt=config_from("prefix", {"tokens": 10}))
     model(torch.ones(1, 246, dtype=torch.int64))
     with pytest.raises(DataError, match="10 tokens of the prefix in front, a text reaches position 256, but"):
         model(torch.ones(1, 247, dtype=torch.int64))

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from veneer.adapters.attach import Adapter, load_adapter
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import load_adapter
 from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage
 from veneer.errors import ConfigError

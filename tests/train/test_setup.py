@@ -65,7 +65,7 @@ def test_a_job(job: Make, rows: Path) -> None:
     assert said == [f"reading {rows}", f"loading {recipe.model}"]
     assert not any(d.training for d in ready.adapter.deltas.values())  # dropout off until a step turns it on
     assert ready.adapter.attached
-    assert ready.adapter.base == recipe.model
+    assert ready.adapter.base_name == recipe.model
 
 
 def test_the_same_seed_starts_the_same_adapter(job: Make) -> None:

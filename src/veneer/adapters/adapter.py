@@ -1,63 +1,74 @@
-"""What a training leaves on a model: deltas on its layers (Adapter), a prompt before its tokens (Prompted), or both.
+"""An adapter: the ordered parts of one training (deltas, virtual tokens) on one base.
 
-Training, evaluation and generation know only these verbs, so they need not ask which of the three they have.
+Training, evaluation, generation and merging use only this class; they do not ask which parts it has.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from torch import Tensor, nn
 
-from veneer.methods.base import Delta, MethodConfig, Role
-
-Place = Literal["layer", "embedding", "prompt"]
-"""Where a parameter works: on a layer, on a token embedding, or in front of the tokens."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """One trained parameter with what it is to its delta."""
-
-    path: str
-    """The module it changes."""
-    name: str
-    role: Role
-    parameter: nn.Parameter
-    place: Place = "layer"
+from veneer.adapters.part import NamedParameter, Part
+from veneer.adapters.serialization import to_files
+from veneer.base.base import Base
+from veneer.disk.adapter_dir import AdapterFiles, write_adapter, write_parts
+from veneer.methods.base import METHODS, Delta, MethodConfig
 
 
-class Change(ABC):
-    """A trained change of one model, that can be put on and taken off again."""
+class Adapter:
+    """A trained change of a base that can be attached and detached.
 
-    model: Any
-    base: str
-    """The name by which others find the base model."""
+    Its parts hang on hooks and are no part of the network: `network.train()` and `.eval()` do not reach them, `train`
+    and `eval` here do.
+    """
+
+    def __init__(self, base: Base, parts: Sequence[Part], base_name: str | None = None, name: str = "") -> None:
+        self.base, self.parts = base, tuple(parts)
+        self.base_name = base.name if base_name is None else base_name
+        """The name by which others find the base; written into the adapter's folder."""
+        self.name = name
+        """What the caller calls it."""
+        self._frozen: list[nn.Parameter] = []
 
     @property
-    @abstractmethod
+    def model(self) -> Any:
+        """The base's network."""
+        return self.base.network
+
+    @property
     def kind(self) -> str:
-        """The method's or the prompt's name, for messages."""
+        """The names of its method and prompt, for messages."""
+        return " + ".join(part.kind for part in self.parts if part.kind)
 
     @property
-    @abstractmethod
     def attached(self) -> bool:
-        """Whether the model's outputs are changed now."""
+        """Whether it changes the network's outputs now."""
+        return any(part.attached for part in self.parts)
 
-    @abstractmethod
     def attach(self) -> Self:
-        """Change the model and freeze the base; does nothing if attached."""
+        """Attach every part and freeze the base; does nothing if attached."""
+        if not self.attached:
+            self._frozen = [p for p in self.model.parameters() if p.requires_grad]
+            for parameter in self._frozen:
+                parameter.requires_grad_(False)
+            for part in self.parts:
+                part.attach()
+        return self
 
-    @abstractmethod
     def detach(self) -> Self:
-        """Take the change off again and restore which parameters of the base are trained."""
+        """Detach every part and restore which parameters of the base are trained."""
+        for part in reversed(self.parts):
+            part.detach()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+        return self
 
     @contextmanager
-    def detached(self) -> Iterator[nn.Module]:
-        """The base alone for a while, as it was."""
+    def disabled(self) -> Iterator[Any]:
+        """Inside, the network is the base alone."""
         was = self.attached
         self.detach()
         try:
@@ -66,34 +77,13 @@ class Change(ABC):
             if was:
                 self.attach()
 
-    @abstractmethod
     def holders(self) -> Mapping[str, nn.Module]:
-        """The modules that hold what is trained, and its buffers, by path."""
+        """The modules that hold the trained parameters and their buffers, by path."""
+        return {path: holder for part in self.parts for path, holder in part.holders().items()}
 
-    @abstractmethod
-    def named(self) -> list[Named]:
-        """Every trained parameter with path, name and role, in a fixed order."""
-
-    @abstractmethod
-    def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
-        """Write an adapter folder, PEFT's where PEFT has a word for it, with `facts` beside; returns its bytes."""
-
-    @property
-    def deltas(self) -> Mapping[str, Delta]:
-        """The deltas on layers, by path; none where only a prompt is trained."""
-        return {}
-
-    @property
-    def settings(self) -> MethodConfig | None:
-        """Those of the method; None where only a prompt is trained."""
-        return None
-
-    def penalty(self) -> Tensor | None:
-        """What is added to the loss of every step; None for nothing."""
-        return None
-
-    def stepped_(self, step: int, steps: int) -> None:  # noqa: B027 (few have a schedule)
-        """Called after optimizer step `step` of `steps`, gradients still there."""
+    def named(self) -> list[NamedParameter]:
+        """Every trained parameter, in a fixed order."""
+        return [named for part in self.parts for named in part.named()]
 
     def parameters(self) -> list[nn.Parameter]:
         """Every trained parameter."""
@@ -102,6 +92,26 @@ class Change(ABC):
     def n_params(self) -> int:
         """How many numbers are trained."""
         return sum(p.numel() for p in self.parameters())
+
+    @property
+    def deltas(self) -> Mapping[str, Delta]:
+        """The method's deltas, by module path; empty where only a prompt is trained."""
+        return {path: delta for part in self.parts for path, delta in part.deltas.items()}
+
+    @property
+    def settings(self) -> MethodConfig | None:
+        """The method's settings; None where only a prompt is trained."""
+        return next((part.settings for part in self.parts if part.settings is not None), None)
+
+    def penalty(self) -> Tensor | None:
+        """What the method adds to the loss of every step; None for nothing."""
+        config = self.settings
+        return None if config is None else METHODS[config.method].penalty(list(self.deltas.values()), config)
+
+    def stepped_(self, step: int, steps: int) -> None:
+        """Called after optimizer step `step` of `steps`, while the gradients are still there."""
+        if (config := self.settings) is not None:
+            METHODS[config.method].stepped_(list(self.deltas.values()), config, step, steps)
 
     def train(self, mode: bool = True) -> Self:
         """Turn dropout on or off."""
@@ -112,3 +122,19 @@ class Change(ABC):
     def eval(self) -> Self:
         """Turn dropout off."""
         return self.train(False)
+
+    def files(self, facts: Mapping[str, Any] | None = None) -> dict[str, AdapterFiles]:
+        """The content of the folders that `save` writes, by name."""
+        return to_files(self.parts, self.base_name, facts or {})
+
+    def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
+        """Write an adapter folder in PEFT's layout, with `facts` in veneer.json; returns its bytes.
+
+        Deltas and virtual tokens are two adapters to PEFT: the folder then holds `method/` and `prompt/`, and no
+        adapter_config.json, so that nobody loads half of the adapter without knowing.
+        """
+        files = self.files(facts)
+        if len(files) == 1:
+            return write_adapter(Path(folder), next(iter(files.values())))
+        base = next(iter(files.values())).facts["base"]
+        return write_parts(Path(folder), files, {"base": base, **(facts or {})})

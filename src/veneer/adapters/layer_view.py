@@ -37,6 +37,13 @@ def frozen_layer(module: nn.Module, blocks: bool = False) -> FrozenLayer | None:
     return None
 
 
+def layer_at(model: nn.Module, path: str) -> FrozenLayer:
+    """The frozen layer at `path`, which targeting has found to be one."""
+    layer = frozen_layer(model.get_submodule(path), blocks=True)
+    assert layer is not None, f"{path} was chosen as a target but is no layer"
+    return layer
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Whether the module's weight is (D, O) in a dense model: GPT-2's Conv1D and embeddings have it so."""
     return isinstance(module, Conv1D | nn.Embedding) or getattr(module, "transposed", False) is True

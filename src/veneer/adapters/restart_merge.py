@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from veneer.adapters.adapter import Change
+from veneer.adapters.adapter import Adapter
 from veneer.adapters.layer_view import is_transposed
 from veneer.errors import ConfigError
 from veneer.methods.restartable import restartable
@@ -37,7 +37,7 @@ class Rounding:
 class Folding:
     """The weights of an adapter's layers, with and without its past in them."""
 
-    def __init__(self, adapter: Change, fold: Fold) -> None:
+    def __init__(self, adapter: Adapter, fold: Fold) -> None:
         """Raises ConfigError, listing the layers, where `weight` is asked for and cannot be."""
         self._adapter, self._deltas = adapter, restartable(adapter.deltas)
         unfit = _unfit(adapter.model, adapter.deltas)

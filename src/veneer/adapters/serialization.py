@@ -1,95 +1,98 @@
-"""Adapters to and from the plain data of an adapter folder, under PEFT's names; nothing lands silently wrong."""
+"""Parts to and from the plain data of an adapter folder, under PEFT's names; nothing is loaded silently wrong."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from veneer.adapters.layer_view import frozen_layer, is_transposed
-from veneer.adapters.targets import ALL_LINEAR, Targeting, all_matching, matching
-from veneer.base.fingerprint import base_fingerprint
-from veneer.base.storage_config import DENSE, base_storage, storage_of
+from veneer.adapters.deltas import DeltaPart
+from veneer.adapters.layer_view import frozen_layer
+from veneer.adapters.part import PREFIX, Part
+from veneer.adapters.targets import Targeting, matching
+from veneer.adapters.virtual_tokens import KEY, VirtualTokens, config_of_prompt, new_virtual_tokens
+from veneer.base.base import Base
+from veneer.base.storage_config import DENSE, base_storage
 from veneer.disk.adapter_dir import AdapterFiles
 from veneer.errors import AdapterMismatch, ConfigError, NotFoldable
 from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig
-from veneer.methods.restartable import restartable
+from veneer.prompts.base import PROMPTS, PromptConfig
 
-if TYPE_CHECKING:
-    from veneer.adapters.attach import Adapter
-
-PREFIX = "base_model.model."
 FORMAT = 1
 """Of veneer.json; a folder with a higher one is refused."""
 TRUSTED = 2**24
 """Numbers in a delta that are allocated because adapter_config.json says so, before the tensors are compared."""
 
 
-@dataclass(frozen=True)
-class LoadedDeltas:
-    """What an adapter folder became on a model."""
-
-    config: MethodConfig
-    targeting: Targeting
-    deltas: dict[str, Delta]
-
-
-def to_files(adapter: "Adapter", facts: Mapping[str, Any]) -> AdapterFiles:
-    """The folder's content: PEFT's configuration, tensors under PEFT's keys, and our own facts beside them."""
-    method = METHODS[adapter.config.method]
-    tensors = {f"{PREFIX}{path}.{k}": t for path, d in adapter.deltas.items() for k, t in d.tensors().items()}
-    restarted = next(iter(restartable(adapter.deltas).values()), None)
-    settings = adapter.config if restarted is None else restarted.now(adapter.config)
-    config = {
-        **method.to_peft(settings),
-        "base_model_name_or_path": adapter.base or None,
-        "target_modules": _target_modules(adapter),
-        "exclude_modules": None,
-        "layers_to_transform": None,
-        "fan_in_fan_out": _all_transposed(adapter),
-        "modules_to_save": None,
-        "task_type": _task_type(adapter.model),
-        "inference_mode": True,
-    }
-    own: dict[str, Any] = {
-        "format": FORMAT,
-        "method": adapter.config.method,
-        "scales": {p: d.scale for p, d in adapter.deltas.items() if isinstance(getattr(d, "scale", None), float)},
-        "roles": dict(method.roles),
-        "base": base_facts(adapter.model, adapter.base),
-    }
-    return AdapterFiles(config, tensors, {**own, **facts})
+def to_files(parts: Sequence[Part], base_name: str, facts: Mapping[str, Any]) -> dict[str, AdapterFiles]:
+    """The content of each folder, by its name: PEFT's configuration and tensors, and our own facts beside them."""
+    files = {}
+    base = base_facts(parts[0].base, base_name)
+    for folder in dict.fromkeys(part.folder for part in parts):
+        config: dict[str, Any] = {}
+        own: dict[str, Any] = {"format": FORMAT}
+        tensors: dict[str, Tensor] = {}
+        for part in (p for p in parts if p.folder == folder):
+            config, own, tensors = config | part.peft_fields(), own | part.facts(), tensors | part.tensors()
+        config["base_model_name_or_path"] = base_name or None
+        files[folder] = AdapterFiles(config, tensors, {**own, "base": base, **facts})
+    return files
 
 
-def base_facts(model: nn.Module, name: str) -> dict[str, Any]:
-    """What veneer.json says of the model that was trained on: its name, its weights and how they were kept."""
-    facts: dict[str, Any] = {"name": name, "fingerprint": base_fingerprint(model)}
-    if (storage := storage_of(model)) is not None:
+def base_facts(base: Base, name: str) -> dict[str, Any]:
+    """What veneer.json says of the base that was trained on: its name, its weights and their storage."""
+    facts: dict[str, Any] = {"name": name, "fingerprint": base.fingerprint}
+    if (storage := base.storage) is not None:
         facts["storage"] = storage.settings
     return facts
 
 
-def refuse_newer(files: AdapterFiles, where: str) -> None:
+def read_part(base: Base, files: AdapterFiles, where: str, *, allow_other_base: bool, allow_no_effect: bool) -> Part:
+    """The part that an adapter folder holds, for `base`; raises AdapterMismatch with every difference."""
+    if (prompt := config_of_prompt(files.config)) is not None:
+        return _read_virtual_tokens(base, files, where, prompt, allow_other_base)
+    return _read_deltas(base, files, where, allow_other_base, allow_no_effect)
+
+
+def _read_virtual_tokens(
+    base: Base, files: AdapterFiles, where: str, config: PromptConfig, allow_other_base: bool
+) -> VirtualTokens:
+    if set(files.tensors) != {KEY}:
+        raise AdapterMismatch(
+            f"{where} holds no prompt: peft_type {files.config.get('peft_type')!r} with {', '.join(files.tensors)}; "
+            f"wanted is one tensor {KEY} of a {' or '.join(PROMPTS)}"
+        )
+    _refuse_newer(files, where)
+    if problems := _other_base(base, files, allow_other_base):
+        raise AdapterMismatch(f"prompt {where} does not fit this {base.kind}:\n{problems[0]}")
+    part = new_virtual_tokens(base, config, seed=0)
+    try:
+        part.prompt.load_(files.tensors[KEY])
+    except AdapterMismatch as error:
+        raise AdapterMismatch(f"{where}: {error}") from error
+    return part
+
+
+def _refuse_newer(files: AdapterFiles, where: str) -> None:
     """Raise AdapterMismatch for a folder of a later veneer."""
     newer = files.facts.get("format", FORMAT)
     if not isinstance(newer, int) or newer > FORMAT:
         raise AdapterMismatch(f"{where}: veneer.json has format {newer!r}, known here is {FORMAT}; update veneer")
 
 
-def read_into(
-    model: nn.Module, files: AdapterFiles, where: str, *, allow_other_base: bool, allow_no_effect: bool
-) -> LoadedDeltas:
-    """Deltas for `model` from an adapter folder's content; every difference is reported at once."""
+def _read_deltas(
+    base: Base, files: AdapterFiles, where: str, allow_other_base: bool, allow_no_effect: bool
+) -> DeltaPart:
+    network = base.network
     config, targeting = _settings(files, where)
-    paths = matching(model, targeting, "module" in METHODS[config.method].kinds)
+    paths = matching(network, targeting, "module" in METHODS[config.method].kinds)
     by_path, strays = _by_path(files.tensors, paths)
-    problems = [*other_base(model, files, allow_other_base), *_strays(model, strays)]
+    problems = [*_other_base(base, files, allow_other_base), *_strays(network, strays)]
     deltas: dict[str, Delta] = {}
     layers: dict[str, FrozenLayer] = {}
     for path in paths:
-        layer = frozen_layer(model.get_submodule(path), blocks=True)
+        layer = frozen_layer(network.get_submodule(path), blocks=True)
         assert layer is not None, f"{path} was matched as a layer"
         try:
             delta = _delta(path, layer, config, by_path.get(path, {}))
@@ -102,8 +105,8 @@ def read_into(
     if not problems and not allow_no_effect and not any(_has_effect(d, layers[p]) for p, d in deltas.items()):
         problems.append("  it changes nothing: every delta is zero (an untrained adapter?)")
     if problems:
-        raise AdapterMismatch(_report(where, model, files, problems))
-    return LoadedDeltas(config, targeting, deltas)
+        raise AdapterMismatch(_report(where, base, files, problems))
+    return DeltaPart(base, config, targeting, deltas)
 
 
 def _delta(path: str, layer: FrozenLayer, config: MethodConfig, tensors: Mapping[str, Tensor]) -> Delta:
@@ -121,7 +124,7 @@ def _delta(path: str, layer: FrozenLayer, config: MethodConfig, tensors: Mapping
 
 def _settings(files: AdapterFiles, where: str) -> tuple[MethodConfig, Targeting]:
     """The method's settings and the targets; raises AdapterMismatch for a file that cannot be understood."""
-    refuse_newer(files, where)
+    _refuse_newer(files, where)
     fields = files.config
     try:
         targeting = Targeting(
@@ -140,12 +143,12 @@ def _settings(files: AdapterFiles, where: str) -> tuple[MethodConfig, Targeting]
     raise AdapterMismatch(f"{where}: peft_type {kind!r} is of no method known here; known: {', '.join(METHODS)}")
 
 
-def _report(where: str, model: nn.Module, files: AdapterFiles, problems: list[str], most: int = 20) -> str:
+def _report(where: str, base: Base, files: AdapterFiles, problems: list[str], most: int = 20) -> str:
     more = [f"  ... and {len(problems) - most} more"] if len(problems) > most else []
-    base = files.config.get("base_model_name_or_path") or "the model it was trained on"
+    trained_on = files.config.get("base_model_name_or_path") or "the model it was trained on"
     many = "1 difference" if len(problems) == 1 else f"{len(problems)} differences"
-    head = f"adapter {where} does not fit this {type(model).__name__}; {many}:"
-    return "\n".join([head, *problems[:most], *more, f"Nothing was loaded. Its base model is {base}."])
+    head = f"adapter {where} does not fit this {base.kind}; {many}:"
+    return "\n".join([head, *problems[:most], *more, f"Nothing was loaded. Its base model is {trained_on}."])
 
 
 def _by_path(tensors: Mapping[str, Tensor], paths: list[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
@@ -181,21 +184,22 @@ def _same_weight(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a.to(b.device, torch.bfloat16), b.detach().to(torch.bfloat16))
 
 
-def other_base(model: nn.Module, files: AdapterFiles, allowed: bool) -> list[str]:
-    """A complaint if the model's weights are not those that the adapter was trained on."""
-    base = files.facts.get("base")
-    trained_on = base.get("fingerprint") if isinstance(base, dict) else None
-    if trained_on is None or allowed or trained_on == base_fingerprint(model):
+def _other_base(base: Base, files: AdapterFiles, allowed: bool) -> list[str]:
+    """A complaint if the base's weights are not those that the adapter was trained on."""
+    facts = files.facts.get("base")
+    trained_on = facts.get("fingerprint") if isinstance(facts, dict) else None
+    if trained_on is None or allowed or trained_on == base.fingerprint:
         return []
-    then, now = base.get("storage") if isinstance(base, dict) else None, storage_of(model)
+    then, now = facts.get("storage") if isinstance(facts, dict) else None, base.storage
     try:
         trained = base_storage(then) if isinstance(then, dict) else None
     except ConfigError as error:
         return [f"  its base was kept in a storage that is not known here: {error}"]
+    anyway = "(allow_other_base=True loads it all the same)"
     if trained != now:
         kept = f"kept as {trained or DENSE}, those here are kept as {now or DENSE}"
-        return [f"  the base model's weights it was trained on were {kept} (--allow-other-base loads it all the same)"]
-    return ["  the base model's weights are not those it was trained on (--allow-other-base loads it all the same)"]
+        return [f"  the base model's weights it was trained on were {kept} {anyway}"]
+    return [f"  the base model's weights are not those it was trained on {anyway}"]
 
 
 @torch.no_grad()
@@ -209,33 +213,6 @@ def _has_effect(delta: Delta, layer: FrozenLayer) -> bool:
         return bias is not None and not torch.equal(delta.fold_bias(bias), bias)
     except NotFoldable:
         return any(bool(torch.count_nonzero(p)) for p in delta.parameters())
-
-
-def _target_modules(adapter: "Adapter") -> str | list[str]:
-    """What PEFT should read: a regular expression as given, else the shortest endings that name the same modules.
-
-    PEFT fails on a matched module that is no layer, so only what names the chosen layers and nothing else will do.
-    """
-    given, model, chosen = adapter.targeting.targets, adapter.model, list(adapter.deltas)
-    if isinstance(given, str) and given != ALL_LINEAR and all_matching(model, given) == chosen:
-        return given
-    endings = sorted({p.rpartition(".")[2] for p in chosen})
-    for names in (endings, chosen):
-        if all_matching(model, names) == chosen:
-            return names
-    return "|".join(re.escape(path) for path in chosen)
-
-
-def _task_type(model: nn.Module) -> str | None:
-    """The class of PEFT's that AutoPeftModel should wrap the model in, for models that generate."""
-    if not hasattr(model, "lm_head") or not hasattr(model, "prepare_inputs_for_generation"):
-        return None
-    return "SEQ_2_SEQ_LM" if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else "CAUSAL_LM"
-
-
-def _all_transposed(adapter: "Adapter") -> bool:
-    modules = [adapter.model.get_submodule(p) for p in adapter.deltas]
-    return all(is_transposed(m) and not isinstance(m, nn.Embedding) for m in modules)
 
 
 def _as_targets(fields: Mapping[str, Any], name: str) -> str | tuple[str, ...]:

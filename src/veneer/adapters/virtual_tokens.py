@@ -6,7 +6,6 @@ Batches, packed documents and caches stay as they are.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +13,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from veneer.adapters.adapter import Change, Named
-from veneer.adapters.serialization import FORMAT, base_facts, other_base, refuse_newer
-from veneer.disk.adapter_dir import AdapterFiles, read_adapter, write_adapter
-from veneer.errors import AdapterMismatch, DataError, ModelError
+from veneer.adapters.part import NamedParameter, Part
+from veneer.base.base import Base
+from veneer.errors import DataError, ModelError, NotFoldable
 from veneer.models.attention import AttentionContext, other_attention, use_veneer_attention
 from veneer.prompts.base import PROMPTS, KeysValues, Prompt, PromptConfig, Shape
 
@@ -26,13 +24,14 @@ PATH = "prompt"
 """Its parameters' path."""
 
 
-class Prompted(Change):
-    """One prompt on one model."""
+class VirtualTokens(Part):
+    """One prompt on one base."""
 
-    def __init__(self, model: Any, config: PromptConfig, prompt: Prompt, base: str = "") -> None:
-        self.model, self.config, self.prompt, self.base = model, config, prompt, base
+    folder = "prompt"
+
+    def __init__(self, base: Base, config: PromptConfig, prompt: Prompt) -> None:
+        self.base, self.config, self.prompt = base, config, prompt
         self._hook: RemovableHandle | None = None
-        self._frozen: list[nn.Parameter] = []
 
     @property
     def kind(self) -> str:
@@ -40,51 +39,38 @@ class Prompted(Change):
 
     @property
     def attached(self) -> bool:
-        """Whether the model's outputs are changed by this prompt now."""
         return self._hook is not None
 
-    def attach(self) -> "Prompted":
-        """Put the prompt before every sequence and freeze the base; does nothing if attached."""
-        if not self.attached:
-            self._frozen = [p for p in self.model.parameters() if p.requires_grad]
-            for parameter in self._frozen:
-                parameter.requires_grad_(False)
-            self._hook = _transformer(self.model).register_forward_pre_hook(self._add, with_kwargs=True)
-        return self
+    def attach(self) -> None:
+        self._hook = _transformer(self.base.network).register_forward_pre_hook(self._add, with_kwargs=True)
 
-    def detach(self) -> "Prompted":
-        """Take the prompt off again and restore which parameters of the base are trained."""
+    def detach(self) -> None:
         if self._hook is not None:
             self._hook.remove()
-        for parameter in self._frozen:
-            parameter.requires_grad_(True)
-        self._hook, self._frozen = None, []
-        return self
+        self._hook = None
 
     def holders(self) -> Mapping[str, nn.Module]:
         return {PATH: self.prompt}
 
-    def named(self) -> list[Named]:
-        return [Named(PATH, n, self.prompt.roles[n], p, "prompt") for n, p in self.prompt.named_parameters()]
+    def named(self) -> list[NamedParameter]:
+        return [NamedParameter(PATH, n, self.prompt.roles[n], p, "prompt") for n, p in self.prompt.named_parameters()]
 
-    def files(self, facts: Mapping[str, Any] | None = None) -> AdapterFiles:
-        """The folder that `save` writes, as plain data."""
-        config = {
-            **type(self.prompt).to_peft(shape_of(self.model), self.config),
-            "base_model_name_or_path": self.base or None,
+    def refuse_fold(self) -> None:
+        raise NotFoldable("tokens in front of the text are no change of a weight, so they cannot be folded into one")
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {KEY: self.prompt.table()}
+
+    def peft_fields(self) -> dict[str, Any]:
+        return {
+            **type(self.prompt).to_peft(shape_of(self.base.network), self.config),
+            "base_model_name_or_path": None,
             "task_type": "CAUSAL_LM",
             "inference_mode": True,
         }
-        own = {
-            "format": FORMAT,
-            "method": self.config.kind,
-            "roles": dict(self.prompt.roles),
-            "base": base_facts(self.model, self.base),
-        }
-        return AdapterFiles(config, {KEY: self.prompt.table()}, {**own, **(facts or {})})
 
-    def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
-        return write_adapter(Path(folder), self.files(facts))
+    def facts(self) -> dict[str, Any]:
+        return {"method": self.config.kind, "roles": dict(self.prompt.roles)}
 
     def _add(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         context = named.get("attention") or AttentionContext()
@@ -95,15 +81,15 @@ class Prompted(Change):
         positions, cache = named.get("position_ids"), named.get("past_key_values")
         if positions is None:
             past = cache.get_seq_length() if cache is not None else 0
-            positions = torch.arange(past, past + count, device=_device(module))[None]
+            positions = torch.arange(past, past + count, device=next(module.parameters()).device)[None]
         self._refuse_beyond(positions)
-        front = self.prompt.keys_values(lambda x: keys_values_of(self.model, x))
+        front = self.prompt.keys_values(lambda x: keys_values_of(self.base.network, x))
         context = replace(context, virtual=front)
         return inputs, {**named, "position_ids": positions + self.config.tokens, **context.arguments()}
 
     def _refuse_beyond(self, positions: Tensor) -> None:
         """Raise DataError if the prompt moves tokens beyond the model's last position."""
-        most = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        most = self.base.max_positions
         last = int(positions.max()) + self.config.tokens
         if most is not None and last >= most:
             raise DataError(
@@ -112,54 +98,24 @@ class Prompted(Change):
             )
 
 
-def attach_prompt(model: Any, config: PromptConfig, *, seed: int = 0, base: str = "") -> Prompted:
-    """Put a new prompt before every sequence of `model` and freeze the rest.
+def new_virtual_tokens(base: Base, config: PromptConfig, seed: int) -> VirtualTokens:
+    """A new prompt for `base`, not attached.
 
-    base    the name by which others find the base model; written into the adapter's folder
-    Raises ModelError, with the model unchanged, for a model whose attention cannot be given virtual tokens.
+    Raises ModelError for a model whose attention cannot be given virtual tokens.
     """
-    kind, shape = PROMPTS[config.kind], shape_of(model)
-    use_veneer_attention(model)
-    embed, device = model.get_input_embeddings(), _device(model)
-    prompt = kind(
-        shape,
-        config,
-        torch.Generator().manual_seed(seed),
-        lambda ids: embed(ids.to(device)),
-        lambda x: keys_values_of(model, x),
-    )
-    return Prompted(model, config, prompt.to(device), base).attach()
+    network, embed = base.network, base.embedding
+    kind, shape = PROMPTS[config.kind], shape_of(network)
+    use_veneer_attention(network)
+    device = next(network.parameters()).device
+    rng = torch.Generator().manual_seed(seed)
+    prompt = kind(shape, config, rng, lambda ids: embed(ids.to(device)), lambda x: keys_values_of(network, x))
+    return VirtualTokens(base, config, prompt.to(device))
 
 
-def load_prompt(model: Any, folder: str | Path, *, allow_other_base: bool = False) -> Prompted:
-    """Read a folder with a prompt (ours or PEFT's) and attach it; raises AdapterMismatch, the model unchanged."""
-    files = read_adapter(Path(folder))
-    config = config_of_prompt(files.config)
-    if config is None or set(files.tensors) != {KEY}:
-        raise AdapterMismatch(
-            f"{folder} holds no prompt: peft_type {files.config.get('peft_type')!r} with {', '.join(files.tensors)}; "
-            f"wanted is one tensor {KEY} of a {' or '.join(PROMPTS)}"
-        )
-    refuse_newer(files, str(folder))
-    if problems := other_base(model, files, allow_other_base):
-        raise AdapterMismatch(f"prompt {folder} does not fit this {type(model).__name__}:\n{problems[0]}")
-    prompted = attach_prompt(model, config, base=str(files.config.get("base_model_name_or_path") or ""))
-    try:
-        prompted.prompt.load_(files.tensors[KEY])
-    except AdapterMismatch as error:
-        prompted.detach()
-        raise AdapterMismatch(f"{folder}: {error}") from error
-    return prompted
-
-
-def _transformer(model: Any) -> nn.Module:
+def _transformer(network: Any) -> nn.Module:
     """The module that embeds tokens and runs the blocks: the base model, or the decoder in it that is called (OPT)."""
-    decoder = model.get_decoder()
-    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model  # ModernBERT's `decoder` is its head
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    decoder = network.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else network.base_model  # ModernBERT's `decoder` is its head
 
 
 def config_of_prompt(fields: Mapping[str, Any]) -> PromptConfig | None:

@@ -52,8 +52,7 @@ def command(
     forms = {name: form for name, folder in folders.items() if (form := form_of(read_facts(folder), format))}
     base = load_model(model, storage=storage_for([*folders.values()], storage), dtype=dtype, say=remark)
     adapters = {
-        name: load_adapter(base.network, folder, allow_other_base=allow_other_base).detach()
-        for name, folder in folders.items()
+        name: load_adapter(base, folder, allow_other_base=allow_other_base).detach() for name, folder in folders.items()
     }
     talk = ChatSession(base, adapters, forms=forms, sampler=sampler, max_new_tokens=max_tokens)
     talk.system = system

@@ -85,7 +85,7 @@ def command(
         raise KeyboardInterrupt(f"`veneer train {recipe_file}` goes on with the training.") from None
     say("4. After")
     base = load_model(recipe.model, dtype=recipe.train.dtype)
-    adapter = load_adapter(base.network, outcome.adapter)
+    adapter = load_adapter(base, outcome.adapter)
     after = measured(base, folder, recipe)
     people.print(by_kind(folder, before, after))
     say("5. Three questions, asked live")
@@ -215,7 +215,7 @@ def merged_equal(recipe: "Recipe", adapter: Path, folder: Path, people: Console)
     from veneer.merge.verified_merge import merge_and_verify
 
     base = load_model(recipe.model, dtype="float32")
-    attached = load_adapter(base.network, adapter)
+    attached = load_adapter(base, adapter)
     renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(row) for row in read_rows(str(folder / HELD_OUT), limit=VERIFY_ROWS)]
     drift = merge_and_verify(base, attached, folder / "merged", prompts).drift

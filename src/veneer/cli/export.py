@@ -10,8 +10,7 @@ from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
 if TYPE_CHECKING:
-    from veneer.adapters.adapter import Change
-    from veneer.adapters.attach import Adapter
+    from veneer.adapters.adapter import Adapter
     from veneer.merge.export import AsLoRA
 
 FORMS = {
@@ -43,18 +42,19 @@ def command(
     from veneer.adapters.attach import load_adapter
     from veneer.base.load import load_model
     from veneer.base.storage_config import storage_for
-    from veneer.merge.fold import foldable
+    from veneer.merge.fold import refuse_unfoldable
     from veneer.merge.gguf_adapter import write_gguf_adapter
 
     _refuse(to, into, rank)
     base = load_model(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
-    trained = load_adapter(base.network, adapter, allow_other_base=allow_other_base)
+    trained = load_adapter(base, adapter, allow_other_base=allow_other_base)
     if to == "peft":
         _refuse_unknown_to_peft(trained)
         result: dict[str, Any] = {"path": str(into), "bytes": trained.save(into), "to": to}
         said = ""
     else:
-        made = _as_lora(foldable(trained), rank)
+        refuse_unfoldable(trained)
+        made = _as_lora(trained, rank)
         written = made.adapter.save(into) if to == "lora" else write_gguf_adapter(made.adapter, into)
         worst = max(made.errors, key=made.errors.__getitem__)
         result = {"path": str(into), "bytes": written, "to": to, "rank": rank_of(made), "exact": made.exact}
@@ -70,7 +70,7 @@ def command(
 
 def rank_of(made: "AsLoRA") -> int:
     """The one rank of all its layers."""
-    return int(getattr(made.adapter.config, "rank"))  # noqa: B009 (a MethodConfig need not have one; LoRA's has)
+    return int(getattr(made.adapter.settings, "rank"))  # noqa: B009 (a MethodConfig need not have one; LoRA's has)
 
 
 def _refuse(to: str, into: Path, rank: int | None) -> None:
@@ -84,15 +84,13 @@ def _refuse(to: str, into: Path, rank: int | None) -> None:
         raise ConfigError("--rank is of --to lora and gguf; --to peft writes the adapter as it is")
 
 
-def _refuse_unknown_to_peft(trained: "Change") -> None:
-    from veneer.adapters.virtual_tokens import Prompted
-
-    if isinstance(trained, Prompted):
-        return
-    if trained.settings is None or len(trained.holders()) != len(trained.deltas):
+def _refuse_unknown_to_peft(trained: "Adapter") -> None:
+    if len({part.folder for part in trained.parts}) > 1:
         raise ConfigError(
             f"{trained.kind} is two adapters to PEFT: export the folders `method` and `prompt` inside it one by one"
         )
+    if trained.settings is None:
+        return
     fields = type(next(iter(trained.deltas.values()))).to_peft(trained.settings)
     if fields["peft_type"] not in ("LORA", "IA3", "ADALORA") or fields.get("use_mora"):
         raise ConfigError(f"PEFT has no word for {trained.kind}; --to lora makes a LoRA of it, where that can be")

@@ -55,7 +55,7 @@ def command(
     kept = storage_for([] if adapter is None else [adapter], storage)
     base = load_model(model, storage=kept, dtype=dtype, say=remark)
     if adapter is not None:
-        load_adapter(base.network, adapter, allow_other_base=allow_other_base)
+        load_adapter(base, adapter, allow_other_base=allow_other_base)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
     tokens = encode(base.tokenizer, messages, plain=form)
     begin = monotonic()

@@ -86,7 +86,7 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             command(*args, **kwargs)
         except VeneerError as error:
-            complain(str(error))
+            complain(str(error).replace("allow_other_base=True", "--allow-other-base"))
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt as interrupt:
             complain(f"interrupted. {str(interrupt) or 'Files written so far are whole.'}")

@@ -57,7 +57,7 @@ def command(
     kept = storage_for([adapter], storage)
     # in float32, so that what is compared is the fold, not the rounding of sums
     base = load_model(model, storage=kept, dtype="float32", say=remark)
-    attached = load_adapter(base.network, adapter, allow_other_base=allow_other_base)
+    attached = load_adapter(base, adapter, allow_other_base=allow_other_base)
     templates = {"prompt": prompt, "completion": ""} if prompt is not None else {}
     try:
         given = {"format": format, **templates}

@@ -105,7 +105,7 @@ def measure(
     base = load_model(subject.model, storage=storage, dtype=subject.dtype, say=say)
     adapter = None
     if subject.adapter is not None:
-        adapter = load_adapter(base.network, subject.adapter, allow_other_base=subject.allow_other_base)
+        adapter = load_adapter(base, subject.adapter, allow_other_base=subject.allow_other_base)
     renderer = Renderer(base.tokenizer, subject.data, subject.max_length)
 
     def one() -> Evaluation:
@@ -113,7 +113,7 @@ def measure(
 
     first = None
     if adapter is not None and before:
-        with adapter.detached():
+        with adapter.disabled():
             first = one()
     return first, one()
 

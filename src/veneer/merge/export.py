@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer.adapters.attach import Adapter, layer_at
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.deltas import DeltaPart
+from veneer.adapters.layer_view import layer_at
 from veneer.adapters.targets import Targeting
 from veneer.errors import ConfigError, NotFoldable
 from veneer.methods.base import METHODS, Delta, FrozenLayer, config_from
@@ -50,7 +52,7 @@ def as_lora(adapter: Adapter, rank: int | None = None, *, progress: Callable[[],
     dense = [path for path, f in factors.items() if f is None]
     if rank is None and dense:
         raise ConfigError(
-            f"{adapter.config.method}: the update of {len(dense)} layers ({dense[0]}, ...) has no small rank, so there "
+            f"{adapter.kind}: the update of {len(dense)} layers ({dense[0]}, ...) has no small rank, so there "
             "is no equal LoRA; give a rank, and the nearest LoRA of that rank is made and its error reported"
         )
     rank = max(f[0].shape[0] for f in factors.values() if f is not None) if rank is None else rank
@@ -62,7 +64,8 @@ def as_lora(adapter: Adapter, rank: int | None = None, *, progress: Callable[[],
         deltas[path] = METHODS["lora"](layers[path], config, torch.Generator().manual_seed(0))
         deltas[path].load_({"lora_A.weight": a, "lora_B.weight": b})
         progress()
-    return AsLoRA(Adapter(adapter.model, config, Targeting(targets=tuple(deltas)), deltas, adapter.base), errors)
+    part = DeltaPart(adapter.base, config, Targeting(targets=tuple(deltas)), deltas)
+    return AsLoRA(Adapter(adapter.base, [part], adapter.base_name), errors)
 
 
 def _refuse_what_lora_cannot_say(adapter: Adapter, layers: dict[str, FrozenLayer]) -> None:
@@ -81,7 +84,7 @@ def _refuse_what_lora_cannot_say(adapter: Adapter, layers: dict[str, FrozenLayer
             problems.append(f"  {path}: its bias is changed too")
     if problems:
         listed = "\n".join([*problems[:8], *([f"  ... and {len(problems) - 8} more"] if len(problems) > 8 else [])])
-        raise NotFoldable(f"this {adapter.config.method} adapter cannot be said in LoRA:\n{listed}")
+        raise NotFoldable(f"this {adapter.kind} adapter cannot be said in LoRA:\n{listed}")
 
 
 def _of_rank(

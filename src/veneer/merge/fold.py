@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from veneer.adapters.adapter import Change
-from veneer.adapters.attach import Adapter
+from veneer.adapters.adapter import Adapter
 from veneer.adapters.layer_view import dense_weight, is_transposed
 from veneer.base.quantize import packed_names
 from veneer.disk.atomic import replacing_folder
@@ -47,7 +46,7 @@ class Source:
 
 
 def merge(
-    adapter: Change,
+    adapter: Adapter,
     base: Path,
     into: Path,
     *,
@@ -63,7 +62,7 @@ def merge(
     DiskError from writing; nothing is left of `into` then.
     """
     refuse_taken(into, base)
-    adapter = foldable(adapter)
+    refuse_unfoldable(adapter)
     tensors = open_tensors(base)
     stored = tensors.without(n for names in packed_names(tensors).values() for n in names[1:])
     kept = _kept(adapter.model, stored)
@@ -87,31 +86,21 @@ def refuse_taken(into: Path, base: Path) -> None:
         raise ConfigError(f"{into} cannot be written: {above} is a file; merge into a new folder elsewhere")
 
 
-def foldable(change: Change) -> Adapter:
-    """The adapter, if all of it may be put into weights.
-
-    Raises NotFoldable, before anything is read, for a prompt and for methods that are no change of one weight.
-    """
-    if not isinstance(change, Adapter):
-        alone = "; the part in its folder `method` can be merged without it" if change.deltas else ""
-        what = f"tokens in front of the text are no change of a weight, so they cannot be folded into one{alone}"
-        raise _not_foldable(change.kind, NotFoldable(what))
-    _refuse_unfoldable(change)
-    return change
-
-
-def _refuse_unfoldable(adapter: Adapter) -> None:
-    for path, delta in adapter.deltas.items():
-        if type(delta).fold is Delta.fold:
-            try:
-                delta.fold(torch.zeros(0))
-            except NotFoldable as error:
-                raise _not_foldable(path, error) from error
+def refuse_unfoldable(adapter: Adapter) -> None:
+    """Raise NotFoldable, before any weight is read, for a prompt and for methods that are no change of one weight."""
+    for part in adapter.parts:
+        try:
+            part.refuse_fold()
+        except NotFoldable as error:
+            folders = {p.folder for p in adapter.parts} - {part.folder}
+            alone = "".join(f"; the part in its folder `{folder}` can be merged without it" for folder in folders)
+            whole = f"{adapter.kind}: " if part.folder == "prompt" else ""
+            raise _not_foldable(f"{whole}{error}{alone}") from error
 
 
-def _not_foldable(path: str, error: NotFoldable) -> NotFoldable:
+def _not_foldable(why: str) -> NotFoldable:
     return NotFoldable(
-        f"{path}: {error}. Nothing was written. Keep the adapter beside its model: `veneer generate MODEL --adapter "
+        f"{why}. Nothing was written. Keep the adapter beside its model: `veneer generate MODEL --adapter "
         "DIR` and `veneer chat` use it so."
     )
 
@@ -213,7 +202,7 @@ def _changed(tensor: Tensor, source: Source, delta: Delta) -> Tensor:
     try:
         folded = delta.fold(tensor.T if source.transposed else tensor)
     except NotFoldable as error:
-        raise _not_foldable(source.path, error) from error
+        raise _not_foldable(f"{source.path}: {error}") from error
     return folded.T if source.transposed else folded
 
 

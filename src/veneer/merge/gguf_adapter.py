@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from veneer.adapters.attach import Adapter
+from veneer.adapters.adapter import Adapter
 from veneer.disk.atomic import replacing
 from veneer.errors import ConfigError
 from veneer.methods.lora import LoRAConfig
@@ -26,7 +26,7 @@ def write_gguf_adapter(adapter: Adapter, file: Path) -> int:
 
     Raises ConfigError for a model or a target that llama.cpp names in a way not known here, all targets at once.
     """
-    config, model = adapter.config, adapter.model.config
+    config, model = adapter.settings, adapter.model.config
     assert isinstance(config, LoRAConfig) and not config.rank_pattern and not config.alpha_pattern
     if model.model_type not in ARCHITECTURES:
         raise ConfigError(

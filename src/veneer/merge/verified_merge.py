@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from veneer.adapters.adapter import Change
+from veneer.adapters.adapter import Adapter
 from veneer.base.base import Base
 from veneer.base.load import load_model
 from veneer.data.prompt_format import recorded_settings, recorded_source
@@ -16,7 +16,7 @@ from veneer.data.sources import Row, read_rows
 from veneer.disk.tensors import open_tensors
 from veneer.errors import ConfigError, DataError, Refused
 from veneer.generate.engine import generate
-from veneer.merge.fold import foldable, merge, refuse_taken
+from veneer.merge.fold import merge, refuse_taken, refuse_unfoldable
 from veneer.merge.verify import Drift, compare, logits_along
 
 MOST_DRIFT = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.05}
@@ -53,7 +53,7 @@ class Merged:
 
 def merge_and_verify(
     base: Base,
-    adapter: Change,
+    adapter: Adapter,
     into: Path,
     prompts: Sequence[Sequence[int]],
     *,
@@ -67,7 +67,7 @@ def merge_and_verify(
     explains; its folder then stays, to be looked at.
     """
     refuse_taken(into, base.files)
-    foldable(adapter)
+    refuse_unfoldable(adapter)
     if not adapter.attached:
         raise ConfigError("the adapter is not attached, so there is no unmerged model to compare with; attach it first")
     if not prompts:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from veneer.adapters.adapter import Change
+from veneer.adapters.adapter import Adapter
 from veneer.data.example import Example
 from veneer.data.pack import Batch, collate
 from veneer.errors import ModelError, VeneerError
@@ -103,7 +103,7 @@ class Followed:
 
     def __init__(self, plain: Plain, blocks: int, alike: bool | None = None) -> None:
         self.model: Any = plain.model(blocks)
-        self.change: Change = plain.change(self.model, alike)
+        self.change: Adapter = plain.change(self.model, alike)
         known = [*self.model.parameters(), *self.model.buffers(), *self.change.parameters()]
         known += [b for holder in self.change.holders().values() for b in holder.buffers()]
         self.ledger = Ledger(known)

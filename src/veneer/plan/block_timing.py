@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from veneer.adapters.adapter import Change
+from veneer.adapters.adapter import Adapter
 from veneer.data.pack import Batch
 from veneer.models.blocks import blocks_of
 from veneer.plan.meta_model import Plain
@@ -106,7 +106,7 @@ def pieces(plain: Plain, batch: Batch, again: bool, ran: Callable[[int], None] =
     return Pieces(**{name: median(getattr(f, name) for f in found[1:]) for name in names})
 
 
-def _run(plain: Plain, model: Any, change: Change, batch: Batch, blocks: int, spans: Spans) -> Pieces:
+def _run(plain: Plain, model: Any, change: Adapter, batch: Batch, blocks: int, spans: Spans) -> Pieces:
     vocab_size, head = model.config.get_text_config().vocab_size, head_of(model)
     targets = batch.targets[: CHUNKS * chunk_rows(vocab_size)]
     spans.forget()

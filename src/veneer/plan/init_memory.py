@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from veneer.adapters.attach import layer_at
+from veneer.adapters.layer_view import layer_at
 from veneer.methods.base import METHODS, MethodConfig
 from veneer.plan.activation_trace import foreseeing
 from veneer.plan.memory_tracker import Ledger

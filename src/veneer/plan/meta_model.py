@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from veneer.adapters.adapter import Change
-from veneer.adapters.attach import attach, layer_at
-from veneer.adapters.composite import Together
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach
+from veneer.adapters.layer_view import layer_at
 from veneer.adapters.targets import Targeting, choose
-from veneer.adapters.virtual_tokens import attach_prompt, shape_of
+from veneer.adapters.virtual_tokens import shape_of
 from veneer.base.device import CPU
 from veneer.base.load import FOUR_BITS
 from veneer.base.quant_cache import is_quantized
@@ -96,22 +96,18 @@ class Plain:
             return own
         return self.places.in_(paths[:1] if alike is False else paths)
 
-    def change(self, model: Any, alike: bool | None = None) -> Change:
+    def change(self, model: Any, alike: bool | None = None) -> Adapter:
         """The recipe's method, prompt or both on a model without weights, or with made ones.
 
         alike    whether each block is changed, as they are anywhere, or only the first; None is as the recipe says on a
                  whole model, and each block of one that has fewer
         """
         method, prompt = self.recipe.method, self.recipe.prompt
-        adapter = None
-        with Ledger():
-            if method.name != NONE:  # `begun`: methods that look at data before they begin do not
-                config = config_from(method.name, method.own)
-                adapter = attach(model, config, self._targeting(model, alike), seed=0, begun=[])
-            if prompt.name == NONE and adapter is not None:
-                return adapter
-            front = attach_prompt(model, prompt_config(prompt.name, prompt.own), seed=0)
-        return front if adapter is None else Together(adapter, front)
+        config = None if method.name == NONE else config_from(method.name, method.own)
+        targeting = Targeting() if config is None else self._targeting(model, alike)
+        front = None if prompt.name == NONE else prompt_config(prompt.name, prompt.own)
+        with Ledger():  # `begun`: methods that look at data before they begin do not
+            return attach(model, config, targeting, prompt=front, seed=0, begun=[])
 
     def targets(self, model: Any) -> tuple[MethodConfig, list[str]]:
         """The method's settings, and the paths of the whole model's layers that it changes."""

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch import nn
 
-from veneer.adapters.adapter import Named
+from veneer.adapters.part import NamedParameter
 from veneer.recipe.settings import Recipe
 from veneer.train.optim import build_optimizer
 from veneer.train.optim.step_in_backward import AtOnce
@@ -18,7 +18,7 @@ MOST = 1 << 23
 RUNS = 5
 
 
-def optimizer_seconds(recipe: Recipe, like: list[Named], trained: int, folder: Path, *, paged: bool) -> float:
+def optimizer_seconds(recipe: Recipe, like: list[NamedParameter], trained: int, folder: Path, *, paged: bool) -> float:
     """Of one step over `trained` numbers in tensors like these; measured on at most `MOST`, after a first run.
 
     paged    whether the state lies on disk, in `folder`

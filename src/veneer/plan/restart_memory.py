@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from veneer.adapters.attach import layer_at
+from veneer.adapters.layer_view import layer_at
 from veneer.adapters.restart_merge import foldable_paths
 from veneer.methods.base import METHODS
 from veneer.methods.restartable import Restartable

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from veneer.adapters.adapter import Change
+from veneer.adapters.adapter import Adapter
 from veneer.base.fingerprint import base_fingerprint
 from veneer.disk.atomic import replacing_folder
 from veneer.disk.tensors import writing_tensors
@@ -29,7 +29,7 @@ from veneer.train.setup import Begun
 class TrainState:
     """All that changes from step to step."""
 
-    adapter: Change
+    adapter: Adapter
     optimizer: torch.optim.Optimizer
     step: int = 0
     """Steps done."""
@@ -76,7 +76,7 @@ def begun_in(folder: Path) -> Begun | None:
         raise _unreadable(folder, error) from error
 
 
-def _began(adapter: Change) -> dict[str, Any] | None:
+def _began(adapter: Adapter) -> dict[str, Any] | None:
     config = adapter.settings
     if config is None or config.data_init is None:
         return None
@@ -129,7 +129,7 @@ def _other_threads(before: int | None) -> str | None:
     )
 
 
-def _own(adapter: Change) -> dict[str, Tensor]:
+def _own(adapter: Adapter) -> dict[str, Tensor]:
     """Every parameter and buffer of the adapter: views of them, by name."""
     own = {f"parameter.{n.path}:{n.name}": n.parameter.detach() for n in adapter.named()}
     for path, holder in adapter.holders().items():
@@ -137,13 +137,13 @@ def _own(adapter: Change) -> dict[str, Tensor]:
     return own
 
 
-def _past(adapter: Change) -> dict[str, Tensor]:
+def _past(adapter: Adapter) -> dict[str, Tensor]:
     """The past of every delta that restarts."""
     deltas = restartable(adapter.deltas)
     return {f"past.{path}:{name}": t for path, delta in deltas.items() for name, t in delta.past.items()}
 
 
-def _restore_adapter(folder: Path, adapter: Change, tensors: dict[str, Tensor]) -> None:
+def _restore_adapter(folder: Path, adapter: Adapter, tensors: dict[str, Tensor]) -> None:
     named = _own(adapter)
     saved = {k: t for k, t in tensors.items() if k.startswith(("parameter.", "buffer."))}
     differing = sorted(named.keys() ^ saved.keys()) + [

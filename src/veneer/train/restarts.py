@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from veneer.adapters.adapter import Change
+from veneer.adapters.adapter import Adapter
 from veneer.adapters.restart_merge import Folding
 from veneer.errors import ConfigError
 from veneer.methods.restartable import refuse_restarts, restartable
@@ -35,7 +35,7 @@ def restart_steps(settings: RestartSettings, steps: int) -> list[int]:
     return list(range(settings.first or settings.every, steps, settings.every)) if settings.every else []
 
 
-def check_restarts(recipe: Recipe, adapter: Change, steps: int) -> None:
+def check_restarts(recipe: Recipe, adapter: Adapter, steps: int) -> None:
     """Raise ConfigError, before the first step, where the recipe's restarts fit neither its method nor its length."""
     settings = recipe.restarts
     if not settings.every:
@@ -58,7 +58,7 @@ def check_restarts(recipe: Recipe, adapter: Change, steps: int) -> None:
 class Restarts:
     """The restarts of one run."""
 
-    def __init__(self, recipe: Recipe, adapter: Change, steps: int) -> None:
+    def __init__(self, recipe: Recipe, adapter: Adapter, steps: int) -> None:
         self._settings, self._seed, self._adapter = recipe.restarts, recipe.train.seed, adapter
         self._steps = restart_steps(recipe.restarts, steps)
         self._folding = Folding(adapter, recipe.restarts.fold) if self._steps else None

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from veneer.adapters.adapter import Change
-from veneer.adapters.attach import Adapter, attach
-from veneer.adapters.composite import Together
-from veneer.adapters.virtual_tokens import attach_prompt
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach
+from veneer.base.base import Base
 from veneer.base.device import find_device
 from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage, computed_by_kernels, storage_of
@@ -52,7 +51,7 @@ class Job:
     """The one in force."""
     model: Any
     tokenizer: Any
-    adapter: Change
+    adapter: Adapter
     examples: list[Example]
     report: RenderReport
     held_out: list[Example]
@@ -113,7 +112,7 @@ def prepare(
     if recipe.optimizer.bits == 8 and not computed_by_kernels(storage or storage_of(loaded.network)):
         native.say_without(EIGHT_BITS, say)  # with 4-bit weights it is said
     check_lengths(loaded.network, recipe, rows)
-    adapter = change_for(loaded.network, recipe, rows.examples, plan, begun)
+    adapter = adapter_for(loaded, recipe, rows.examples, plan, begun)
     check_restarts(recipe, adapter, len(plan))
     check_in_backward(recipe, adapter, plan)
     data_hash = hash_of(rows.examples)
@@ -135,28 +134,21 @@ def read_examples(recipe: Recipe, say: Progress = lambda _: None) -> Rows:
     return Rows(tokenizer, rendered.examples, rendered.report, held_out)
 
 
-def change_for(model: Any, recipe: Recipe, examples: Sequence[Example], plan: Plan, begun: Begun | None) -> Change:
-    """The recipe's method, prompt or both on `model`, attached, dropout off."""
-    adapter = None if recipe.method.name == NONE else adapter_for(model, recipe, examples, plan, begun)
-    if recipe.prompt.name == NONE and adapter is not None:
-        return adapter
-    settings = prompt_config(recipe.prompt.name, recipe.prompt.own)
-    prompt = attach_prompt(model, settings, seed=recipe.train.seed, base=recipe.model).eval()
-    return prompt if adapter is None else Together(adapter, prompt)
-
-
-def adapter_for(model: Any, recipe: Recipe, examples: Sequence[Example], plan: Plan, begun: Begun | None) -> Adapter:
-    """The recipe's method on `model`, attached, its dropout off; where it starts from data it has seen the first."""
-    method = recipe.method
-    config = config_from(method.name, method.own) if begun is None else begun.config
-    tokens = 0 if config.data_init is None else config.data_init.look
+def adapter_for(base: Base, recipe: Recipe, examples: Sequence[Example], plan: Plan, begun: Begun | None) -> Adapter:
+    """The recipe's adapter on `base`, attached, its dropout off; where it starts from data it has seen the first."""
+    method, prompt = recipe.method, recipe.prompt
+    config, look = None, None
+    if method.name != NONE:
+        config = config_from(method.name, method.own) if begun is None else begun.config
+        tokens = 0 if config.data_init is None else config.data_init.look
+        look = looking(base.network, examples, plan, tokens, packed=recipe.data.packing)
     return attach(
-        model,
+        base,
         config,
         targeting_of(method),
+        prompt=None if prompt.name == NONE else prompt_config(prompt.name, prompt.own),
         seed=recipe.train.seed,
-        base=recipe.model,
-        look=looking(model, examples, plan, tokens, packed=recipe.data.packing),
+        look=look,
         begun=None if begun is None else begun.paths,
     ).eval()
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from tests.methods.layers import linear, moved, rows
 from tests.methods.parity import TOKENS, fresh, logits, peft_loads
-from veneer.adapters.attach import Adapter, attach, load_adapter
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach, load_adapter
 from veneer.errors import ConfigError
 from veneer.methods.init.eva import Directions, distribute
 from veneer.methods.lora import LoRAConfig
@@ -99,7 +100,7 @@ def test_a_layer_that_varies_too_little_gets_no_delta(tmp_path: Path) -> None:
     want = two(x)
     shared.save(tmp_path / "a")
     shared.detach()
-    assert load_adapter(two, tmp_path / "a").config.method == "lora"
+    assert load_adapter(two, tmp_path / "a").settings.method == "lora"
     assert torch.equal(two(x), want)
 
 
@@ -124,7 +125,7 @@ def test_peft_reads_ours_with_its_ranks(tiny_model: Path, tmp_path: Path) -> Non
     assert float((logits(peft_loads(tiny_model, tmp_path / "a")) - want).abs().max()) < 1e-4
     adapter.detach()
     loaded = load_adapter(model, tmp_path / "a")
-    assert isinstance(loaded.config, LoRAConfig)
+    assert isinstance(loaded.settings, LoRAConfig)
     assert torch.equal(logits(model), want)
 
 

@@ -102,7 +102,7 @@ def test_saved_and_read_as_lora_of_twice_the_rank(tiny_model: Path, tmp_path: Pa
     adapter.save(tmp_path / "a")
     adapter.detach()
     again = load_adapter(model, tmp_path / "a")
-    assert again.config == LoRAConfig(rank=8, alpha=16)
+    assert again.settings == LoRAConfig(rank=8, alpha=16)
     assert float((logits(model) - want).abs().max()) < 1e-4
 
 

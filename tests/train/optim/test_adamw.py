@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from veneer.adapters.adapter import Named
+from veneer.adapters.part import NamedParameter
 from veneer.errors import ConfigError, TrainingError
 from veneer.recipe.settings import OptimizerSettings
 from veneer.train.optim import OPTIMIZERS, build_optimizer
@@ -32,7 +32,7 @@ def test_it_is_the_papers() -> None:
     w, gradients = rng.normal(size=(3, 5)), [rng.normal(size=(3, 5)) for _ in range(7)]
     parameter = nn.Parameter(torch.tensor(w, dtype=torch.float32))
     settings = OptimizerSettings(lr=0.03, betas=(0.8, 0.95), eps=1e-3, weight_decay=0.2)
-    optimizer = build_optimizer([Named("layer", "a", "in", parameter)], settings)
+    optimizer = build_optimizer([NamedParameter("layer", "a", "in", parameter)], settings)
     for g in gradients:
         parameter.grad = torch.tensor(g, dtype=torch.float32)
         optimizer.step()
@@ -42,20 +42,20 @@ def test_it_is_the_papers() -> None:
 
 def test_its_state_is_float32() -> None:
     parameter = nn.Parameter(torch.zeros(2))
-    optimizer = build_optimizer([Named("layer", "a", "in", parameter)], OptimizerSettings())
+    optimizer = build_optimizer([NamedParameter("layer", "a", "in", parameter)], OptimizerSettings())
     parameter.grad = torch.ones(2)
     optimizer.step()
     assert {t.dtype for t in optimizer.state[parameter].values()} == {torch.float32}
     assert set(OPTIMIZERS) == {"adamw", "lion", "sgd", "adafactor"}
 
 
-def shapes() -> list[Named]:
+def shapes() -> list[NamedParameter]:
     torch.manual_seed(0)
     sizes = [("a", "in", (8, 64)), ("b", "out", (100, 8)), ("s", "scale", (100,))]
-    return [Named("layer", name, role, nn.Parameter(torch.randn(size))) for name, role, size in sizes]  # type: ignore[arg-type]
+    return [NamedParameter("layer", name, role, nn.Parameter(torch.randn(size))) for name, role, size in sizes]  # type: ignore[arg-type]
 
 
-def run(optimizer: torch.optim.Optimizer, named: list[Named], steps: int, seed: int = 1) -> None:
+def run(optimizer: torch.optim.Optimizer, named: list[NamedParameter], steps: int, seed: int = 1) -> None:
     rng = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         for n in named:
@@ -114,7 +114,9 @@ def test_8_bits_follow_32_bits_and_take_two_bytes() -> None:
     for a, b, start in zip(ours, exact, before, strict=True):
         assert 0 < (b.parameter - start).abs().mean() > 15 * (a.parameter - b.parameter).abs().mean()
     assert torch.equal(ours[2].parameter, exact[2].parameter), "a scale keeps 32 bits"
-    large = build_optimizer([Named("layer", "a", "in", nn.Parameter(torch.zeros(100, 256)))], OptimizerSettings(bits=8))
+    large = build_optimizer(
+        [NamedParameter("layer", "a", "in", nn.Parameter(torch.zeros(100, 256)))], OptimizerSettings(bits=8)
+    )
     assert isinstance(large, FlatAdamW)
     assert large.state_bytes() / 25600 == 2 + 8 / 256
 
@@ -169,7 +171,9 @@ def test_moments_that_became_zero_leave_the_others(settings: OptimizerSettings) 
 
 def test_8_bits_that_nothing_would_take_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"optimizer.bits is 8.*only scale parameters.*leave it at 32"):
-        build_optimizer([Named("layer", "s", "scale", nn.Parameter(torch.zeros(3)))], OptimizerSettings(bits=8))
+        build_optimizer(
+            [NamedParameter("layer", "s", "scale", nn.Parameter(torch.zeros(3)))], OptimizerSettings(bits=8)
+        )
 
 
 def test_other_levels_are_refused() -> None:

@@ -11,7 +11,7 @@ from lion_pytorch import Lion
 from torch import nn
 
 from tests.train.optim.by_torch import ByTorch
-from veneer.adapters.adapter import Named
+from veneer.adapters.part import NamedParameter
 from veneer.errors import ConfigError
 from veneer.recipe.settings import OptimizerSettings
 from veneer.train.optim import build_optimizer
@@ -32,7 +32,7 @@ def test_it_is_the_papers(betas: tuple[float, float] | None) -> None:
     w, gradients = rng.normal(size=(3, 5)), [rng.normal(size=(3, 5)) for _ in range(30)]
     parameter = nn.Parameter(torch.tensor(w, dtype=torch.float32))
     settings = OptimizerSettings(name="lion", lr=0.03, betas=betas, weight_decay=0.2)
-    optimizer = build_optimizer([Named("layer", "a", "in", parameter)], settings)
+    optimizer = build_optimizer([NamedParameter("layer", "a", "in", parameter)], settings)
     for g in gradients:
         parameter.grad = torch.tensor(g, dtype=torch.float32)
         optimizer.step()
@@ -42,7 +42,7 @@ def test_it_is_the_papers(betas: tuple[float, float] | None) -> None:
 
 def test_without_its_library_it_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lion_pytorch", None)
-    named = [Named("layer", "a", "in", nn.Parameter(torch.zeros(2)))]
+    named = [NamedParameter("layer", "a", "in", nn.Parameter(torch.zeros(2)))]
     with pytest.raises(ConfigError, match=r"needs lion-pytorch.*pip install 'veneer\[lion\]'"):
         build_optimizer(named, OptimizerSettings(name="lion"))
 

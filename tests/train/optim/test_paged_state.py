@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from veneer import machine
-from veneer.adapters.adapter import Named
+from veneer.adapters.part import NamedParameter
 from veneer.errors import DiskError
 from veneer.recipe.settings import OptimizerSettings
 from veneer.train.optim import adamw, build_optimizer, paged_state
@@ -18,7 +18,7 @@ from veneer.train.optim.adamw import FlatAdamW
 def stepped(settings: OptimizerSettings, folder: Path) -> tuple[list[torch.Tensor], FlatAdamW]:
     rng = torch.Generator().manual_seed(0)
     sizes = [("a", "in", (50, 333)), ("b", "out", (7000,)), ("s", "scale", (300,))]
-    named = [Named("layer", n, r, nn.Parameter(torch.randn(s, generator=rng))) for n, r, s in sizes]  # type: ignore[arg-type]
+    named = [NamedParameter("layer", n, r, nn.Parameter(torch.randn(s, generator=rng))) for n, r, s in sizes]  # type: ignore[arg-type]
     optimizer = build_optimizer(named, settings, folder)
     assert isinstance(optimizer, FlatAdamW)
     for _ in range(3):

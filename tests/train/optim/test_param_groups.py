@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from veneer.adapters.adapter import Named
-from veneer.adapters.attach import Adapter, attach
+from veneer.adapters.adapter import Adapter
+from veneer.adapters.attach import attach
+from veneer.adapters.part import NamedParameter
 from veneer.errors import ConfigError
 from veneer.methods.base import config_from
 from veneer.recipe.settings import OptimizerSettings
@@ -80,7 +81,7 @@ def beside(**settings: Any) -> dict[str, tuple[float, float]]:
     """LoRA on an embedding and a linear layer, and a prompt: path.name -> (learning rate, weight decay)."""
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 6, bias=False))
     on = attach(model, config_from("lora", {"rank": 2}), r"[01]").named()
-    on.append(Named("prompt", "table", "full", nn.Parameter(torch.zeros(3, 4)), "prompt"))
+    on.append(NamedParameter("prompt", "table", "full", nn.Parameter(torch.zeros(3, 4)), "prompt"))
     names = {id(n.parameter): f"{n.path}.{n.name}" for n in on}
     groups = parameter_groups(on, OptimizerSettings(lr=1e-3, weight_decay=0.1, **settings))
     assert len({g["role"] for g in groups}) == len(groups), "each group is told by a label of its own"

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from veneer.adapters.adapter import Named
+from veneer.adapters.part import NamedParameter
 from veneer.errors import ConfigError
 from veneer.methods.base import Role
 from veneer.recipe.settings import OptimizerSettings
@@ -24,7 +24,7 @@ OPTIMIZERS: Registry[Callable[[Groups, OptimizerSettings, Path | None], torch.op
 NOT_DECAYED = ("scale", "bias")
 
 
-def parameter_groups(named: Sequence[Named], settings: OptimizerSettings) -> Groups:
+def parameter_groups(named: Sequence[NamedParameter], settings: OptimizerSettings) -> Groups:
     """One group per role present, in a fixed order, each with `role`, `base_lr`, `lr` and `weight_decay`.
 
     What has a rate of its own by its place is a group by itself: `embedding in`, `embedding out`, `prompt full`.
@@ -47,7 +47,7 @@ def parameter_groups(named: Sequence[Named], settings: OptimizerSettings) -> Gro
 
 
 def _refuse_idle(
-    named: Sequence[Named], roles: set[Role], settings: OptimizerSettings, own: Mapping[str, float | None]
+    named: Sequence[NamedParameter], roles: set[Role], settings: OptimizerSettings, own: Mapping[str, float | None]
 ) -> None:
     for place, rate in own.items():
         if rate is not None and not any(n.place == place for n in named):
@@ -67,7 +67,7 @@ def _refuse_idle(
 
 
 def build_optimizer(
-    named: Sequence[Named], settings: OptimizerSettings, folder: Path | None = None
+    named: Sequence[NamedParameter], settings: OptimizerSettings, folder: Path | None = None
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer over the adapter's parameters.
 

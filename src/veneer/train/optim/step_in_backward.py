@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from veneer.adapters.adapter import Change
+from veneer.adapters.adapter import Adapter
 from veneer.errors import ConfigError, TrainingError
 from veneer.methods.base import METHODS, Delta
 from veneer.recipe.settings import Recipe
@@ -82,7 +82,7 @@ class AtOnce:
         parameter.grad = None
 
 
-def check_in_backward(recipe: Recipe, adapter: Change, plan: Sequence[Sequence[Any]]) -> None:
+def check_in_backward(recipe: Recipe, adapter: Adapter, plan: Sequence[Sequence[Any]]) -> None:
     """Raise ConfigError, before the first step, where a gradient cannot be used as soon as it is there."""
     if not recipe.optimizer.in_backward:
         return
