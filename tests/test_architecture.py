@@ -26,6 +26,7 @@ ORDER = [
     {"plan", "evaluate", "analyze"},
     {"serve"},
     {"learn"},
+    {"api"},
     {"cli"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

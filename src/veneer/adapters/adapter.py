@@ -30,6 +30,8 @@ class Adapter:
         """The name by which others find the base; written into the adapter's folder."""
         self.name = name
         """What the caller calls it."""
+        self.facts: dict[str, Any] = {}
+        """What its folder says of its training: recipe, data, metrics."""
         self._frozen: list[nn.Parameter] = []
 
     @property
@@ -55,12 +57,15 @@ class Adapter:
                 parameter.requires_grad_(False)
             for part in self.parts:
                 part.attach()
+            self.base.attached.append(self)
         return self
 
     def detach(self) -> Self:
         """Detach every part and restore which parameters of the base are trained."""
         for part in reversed(self.parts):
             part.detach()
+        if self in self.base.attached:
+            self.base.attached.remove(self)
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []

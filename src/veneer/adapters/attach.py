@@ -15,7 +15,7 @@ from veneer.adapters.targets import Targeting, choose
 from veneer.adapters.virtual_tokens import new_virtual_tokens
 from veneer.base.base import Base
 from veneer.base.device import Device
-from veneer.disk.adapter_dir import parts_of, read_adapter
+from veneer.disk.adapter_dir import parts_of, read_adapter, read_facts
 from veneer.errors import AdapterMismatch, ConfigError
 from veneer.methods.base import METHODS, MethodConfig, Watch, refuse_idle_patterns
 from veneer.prompts.base import PromptConfig
@@ -30,6 +30,7 @@ def attach(
     seed: int = 0,
     look: Callable[[], object] | None = None,
     begun: Sequence[str] | None = None,
+    kind: type[Adapter] = Adapter,
 ) -> Adapter:
     """Attach a new adapter to `base` and freeze the rest.
 
@@ -38,6 +39,7 @@ def attach(
     targets    a Targeting, or what its field `targets` takes
     prompt     settings of virtual tokens in front of the text
     look       runs the network on some training rows; called once, for an init that looks at the layers' inputs (EVA)
+    kind       the class of the result
     begun      the modules of an adapter that has looked already, with `config` as it was settled then: it goes on from
                tensors that are put in its place afterwards
     Raises TargetError or ConfigError, before anything is changed, if the targets do not fit the model or the method, or
@@ -50,7 +52,7 @@ def attach(
         parts.append(_new_deltas(base, config, targeting, seed, look, begun))
     if prompt is not None:
         parts.append(new_virtual_tokens(base, prompt, seed))
-    return Adapter(base, parts).attach()
+    return kind(base, parts).attach()
 
 
 def as_base(base: Base | nn.Module) -> Base:
@@ -142,10 +144,11 @@ def load_adapter(
     name: str | None = None,
     allow_other_base: bool = False,
     allow_no_effect: bool = False,
+    kind: type[Adapter] = Adapter,
 ) -> Adapter:
     """Read an adapter folder (ours or PEFT's) and attach it, dropout off.
 
-    name    what the caller calls it; by default the folder's name
+    name    keep it in `base.adapters` under this name, detached, for `base.using(name)`
     Raises AdapterMismatch, with the network unchanged, unless every tensor lands, every target is filled, shapes are
     equal, the base's fingerprint is the recorded one (or `allow_other_base`), and the adapter changes an output (or
     `allow_no_effect`).
@@ -161,4 +164,9 @@ def load_adapter(
         )
     if folders and [part.folder for part in parts] != ["method", "prompt"]:
         raise AdapterMismatch(f"{folder} should hold a method's deltas and a prompt, and does not")
-    return Adapter(base, parts, base_name, folder.name if name is None else name).eval().attach()
+    adapter = kind(base, parts, base_name, folder.name if name is None else name).eval()
+    adapter.facts = read_facts(folder)
+    if name is None:
+        return adapter.attach()
+    base.adapters[name] = adapter
+    return adapter
