@@ -1,5 +1,5 @@
 // Decoding with bfloat16 dot products: a few rows of x against codes that are read once.
-// The meaning of everything here stands in matvec.h.
+// The scalar reference is scalar::matmul (matmul.h).
 #pragma once
 #include "avx512bf16.h"
 

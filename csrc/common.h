@@ -33,7 +33,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// ---- number types: the meaning of each conversion
+// ---- number types: the reference of each conversion
 
 inline uint32_t bits_of(float f) {
     uint32_t u;

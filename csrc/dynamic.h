@@ -104,7 +104,7 @@ VN_FN VN_INLINE float absmax8(const float *x) {
     return float_of(max_of(top));
 }
 
-// The same for whole blocks of 256 with anything in them; others are left to the meaning.
+// The same for full blocks of 256 that are not all zeros; the scalar code takes the others.
 VN_FN inline void encode_absmax(const EncodeAbsmax &e, int64_t first, int64_t last) {
     const Coder coder(*e.map);
     for (int64_t b = first; b < last; b++) {

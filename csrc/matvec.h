@@ -1,5 +1,5 @@
 // Matrix-vector products for decoding: y (N, O) = x (N, D) W^T for N of at most 16, bounded by reading W once.
-// The meaning is scalar::matmul (matmul.h).
+// The scalar reference is scalar::matmul (matmul.h).
 
 #ifndef VN_MATVEC_H
 #define VN_MATVEC_H
@@ -21,7 +21,8 @@ struct Vectors {
     void *y;
 };
 
-// All rows of W with an instruction set's two functions: rows of x permuted to T, padded to STEP, and a task's rows of W.
+// All rows of W, by an instruction set's two functions: one permutes a row of x (to T, padded to STEP), one computes a
+// task's rows of W.
 template <class T, int64_t STEP, void (*PERMUTE)(const void *, int, int64_t, int64_t, T *),
           bool (*MATVEC)(const Vectors &, int64_t, int64_t)>
 bool over_rows(const veneer_weight &w, const void *x, int dtype, int64_t n, void *y, int threads) {

@@ -85,7 +85,7 @@ VN_FN inline int64_t measure(const Quantize &q, int64_t first, int64_t count, fl
     return -1;
 }
 
-// The same with W values at a time; a short last block and blocks of no multiple of 2 W are left to the meaning.
+// The same with W values at a time; the scalar code takes a short last block, and blocks not a multiple of 2 W.
 // Nothing is clamped: what the rounding of 1 / absmax puts beyond 1 is beyond all bounds anyway.
 VN_FN inline int64_t quantize(const Quantize &q, int64_t first, int64_t last) {
     const Intervals intervals = intervals_of(q.bounds, q.order);

@@ -23,7 +23,7 @@ extern "C" {
 
 #define VENEER_ABI 2
 
-// Instruction sets, each one a build of the same meaning.
+// Instruction sets; all implement the same functions.
 enum { VENEER_SCALAR = 0, VENEER_AVX2 = 1, VENEER_AVX512 = 2, VENEER_AVX512BF16 = 3, VENEER_NEON = 4, VENEER_ISAS = 5 };
 // Number types of x, y and dequantized weights.
 enum { VENEER_F32 = 0, VENEER_BF16 = 1, VENEER_F16 = 2 };

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from veneer import errors
-from veneer.errors import DiskError, InputError, Refused, VeneerError, did_you_mean
+from veneer.errors import DiskError, InputError, Refused, VeneerError, did_you_mean, listed
 
 CLASSES = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, Exception)]
 
@@ -51,3 +51,17 @@ def test_input_errors_are_value_errors_and_disk_errors_are_os_errors() -> None:
 )
 def test_did_you_mean(word: str, known: list[str], said: str) -> None:
     assert did_you_mean(word, known) == said
+
+
+@pytest.mark.parametrize(
+    ("items", "most", "separator", "wanted"),
+    [
+        (["a", "b"], 2, "", "  a\n  b"),
+        (["a\nof two lines", "b", "c"], 1, "", "  a\n  of two lines\n  ... and 2 more"),
+        (["a", "b"], 2, ", ", "a, b"),
+        (["a", "b", "c", "d"], 2, "; ", "a; b and 2 more"),
+        ([], 8, "", ""),
+    ],
+)
+def test_long_lists_are_cut_and_counted(items: list[str], most: int, separator: str, wanted: str) -> None:
+    assert listed(items, most, separator) == wanted

@@ -196,7 +196,7 @@ def test_a_probe_is_kept_and_made_anew_on_request(monkeypatch: pytest.MonkeyPatc
     first = machine.probe_dtype()
     assert machine.probe_dtype() == first and len(measured) == 1
     assert machine.compute_dtype() == "bfloat16"
-    assert machine.probe_dtype(anew=True) != first and len(measured) == 2
+    assert machine.probe_dtype(refresh=True) != first and len(measured) == 2
     (kept,) = tmp_path.glob("probe-*.json")
     assert json.loads(kept.read_text())["bfloat16_backward"] == 0.125
     kept.write_text('{"other": 1}')

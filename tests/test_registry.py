@@ -30,7 +30,7 @@ def test_the_decorator_returns_what_it_registers(colors: Registry[int]) -> None:
 
 
 def test_a_taken_name_is_refused_and_the_first_thing_stays(colors: Registry[int]) -> None:
-    with pytest.raises(ConfigError, match=r"^color 'red' is registered already, by 1$"):
+    with pytest.raises(ConfigError, match=r"^color 'red' is already registered, by 1$"):
         colors.add("red")(3)
     assert colors["red"] == 1
 

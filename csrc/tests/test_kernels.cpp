@@ -1,4 +1,4 @@
-// Every instruction set of this machine against the scalar meaning, and the meaning against a few numbers by hand.
+// Every instruction set of this machine against the scalar reference, and that against a few numbers by hand.
 // Buffers are exactly as long as the ABI says, so that a sanitizer sees every byte read or written beyond them.
 #include <cmath>
 #include <cstdio>
@@ -107,7 +107,7 @@ struct Weight {
     }
 };
 
-void test_meaning() {  // x = [-1, .5, 2], absmax 2: -0.5, 0.25, 1 -> codes 2, 10, 15, and 7 to fill the byte
+void test_reference() {  // x = [-1, .5, 2], absmax 2: -0.5, 0.25, 1 -> codes 2, 10, 15, and 7 to fill the byte
     const float x[3] = {-1.f, .5f, 2.f};
     float bounds[15], absmax = 0;
     uint8_t order[16], codes[2];
@@ -299,7 +299,7 @@ void run_threads(void (*work)(void *), void *data, unsigned threads, unsigned) {
 }  // namespace
 
 int main() {
-    test_meaning();
+    test_reference();
     test_refusals();
     for (bool threads : {false, true}) {
         veneer_use_pool(threads ? reinterpret_cast<void *>(run_threads) : nullptr);

@@ -4,19 +4,19 @@ VeneerError                      exit status 1
 |-- InputError(ValueError)       exit status 2: what was given cannot be used; change it and run again
 |   |-- ConfigError              a setting: unknown, of the wrong type or out of range
 |   |-- DataError                a file of rows: missing, malformed, or with nothing to learn from
-|   |-- ModelError               a model: not found, not complete, or of a kind that does not fit
-|   |-- TargetError              target names that match no module, or modules no method can adapt
-|   |-- NotFoldable              a delta that is no weight change, asked to become one
-|   `-- AdapterMismatch          an adapter folder and a model that do not belong together
-|-- TrainingError                training cannot go on (a loss that is not finite, a parameter without gradient)
-|-- DiskError                    a file could not be written or read whole
-`-- Refused                      exit status 3: it would not fit, or did not verify
+|   |-- ModelError               a model: not found, incomplete, or of an unsupported kind
+|   |-- TargetError              target names that match no module, or modules that no method can adapt
+|   |-- NotFoldable              a delta that is not a change of one weight, so it cannot be merged
+|   `-- AdapterMismatch          an adapter folder that does not fit the model
+|-- TrainingError                training cannot continue (a loss that is not finite, a parameter without gradient)
+|-- DiskError                    a file could not be read or written completely
+`-- Refused                      exit status 3: it would not fit in memory, or did not verify
 
-A message says what was given, what was wanted, where, and what to do; where several things are wrong it lists them all.
+A message says what was given, what was expected, where, and what to do. It lists all problems, not only the first.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class VeneerError(Exception):
@@ -26,7 +26,7 @@ class VeneerError(Exception):
 
 
 class InputError(VeneerError, ValueError):
-    """What was given cannot be used."""
+    """The input cannot be used."""
 
     exit_status = 2
 
@@ -40,7 +40,7 @@ class DataError(InputError):
 
 
 class ModelError(InputError):
-    """A model was not found, is not complete, or is of a kind that does not fit."""
+    """A model was not found, is incomplete, or is of an unsupported kind."""
 
 
 class TargetError(InputError):
@@ -48,23 +48,23 @@ class TargetError(InputError):
 
 
 class AdapterMismatch(InputError):
-    """An adapter folder and a model do not belong together."""
+    """An adapter folder does not fit the model."""
 
 
 class NotFoldable(InputError):
-    """This delta is not a change of one weight, so it cannot be folded."""
+    """This delta is not a change of one weight, so it cannot be merged."""
 
 
 class TrainingError(VeneerError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class DiskError(VeneerError, OSError):
-    """A file could not be written or read whole."""
+    """A file could not be read or written completely."""
 
 
 class Refused(VeneerError):
-    """Would not fit, or did not verify."""
+    """The run would not fit in memory, or a result did not verify."""
 
     exit_status = 3
 
@@ -77,3 +77,16 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 3) -> str:
     """
     close = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
     return f". Did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
+
+
+def listed(items: Sequence[str], most: int = 8, separator: str = "") -> str:
+    """The first `most` items and the number of the others: one per line, indented, or joined by `separator`.
+
+    >>> listed(["q_proj", "k_proj", "v_proj"], 2, ", ")
+    'q_proj, k_proj and 1 more'
+    """
+    left = len(items) - most
+    if separator:
+        return separator.join(items[:most]) + (f" and {left} more" if left > 0 else "")
+    lines = [f"  {line}" for item in items[:most] for line in item.splitlines()]
+    return "\n".join([*lines, f"  ... and {left} more"] if left > 0 else lines)

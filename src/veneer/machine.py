@@ -1,7 +1,7 @@
-"""The machine this process runs on: its cores, memory and instruction set, and which dtype it computes faster in.
+"""The machine: cores, memory, instruction set, and whether bfloat16 or float32 is faster on it.
 
-Nothing happens at import. Only `prepare_process`, which veneer's own command calls before torch starts, changes
-anything in the process.
+Importing this module does nothing. Only `prepare_process` changes the process; veneer's command calls it before torch
+starts.
 """
 
 import ctypes
@@ -25,34 +25,34 @@ from pathlib import Path
 from typing import Any
 
 SPIN_COUNT = 1000
-"""Turns a waiting OpenMP thread spins before it sleeps.
+"""Iterations that a waiting OpenMP thread spins before it sleeps.
 
-benchmarks/openmp_spin.py on two Zen 5 cores that other programs kept busy, seconds a step in two runs: libgomp's
-default 3.0 and 2.7, this 0.49 and 1.02, passive 0.48 and 0.58. Figures of a quiet machine are still to be taken.
+Seconds per step of benchmarks/openmp_spin.py, two runs on two Zen 5 cores that other programs kept busy: libgomp's
+default 3.0 and 2.7, this value 0.49 and 1.02, passive 0.48 and 0.58. Not yet measured on an idle machine.
 """
 PRIMITIVES = 64
-"""Matrix products of one shape each that oneDNN keeps prepared, the code for them included.
+"""Capacity of oneDNN's primitive cache: compiled matrix products, one per shape.
 
-Rows are packed to a number of tokens that differs from step to step, so each step has shapes of its own (a LoRA on
-SmolLM2: 22, with a 4-bit base 17) and hardly any comes again. oneDNN's own 1024 made 203 steps on 2400 rows of WikiSQL
-(NF4, one thread, side by side) peak at 2.76 GB instead of 2.39, in 467 s instead of 461.
+Packed batches differ in their number of tokens, so each step has new shapes (LoRA on SmolLM2: 22, on a 4-bit base 17)
+that hardly ever repeat. With oneDNN's default of 1024, 203 steps on 2400 rows of WikiSQL (NF4, one thread) peaked at
+2.76 GB instead of 2.39 and took 467 s instead of 461.
 """
 CLEARLY_FASTER = 1.2
-"""bfloat16 is chosen if float32 takes at least this many times as long."""
+"""bfloat16 is chosen if float32 takes at least this many times as long; otherwise float32 is more exact."""
 FLAGS = """
 sse4_2 avx avx2 fma f16c avx_vnni avx512f avx512bw avx512vl avx512_vnni avx512_bf16 avx512_fp16
 amx_tile amx_int8 amx_bf16 asimd asimdhp asimddp i8mm bf16 sve sve2 sme
 """
-"""Of x86, then of ARM."""
+"""x86 first, then ARM."""
 MAC = {"AdvSIMD": "asimd", "FEAT_FP16": "asimdhp", "FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16"}
 OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
 UNLIMITED = 1 << 60
-"""Bytes; cgroup v1 writes "no limit" as a number about this large."""
+"""Bytes; cgroup v1 writes "no limit" as a larger number."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was found.  None stands for what this system does not tell."""
+    """Facts about the machine; None where the system does not report one."""
 
     system: str
     cpu: str
@@ -60,18 +60,18 @@ class Machine:
     logical_cores: int
     physical_cores: int | None
     usable_cores: int
-    """What affinity and the cgroup's quota leave to this process."""
+    """Cores this process may use, after CPU affinity and the cgroup's quota."""
     cpu_quota: float | None
-    """Cores' worth of time a cgroup allows, or None without a limit."""
+    """The cgroup's CPU quota in cores; None without a limit."""
     memory_total: int | None
-    """Bytes, as are the next four; a cgroup's limit counts."""
+    """Bytes, like the next four; at most the cgroup's limit."""
     memory_available: int | None
     memory_limit: int | None
-    """The cgroup's, if it has one."""
+    """The cgroup's limit, if any."""
     swap_total: int | None
     disk_free: int
     disk_path: str
-    """The cache folder, or the part of its path that exists."""
+    """The cache folder, or its nearest existing parent."""
     compiler: str | None
     python: str
     torch: str | None
@@ -86,19 +86,18 @@ class Machine:
 
 
 def cache_dir() -> Path:
-    """Folder of converted models and measurements: $VENEER_CACHE, else $XDG_CACHE_HOME/veneer, else ~/.cache/veneer."""
+    """The cache folder: $VENEER_CACHE, else $XDG_CACHE_HOME/veneer, else ~/.cache/veneer."""
     if own := os.environ.get("VENEER_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "veneer"
 
 
 def prepare_process() -> None:
-    """Set OpenMP and oneDNN up for a process of veneer's own, before torch starts; what the user has set stays.
+    """Configure OpenMP and oneDNN before torch starts; environment variables that the user has set win.
 
-    Waiting threads spin for a bounded time: without a bound two processes on the same cores slow each other many times
-    over, and without any spinning every short parallel region waits for a thread to wake. Under a cgroup's CPU quota
-    the number of threads is the quota, or the kernel would stop all of them for part of every period.
-    oneDNN keeps as many prepared products as a step has shapes, and some more.
+    Threads spin for a bounded time: with no bound, two processes on the same cores slow each other many times over;
+    with no spinning, every short parallel region waits for a thread to wake. Under a cgroup's CPU quota the number of
+    threads is the quota; with more, the kernel would stop all of them for part of every period.
     """
     if "OMP_WAIT_POLICY" not in os.environ and "GOMP_SPINCOUNT" not in os.environ:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
@@ -109,7 +108,7 @@ def prepare_process() -> None:
 
 
 def describe(root: Path = Path("/")) -> Machine:
-    """Look at the machine; `root` is where /proc and /sys are found."""
+    """Collect the facts; `root` is the folder that holds /proc and /sys."""
     total, _, swap = _memory(root)
     limit = min((most for most, _ in _cgroup_memory(root)), default=None)
     if limit is not None:
@@ -138,9 +137,9 @@ def describe(root: Path = Path("/")) -> Machine:
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that can still be taken now: what the system has left, or less where a cgroup (v1 or v2) leaves less.
+    """Memory available to this process now: the system's, or what its cgroup (v1 or v2) leaves, whichever is less.
 
-    File cache that can be dropped counts as free.  None where the system does not tell.
+    Page cache that can be dropped counts as free.  None where the system does not report it.
     """
     _, available, _ = _memory(root)
     rooms = [max(limit - used, 0) for limit, used in _cgroup_memory(root)]
@@ -148,7 +147,7 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 
 def isa_flags(root: Path = Path("/")) -> list[str]:
-    """The instruction sets that matter to matrix kernels, by their names in /proc/cpuinfo."""
+    """The instruction sets relevant to matrix kernels, by their names in /proc/cpuinfo."""
     if sys.platform == "darwin":
         found = {name for feature, name in MAC.items() if _sysctl(f"hw.optional.arm.{feature}") == "1"}
         found |= set((_sysctl("machdep.cpu.features") + " " + _sysctl("machdep.cpu.leaf7_features")).lower().split())
@@ -159,7 +158,7 @@ def isa_flags(root: Path = Path("/")) -> list[str]:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Cores this process can keep busy: its affinity, and the quota of its cgroup."""
+    """Cores this process may use: its CPU affinity, at most its cgroup's quota."""
     quota = _cgroup_cpu(root)
     return _affinity() if quota is None else max(1, min(_affinity(), math.ceil(quota)))
 
@@ -202,9 +201,9 @@ def _memory(root: Path) -> tuple[int | None, int | None, int | None]:
 
 
 def cgroup_folders(root: Path, controller: str) -> list[Path]:
-    """This process's cgroup folders that may hold limits, innermost first; "" is the one hierarchy of version 2.
+    """The cgroup folders of this process that may hold limits, innermost first; controller "" is cgroup v2.
 
-    Inside a container the path in /proc/self/cgroup may not exist under /sys/fs/cgroup; its existing parents are used.
+    In a container the path in /proc/self/cgroup may not exist under /sys/fs/cgroup; then its existing parents are used.
     """
     mount = root / "sys/fs/cgroup" / controller
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -216,7 +215,7 @@ def cgroup_folders(root: Path, controller: str) -> list[Path]:
 
 
 def _cgroup_memory(root: Path) -> list[tuple[int, int]]:
-    """Every limit on this process and what is used under it (file cache that can be dropped not counted), in bytes."""
+    """Every memory limit on this process and its current use (without page cache that can be dropped), in bytes."""
     found = []
     names = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
     for controller, (limit_name, used_name) in names.items():
@@ -240,12 +239,16 @@ def _cgroup_cpu(root: Path) -> float | None:
     return min(cores, default=None)
 
 
+def find_compiler() -> str | None:
+    """The path of the first C++ compiler found: $CXX, g++, clang++, c++."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
 def _compiler() -> str | None:
-    """The first C++ compiler on the path, as "path (version line)"."""
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and (path := shutil.which(name)):
-            return f"{path} ({(_run(path, '--version').splitlines() or ['version unknown'])[0]})"
-    return None
+    """The C++ compiler as "path (version line)"."""
+    path = find_compiler()
+    return path and f"{path} ({(_run(path, '--version').splitlines() or ['version unknown'])[0]})"
 
 
 def _torch_version() -> str | None:
@@ -264,14 +267,14 @@ def _cuda_devices() -> list[str]:
 
 
 def rss_bytes() -> int:
-    """Memory this process holds now."""
+    """Resident memory of this process now."""
     if found := re.search(r"^VmRSS:\s+(\d+) kB$", _text(Path("/proc/self/status")), re.MULTILINE):
         return int(found[1]) * 1024
     return int(_run("ps", "-o", "rss=", "-p", str(os.getpid())).strip() or 0) * 1024
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process has held, since its start or since `reset_peak_rss`."""
+    """Peak resident memory since the process started, or since `reset_peak_rss`."""
     if found := re.search(r"^VmHWM:\s+(\d+) kB$", _text(Path("/proc/self/status")), re.MULTILINE):
         return int(found[1]) * 1024
     import resource  # not on Windows, where /proc is missing too
@@ -280,7 +283,7 @@ def peak_rss_bytes() -> int:
 
 
 def reset_peak_rss() -> bool:
-    """Let `peak_rss_bytes` count from now; whether the system allows it."""
+    """Reset the peak to the current value; returns whether the system allows it."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -289,9 +292,9 @@ def reset_peak_rss() -> bool:
 
 
 def trim_memory() -> None:
-    """Give freed memory back to the system, where the C library keeps it for later.
+    """Return freed heap memory to the system (malloc_trim).
 
-    A 1.1B model takes 1.0 GB less while it is quantized, and 200 MiB less after the forward pass of 6 of its blocks.
+    Saves 1.0 GB while a 1.1B model is quantized, and 200 MiB after the forward pass of 6 of its blocks.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -299,7 +302,7 @@ def trim_memory() -> None:
 
 @dataclass(frozen=True)
 class Probe:
-    """Seconds of one frozen linear layer (512 tokens, 1024 to 1024), forward and the gradient of its input."""
+    """Seconds of one frozen linear layer (512 tokens, 1024 to 1024): forward, and the gradient of its input."""
 
     float32_forward: float
     float32_backward: float
@@ -317,35 +320,35 @@ class Probe:
 
 
 def compute_dtype() -> str:
-    """The dtype that veneer computes in on this machine where the user leaves it open."""
+    """The default compute dtype on this machine."""
     return probe_dtype().chosen
 
 
-def probe_dtype(*, anew: bool = False, seconds: float = 0.5) -> Probe:
-    """Measure bfloat16 against float32, or take the result kept for this CPU, torch and number of threads.
+def probe_dtype(*, refresh: bool = False, seconds: float = 0.5) -> Probe:
+    """Time bfloat16 and float32, or return the cached result for this CPU, torch version and number of threads.
 
-    anew      measure even if there is one
-    seconds   what the measurement may take, beyond its first turn
+    refresh   measure even if a result is cached
+    seconds   time limit of the measurement, after its warm-up
     """
     import torch
 
     facts = [_cpu_model(Path("/")), *isa_flags(), torch.__version__, str(torch.get_num_threads())]
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
-    kept = cache_dir() / f"probe-{key}.json"
-    if not anew:
-        with suppress(OSError, ValueError, TypeError):  # absent, or written by another version
-            return Probe(**json.loads(kept.read_text(encoding="utf-8")))
+    cached = cache_dir() / f"probe-{key}.json"
+    if not refresh:
+        with suppress(OSError, ValueError, TypeError):  # missing, or written by another version
+            return Probe(**json.loads(cached.read_text(encoding="utf-8")))
     probe = choose(*_timed_matmuls(seconds))
-    with suppress(OSError):  # a cache that cannot be written costs the next run half a second
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        temporary = kept.with_suffix(f".{os.getpid()}.tmp")
+    with suppress(OSError):  # without a cache the next run measures again, half a second
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        temporary = cached.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(asdict(probe)), encoding="utf-8")
-        temporary.replace(kept)
+        temporary.replace(cached)
     return probe
 
 
 def choose(f32_forward: float, f32_backward: float, bf16_forward: float, bf16_backward: float) -> Probe:
-    """The dtype that these four times (seconds) speak for, with the reason."""
+    """Choose the dtype from these four times in seconds; also says why."""
     slow, fast = f32_forward + f32_backward, bf16_forward + bf16_backward
     chosen = "bfloat16" if slow >= CLEARLY_FASTER * fast else "float32"
     times = f"{fast * 1e3:.2f} ms against {slow * 1e3:.2f} ms, forward and backward"
@@ -359,7 +362,7 @@ def choose(f32_forward: float, f32_backward: float, bf16_forward: float, bf16_ba
 
 
 def _timed_matmuls(seconds: float) -> tuple[float, float, float, float]:
-    """Median seconds of float32 forward, float32 backward, bfloat16 forward, bfloat16 backward, taken in turns."""
+    """Median seconds of float32 forward and backward, bfloat16 forward and backward, measured in turns."""
     import torch
     from torch.nn.functional import linear
 

@@ -1,6 +1,6 @@
-"""A registry: names to things, filled where the things are defined.
+"""A registry maps names to objects; each object registers itself where it is defined.
 
-Taken names are refused, and a name that is not there lists those that are.
+Registering a taken name is an error. Looking up an unknown name lists the known ones.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +15,9 @@ S = TypeVar("S")
 
 
 class Registry(Generic[T]):
-    """Named things of one kind, in the order of their names.
+    """Named objects of one kind, sorted by name.
 
-    noun    what the things are called in messages, e.g. "method"
+    noun    what messages call them, e.g. "method"
     """
 
     def __init__(self, noun: str) -> None:
@@ -25,11 +25,11 @@ class Registry(Generic[T]):
         self._things: dict[str, T] = {}
 
     def add(self, name: str) -> Callable[[S], S]:
-        """Decorator that registers what it decorates under `name`; raises ConfigError if the name is taken."""
+        """Decorator: register a class or function under `name`.  Raises ConfigError if the name is taken."""
 
         def register(thing: S) -> S:
             if name in self._things:
-                raise ConfigError(f"{self.noun} {name!r} is registered already, by {self._things[name]!r}")
+                raise ConfigError(f"{self.noun} {name!r} is already registered, by {self._things[name]!r}")
             self._things[name] = thing  # type: ignore[assignment]
             return thing
 

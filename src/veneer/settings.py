@@ -1,4 +1,4 @@
-"""Typed settings of registered things: from plain mappings to dataclasses, and in words what is wrong with them."""
+"""Settings of a method, storage or prompt: validate a plain mapping into its dataclass."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,9 +13,9 @@ C = TypeVar("C")
 
 
 def typed(noun: str, name: str, config: type[C], settings: Mapping[str, Any]) -> C:
-    """`settings` as a `config`, the dataclass of the `noun` (method, storage, prompt) called `name`.
+    """Validate `settings` into `config`, the dataclass of the `noun` (method, storage, prompt) called `name`.
 
-    Raises ConfigError for fields it does not have, with close matches, and for values that are not of their type.
+    Raises ConfigError for unknown fields, with close matches, and for values of the wrong type.
     """
     known = [f.name for f in fields(config)]  # type: ignore[arg-type]
     unknown = [f"{noun} {name} has no setting {k!r}{did_you_mean(k, known)}" for k in settings if k not in known]
@@ -35,7 +35,7 @@ def _checker(config: Any) -> TypeAdapter[Any]:
 
 
 def _wording(name: str, problem: Mapping[str, Any]) -> str:
-    """One of pydantic's findings as a line; what the settings themselves refused is in our words already."""
+    """Turn one pydantic error into a line.  A ConfigError raised by the dataclass itself is passed through."""
     refusal = problem.get("ctx", {}).get("error")
     if isinstance(refusal, ConfigError):
         return str(refusal)

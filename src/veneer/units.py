@@ -1,4 +1,4 @@
-"""Bytes and durations, written for people and read from them."""
+"""Format and parse sizes in bytes and durations."""
 
 import re
 
@@ -9,7 +9,7 @@ _UNITS |= {f"{p}iB": 2**e for p, e in zip("KMGT", (10, 20, 30, 40), strict=True)
 
 
 def format_bytes(n: float) -> str:
-    """Binary units, three significant digits: 7_400_000_000 -> "6.89 GiB"."""
+    """Format with binary units and three significant digits: 7_400_000_000 -> "6.89 GiB"."""
     size, unit = float(n), "B"
     for name in ("KiB", "MiB", "GiB", "TiB"):
         if abs(size) < 1024:

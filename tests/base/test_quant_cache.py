@@ -262,5 +262,5 @@ def test_a_cached_folder_that_lacks_a_file_is_not_whole(wide: Path, tmp_path: Pa
             check_cached(tmp_path / "q")
         gone.write_bytes(data)
     (tmp_path / "q" / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(DiskError, match="is no shard index"):
+    with pytest.raises(DiskError, match="is not a shard index"):
         check_cached(tmp_path / "q")

@@ -406,17 +406,17 @@ def other_shape(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (both, rf"(?s){UP} is no whole.*absmax: missing.*{DOWN}.*the codes hold 1023 bytes"),
-        (lambda t: t.pop(UP), rf"(?s){UP} is no whole 4-bit weight.*the codes hold 0 bytes"),
-        (lambda t: t.pop(UP + STATE), rf"(?s){UP} is no whole.*there should be one key .*found none"),
+        (both, rf"(?s){UP} is not a complete.*absmax: missing.*{DOWN}.*the codes hold 1023 bytes"),
+        (lambda t: t.pop(UP), rf"(?s){UP} is not a complete 4-bit weight.*the codes hold 0 bytes"),
+        (lambda t: t.pop(UP + STATE), rf"(?s){UP} is not a complete.*there should be one key .*found none"),
         (lambda t: t.update({f"{UP}.quant_state.bitsandbytes__fp4": t[UP + STATE]}), r"(?s)there should be one key"),
         (
             lambda t: t.update({f"{UP}.quant_state.bitsandbytes__nf5": t.pop(UP + STATE)}),
-            rf"(?s){UP} is no whole.*, found .*nf5",
+            rf"(?s){UP} is not a complete.*, found .*nf5",
         ),
         (
             lambda t: t.update({f"{UP}.zeros": torch.zeros(1)}),
-            rf"(?s){UP} is no whole.*zeros: not a key of this layout",
+            rf"(?s){UP} is not a complete.*zeros: not a key of this layout",
         ),
         (
             lambda t: t.update({f"{UP}.nested_absmax": torch.full((1,), float("nan"))}),
@@ -595,7 +595,9 @@ def test_bitsandbytes_may_compute(tmp_path: Path, tiny_model: Path, made_model: 
     assert all(bool(p.grad.any()) for p in adapter.parameters())
     adapter.save(tmp_path / "adapter")
     load_adapter(loaded(wide).network, tmp_path / "adapter")  # whose kernels computed does not matter
-    with pytest.raises(ModelError, match=r"layers\.0\.self_attn\.q_proj: its rows of 32 are no multiple of the block"):
+    with pytest.raises(
+        ModelError, match=r"layers\.0\.self_attn\.q_proj: its rows of 32 are not a multiple of the block"
+    ):
         loaded(tiny_model, {"name": "nf4", "backend": "bitsandbytes"})
 
 

@@ -42,8 +42,8 @@ def test_it_measures_anew_and_shows_limits(monkeypatch: pytest.MonkeyPatch, caps
     )  # fmt: skip
     asked = []
 
-    def probe(*, anew: bool = False) -> machine.Probe:
-        asked.append(anew)
+    def probe(*, refresh: bool = False) -> machine.Probe:
+        asked.append(refresh)
         return machine.choose(1, 1, 2, 2)
 
     monkeypatch.setattr(machine, "describe", lambda: found)

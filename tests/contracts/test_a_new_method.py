@@ -98,7 +98,7 @@ def test_its_whole_life(gain: MethodConfig, tiny_model: Path, tmp_path: Path) ->
 
 
 def test_its_name_is_taken_and_its_settings_are_checked(gain: MethodConfig) -> None:
-    with pytest.raises(ConfigError, match="method 'gain' is registered already"):
+    with pytest.raises(ConfigError, match="method 'gain' is already registered"):
         METHODS.add("gain")(Gain)
     with pytest.raises(ConfigError, match=r"method gain has no setting 'strat'. Did you mean 'start'"):
         config_from("gain", {"strat": 1})

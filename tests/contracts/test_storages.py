@@ -87,5 +87,5 @@ def test_it_is_copied_whole(kind: str) -> None:
 
 def test_no_matrix_is_refused(kind: str) -> None:
     for wrong in (torch.ones(4), torch.ones(2, 2, 2), torch.ones(0, 4), torch.ones(2, 2, dtype=torch.int32)):
-        with pytest.raises(ModelError, match="is no matrix of floating-point numbers"):
+        with pytest.raises(ModelError, match="is not a floating-point matrix"):
             keep(kind, wrong)

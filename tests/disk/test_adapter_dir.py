@@ -94,12 +94,12 @@ def test_a_file_is_no_folder(folder: Path) -> None:
 def test_a_half_written_folder_says_what_is_missing_and_what_was_found(folder: Path, name: str) -> None:
     (folder / name).unlink()
     left = ", ".join(sorted(p.name for p in folder.iterdir()))
-    assert refused(folder) == f"{folder} is no adapter folder: {name} missing; found {left}."
+    assert refused(folder) == f"{folder} is not an adapter folder: {name} missing; found {left}."
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:
     said = refused(tmp_path)
-    assert said == f"{tmp_path} is no adapter folder: {CONFIG} and {TENSORS} missing; found nothing."
+    assert said == f"{tmp_path} is not an adapter folder: {CONFIG} and {TENSORS} missing; found nothing."
 
 
 def test_a_run_folder_points_to_its_adapter(folder: Path) -> None:
@@ -191,8 +191,8 @@ def test_a_folder_of_parts(tmp_path: Path) -> None:
     assert read_facts(tmp_path / "both")["recipe"] == 1
     for name, files in parts.items():
         again = read_adapter(tmp_path / "both" / name)
-        assert again.settings == files.config and torch.equal(again.tensors["w"], files.tensors["w"])
-    with pytest.raises(AdapterMismatch, match=r"is no adapter folder: .* missing; found a, b, veneer\.json"):
+        assert again.config == files.config and torch.equal(again.tensors["w"], files.tensors["w"])
+    with pytest.raises(AdapterMismatch, match=r"is not an adapter folder: .* missing; found a, b, veneer\.json"):
         read_adapter(tmp_path / "both")
     write_adapter(tmp_path / "one", parts["a"])
     assert parts_of(tmp_path / "one") == [] == parts_of(tmp_path / "nowhere")

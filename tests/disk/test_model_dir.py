@@ -27,7 +27,7 @@ def test_everything_missing_is_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         open_model_dir(tmp_path)
     text = str(caught.value)
-    assert f"{tmp_path} is no complete model folder:" in text
+    assert f"{tmp_path} is not a complete model folder:" in text
     assert "config.json is missing" in text
     assert "no weights: model.safetensors, or model.safetensors.index.json and the shards it names, is needed" in text
     assert "no tokenizer: tokenizer.json, or tokenizer.model, or vocab.json + merges.txt" in text

@@ -75,9 +75,7 @@ def test_only_a_run_without_a_step_makes_room(run: RunDir, trained: str) -> None
 def test_a_folder_of_something_else_is_left_alone(run: RunDir) -> None:
     run.root.mkdir(parents=True)
     (run.root / "thesis.tex").write_text("mine")
-    with pytest.raises(
-        ConfigError, match=r"runs/x holds files of something else \(thesis.tex\); give the run a folder"
-    ):
+    with pytest.raises(ConfigError, match=r"runs/x holds other files \(thesis.tex\); give the run a folder"):
         run.begin(RECIPE)
     assert [p.name for p in run.root.iterdir()] == ["thesis.tex"]
 
@@ -85,7 +83,7 @@ def test_a_folder_of_something_else_is_left_alone(run: RunDir) -> None:
 def test_a_recipe_that_the_user_wrote_there_is_not_replaced(run: RunDir) -> None:
     run.root.mkdir(parents=True)
     run.recipe.write_text(RECIPE)
-    with pytest.raises(ConfigError, match=r"something else \(recipe.yaml\)"):
+    with pytest.raises(ConfigError, match=r"holds other files \(recipe.yaml\)"):
         run.begin(RECIPE)
     assert run.recipe.read_text() == RECIPE
 

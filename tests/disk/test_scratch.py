@@ -29,7 +29,7 @@ def test_a_full_disk_is_an_error_at_once(tmp_path: Path) -> None:
 
 def test_no_folder_no_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DiskError, match="takes no scratch file"):
+    with pytest.raises(DiskError, match="no scratch file can be created"):
         open_scratch(tmp_path / "file")
 
 
@@ -51,7 +51,7 @@ def test_the_file_system_of_a_folder_that_need_not_be_there(tmp_path: Path) -> N
 def test_a_folder_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_memory(Path("/proc"), "memory.page_weights", "put it on a disk")
     monkeypatch.setattr("veneer.disk.scratch.filesystem_of", lambda folder: "ramfs")
-    with pytest.raises(DiskError, match=r"memory.page_weights: .* is a ramfs, which lies in memory; put it on a disk"):
+    with pytest.raises(DiskError, match=r"memory.page_weights: .* is a ramfs, which is in memory; put it on a disk"):
         refuse_memory(tmp_path, "memory.page_weights", "put it on a disk")
 
 

@@ -137,7 +137,7 @@ def test_missing_files_and_wrong_indexes_are_named(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"gone\.safetensors does not exist"):
         open_tensors(tmp_path / "gone.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(DiskError, match="is no shard index"):
+    with pytest.raises(DiskError, match="is not a shard index"):
         open_tensors(tmp_path)
 
 
@@ -145,11 +145,11 @@ def test_writing_checks_each_tensor_and_that_all_came(tmp_path: Path) -> None:
     file = tmp_path / "x.safetensors"
     specs: dict[str, Spec] = {"a": (torch.float32, (2,)), "b": (torch.float32, (2,))}
     with (
-        pytest.raises(DiskError, match=r"1 tensors were announced and not written: \['b'\]"),
+        pytest.raises(DiskError, match=r"1 tensors were announced and not written: b"),
         writing_tensors(file, specs) as w,
     ):
         w.write("a", torch.ones(2))
-    with pytest.raises(DiskError, match="'a' was written already"), writing_tensors(file, specs) as w:
+    with pytest.raises(DiskError, match="'a' was already written"), writing_tensors(file, specs) as w:
         w.write("a", torch.ones(2))
         w.write("a", torch.ones(2))
     with pytest.raises(DiskError, match="'c' was not announced"), writing_tensors(file, specs) as w:

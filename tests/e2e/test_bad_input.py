@@ -150,7 +150,7 @@ def test_a_target_that_matches_nothing(refused: Refused) -> None:
 
 def test_a_model_without_weights(refused: Refused, home: Path, tiny_model: Path) -> None:
     shutil.copytree(tiny_model, home / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
-    words = "bare is no complete model folder", "no weights: model.safetensors", "Fetch or write the files again."
+    words = "bare is not a complete model folder", "no weights: model.safetensors", "Fetch or write the files again."
     refused("train recipe.yaml --model bare", *words)
     refused("generate bare --prompt x", *words)
     refused("merge bare --adapter earlier/adapter --into merged", *words)
@@ -261,9 +261,9 @@ def test_quantized_weights_that_are_wrong(refused: Refused, home: Path, tiny_mod
     save_file(tensors, home / "four" / "model.safetensors")
     refused(
         "train recipe.yaml --model four",
-        f"{up} is no whole 4-bit weight in bitsandbytes' layout:",
+        f"{up} is not a complete 4-bit weight in bitsandbytes' layout:",
         "absmax: missing",
-        f"{down} is no whole 4-bit weight",
+        f"{down} is not a complete 4-bit weight",
         "blocksize is 48, should be one of 32, 64,",
         "Nothing was loaded.",
     )
@@ -285,7 +285,7 @@ def test_a_model_that_is_not_there(refused: Refused) -> None:
 
 def test_a_run_folder_that_is_taken(refused: Refused) -> None:
     refused("train recipe.yaml --run earlier", "earlier holds a run of another recipe:", "remove that one")
-    refused("train recipe.yaml --run .", "holds files of something else", "give the run a folder of its own (run: ...)")
+    refused("train recipe.yaml --run .", "holds other files", "give the run a folder of its own (run: ...)")
 
 
 def test_a_file_where_a_folder_belongs(refused: Refused, tiny_model: Path) -> None:

@@ -133,7 +133,7 @@ def test_against_the_formula_in_float64() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     moments, rates = fresh(2), Rates(1e-2, 0.9, 0.999, 1e-8, 0.0, 1)
-    with pytest.raises(InputError, match="values hold 500 numbers, should be a multiple of 256"):
+    with pytest.raises(InputError, match="values has 500 elements, should be a multiple of 256"):
         adamw_8bit_(torch.zeros(500), torch.zeros(500), moments, rates)
     with pytest.raises(InputError, match=r"gradients is \(512,\) torch.float64, should be \(512,\) torch.float32"):
         adamw_8bit_(torch.zeros(512), torch.zeros(512, dtype=torch.float64), moments, rates)

@@ -50,13 +50,13 @@ def test_absmax_ops_refuse() -> None:
 def test_products_refuse_a_weight_that_does_not_fit() -> None:
     x, w = torch.ones(2, 64), packed(8, 64, 64, nested=True)
     m = ops.matmul_4bit
-    refuses("codes hold 256 elements of torch.uint8, a weight of 9 x 64 has 288 bytes", m, x, w, 9)
+    refuses("codes has 256 elements of torch.uint8, a weight of 9 x 64 has 288 bytes", m, x, w, 9)
     refuses("block is 33", m, x, w._replace(block=33), 8)
     refuses("absmax is (7,) torch.uint8, should be (8,)", m, x, w._replace(absmax=w.absmax[:7]), 8)
     refuses("nested_absmax and nested_levels go together", m, x, w._replace(nested_levels=None), 8)
     refuses("nested_block is 0", m, x, w._replace(nested_block=0), 8)
     refuses("levels is (16,) torch.float64", m, x, w._replace(levels=LEVELS.double()), 8)
-    refuses("codes hold 256", m, x, w._replace(codes=torch.zeros(512, dtype=torch.uint8)[::2]), 8)
+    refuses("codes has 256", m, x, w._replace(codes=torch.zeros(512, dtype=torch.uint8)[::2]), 8)
     refuses("absmax is not contiguous", m, x, packed(8, 64)._replace(absmax=torch.ones(16)[::2]), 8)
 
 

@@ -103,5 +103,5 @@ def test_copies_point_to_their_own_memory() -> None:
 
 
 def test_a_weight_that_does_not_fit_is_refused_at_once() -> None:
-    with pytest.raises(InputError, match="codes hold 256 elements"):
+    with pytest.raises(InputError, match="codes has 256 elements"):
         FastMatmul(packed(8, 64), 9, 64)

@@ -50,7 +50,7 @@ def test_an_instruction_set_can_be_forced() -> None:
 
 def test_a_name_that_is_no_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VENEER_ISA", "sse9")
-    with pytest.raises(ConfigError, match="VENEER_ISA=sse9 is no instruction set; it can be one of scalar, avx2"):
+    with pytest.raises(ConfigError, match="VENEER_ISA=sse9 is not an instruction set; it can be one of scalar, avx2"):
         native.forced_isa()
 
 
@@ -71,7 +71,7 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(native, "HERE", tmp_path)
     assert native.locate() == (
         None,
-        f"no built library at {tmp_path / 'libveneer.so'} and no sources beside it; install veneer anew",
+        f"no built library at {tmp_path / 'libveneer.so'} and no sources beside it; reinstall veneer",
     )
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "veneer.cpp").write_text("")
@@ -150,7 +150,7 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
     path, why = native.locate()
     assert path is None
-    assert str(tmp_path / "cache") in why and why.endswith("; set VENEER_CACHE to a folder that can be written")
+    assert str(tmp_path / "cache") in why and why.endswith("; set VENEER_CACHE to a writable folder")
 
 
 def test_it_is_said_in_one_line_where_it_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:

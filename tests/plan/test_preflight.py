@@ -65,9 +65,9 @@ def test_paging_into_memory_is_refused(changes: Any, advice: str, recipe: Make, 
     rows = read_examples(of)
     check_sound(of, rows, order := steps_of(of, rows.examples))
     monkeypatch.setattr("veneer.disk.scratch.filesystem_of", lambda folder: "tmpfs")
-    with pytest.raises(DiskError, match=f"is a tmpfs, which lies in memory; {advice}"):
+    with pytest.raises(DiskError, match=f"is a tmpfs, which is in memory; {advice}"):
         check_sound(of, rows, order)
-    with pytest.raises(DiskError, match=f"is a tmpfs, which lies in memory; {advice}"):
+    with pytest.raises(DiskError, match=f"is a tmpfs, which is in memory; {advice}"):
         train(of)
 
 

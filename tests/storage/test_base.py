@@ -22,13 +22,13 @@ def test_unknown_settings_are_refused_with_close_ones() -> None:
 
 
 def test_a_layout_nobody_knows_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"w: no storage knows this layout; found w\.scales"):
+    with pytest.raises(ModelError, match=r"w: no storage has this layout; found w\.scales"):
         from_tensors({"w.scales": torch.ones(1)}, "w")
-    with pytest.raises(ModelError, match=r"w: no storage knows this layout; found no tensor of this name"):
+    with pytest.raises(ModelError, match=r"w: no storage has this layout; found no tensor of this name"):
         from_tensors({"v": torch.ones(1)}, "w")
 
 
 def test_row_numbers_outside_are_refused() -> None:
     check_ids(torch.empty(0, dtype=torch.int64), 3)
-    with pytest.raises(IndexError, match=r"row numbers from -1 to 3 are outside \[0, 3\)"):
+    with pytest.raises(IndexError, match=r"ids from -1 to 3 are outside \[0, 3\)"):
         check_ids(torch.tensor([-1, 3]), 3)

@@ -62,7 +62,7 @@ def test_on_cuda_it_is_the_usual_one() -> None:
 
 def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = made((64, 96))
-    with pytest.raises(ModelError, match=r"layers\.0: its rows of 96 are no multiple of the block of 64, which"):
+    with pytest.raises(ModelError, match=r"layers\.0: its rows of 96 are not a multiple of the block of 64, which"):
         kept.compute_with("bitsandbytes", "layers.0")
     assert kept.backend == "auto"
     other = made()

@@ -23,5 +23,5 @@ def test_its_layout_is_one_tensor() -> None:
     assert isinstance(from_tensors({"m.weight": w, "other.weight.absmax": w}, "m.weight"), Dense)
     with pytest.raises(ModelError, match=r"m\.weight: no tensor of this name"):
         Dense.read({}, "m.weight")
-    with pytest.raises(ModelError, match=r"\(6,\) torch.float32 is no matrix of floating-point numbers"):
+    with pytest.raises(ModelError, match=r"\(6,\) torch.float32 is not a floating-point matrix"):
         Dense.of(w[0], DenseConfig())

@@ -144,7 +144,7 @@ def test_numbers_whose_mean_overflows_are_refused() -> None:
 
 def test_a_wrong_instruction_set_is_no_fault_of_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
-        raise ConfigError("VENEER_ISA=sse9 is no instruction set")
+        raise ConfigError("VENEER_ISA=sse9 is not an instruction set")
 
     monkeypatch.setattr(native, "library", refuse)
     with pytest.raises(ConfigError, match=r"^VENEER_ISA=sse9"):
@@ -198,7 +198,7 @@ BAD: list[tuple[Callable[[dict[str, Tensor]], None], str]] = [
         "there should be one key quant_state.bitsandbytes__nf4",
     ),
     (dropped(f".{STATE}nf4"), "found none"),
-    (lambda t: with_state(t, "{nonsense"), "holds no JSON"),
+    (lambda t: with_state(t, "{nonsense"), "is not JSON"),
     (lambda t: with_state(t, "[1]"), "should hold a JSON object, found list"),
     (lambda t: with_state(t, '{"blocksize": 64, "blocksize": 32}'), "blocksize occurs more than once"),
     (changed(quant_type="nf5"), "quant_type is 'nf5', should be 'nf4'"),
@@ -214,7 +214,7 @@ BAD: list[tuple[Callable[[dict[str, Tensor]], None], str]] = [
     (changed(nested_offset=1e39), "nested_offset is 1e+39, should be a finite number of float32"),
     (changed(nested_offset=True), "nested_offset is True, should be a finite number"),
     (changed(nested_blocksize=1 << 40), "nested_blocksize is 1099511627776, should be a positive number"),
-    (lambda t: with_state(t, "[" * 100_000), "holds no JSON"),
+    (lambda t: with_state(t, "[" * 100_000), "is not JSON"),
     (put(f".{STATE}nf4", torch.zeros(2)), "is torch.float32, should be the bytes of JSON, torch.uint8"),
     (put(".absmax", torch.zeros(1, 12, dtype=torch.uint8)), "absmax is (1, 12) torch.uint8, should be (12,)"),
     (
@@ -234,7 +234,7 @@ def test_a_file_that_is_wrong_is_refused_by_name(spoil: Callable[[dict[str, Tens
     with pytest.raises(ModelError) as caught:
         STORAGES["nf4"].read(tensors, "m.weight")
     assert words in str(caught.value)
-    assert str(caught.value).startswith("m.weight is no whole 4-bit weight")
+    assert str(caught.value).startswith("m.weight is not a complete 4-bit weight")
     assert str(caught.value).endswith("Nothing was loaded.")
 
 

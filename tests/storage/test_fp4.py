@@ -3,16 +3,16 @@
 import torch
 
 from tests.oracles import fourbit as oracle
-from veneer.storage.fp4 import FP4, ORDER, FP4Config, tables
+from veneer.storage.fp4 import FP4, ORDER, FP4Config
 
 
 def test_levels_are_twelfths_with_a_sign() -> None:
-    levels, _, _ = tables()
+    levels, _, _ = FP4.tables()
     assert levels.tolist() == torch.tensor(oracle.fp4_levels(), dtype=torch.float32).tolist()
 
 
 def test_order_is_that_of_the_levels() -> None:
-    levels, bounds, order = tables()
+    levels, bounds, order = FP4.tables()
     rising = levels[order.int()]
     assert bool((rising.diff() >= 0).all())
     assert sorted(ORDER) == list(range(16))

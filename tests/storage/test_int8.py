@@ -61,7 +61,7 @@ def test_what_is_not_finite_is_named() -> None:
 
 def test_numbers_of_8_bits_are_no_weight_to_quantize() -> None:
     w = weight((4, 8)).to(torch.float8_e4m3fn)
-    with pytest.raises(ModelError, match=r"m\.weight: \(4, 8\) torch.float8_e4m3fn is no matrix"):
+    with pytest.raises(ModelError, match=r"m\.weight: \(4, 8\) torch.float8_e4m3fn is not a floating-point matrix"):
         STORAGES["int8"].of(w, config_from("int8", {}), "m.weight")
 
 

@@ -83,7 +83,7 @@ def test_a_scaled_embedding_keeps_its_scale() -> None:
 def test_an_embedding_that_changes_itself_stays_dense() -> None:
     with pytest.raises(TargetError, match="max_norm"):
         stored(nn.Embedding(10, 8, max_norm=1.0), config_from("nf4", {}), "embed.weight")
-    with pytest.raises(TargetError, match=r"norm\.weight: a LayerNorm has no weight that a storage can keep"):
+    with pytest.raises(TargetError, match=r"norm\.weight: a LayerNorm has no weight that a storage supports"):
         stored(nn.LayerNorm(8), config_from("nf4", {}), "norm.weight")
 
 

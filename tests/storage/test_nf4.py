@@ -5,7 +5,7 @@ from math import isclose
 import torch
 
 from tests.oracles import fourbit as oracle
-from veneer.storage.nf4 import LEVELS, NF4, NF4Config, tables
+from veneer.storage.nf4 import LEVELS, NF4, NF4Config
 
 
 def test_levels_are_normal_quantiles() -> None:
@@ -20,7 +20,7 @@ def test_levels_are_float32_numbers() -> None:
 
 
 def test_bounds_are_half_way() -> None:
-    _, bounds, order = tables()
+    _, bounds, order = NF4.tables()
     assert [round(b, 5) for b in bounds.tolist()[7:]] == [
         0.03979,
         0.12026,

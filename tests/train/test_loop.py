@@ -265,7 +265,7 @@ def test_changed_rows_are_refused_when_going_on(job: Make, rows: Path, tmp_path:
 def test_a_folder_of_something_else_is_refused_before_anything_is_loaded(job: Make, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
-    with pytest.raises(ConfigError, match=r"holds files of something else \(thesis.tex\)"):
+    with pytest.raises(ConfigError, match=r"holds other files \(thesis.tex\)"):
         train(job(model="/nowhere"))
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match=r"file cannot be a run's folder"):

@@ -21,7 +21,7 @@ def command(as_json: AsJson = False) -> None:
     from veneer.kernels import native
 
     found, kernels = machine.describe(), native.status()
-    probe = machine.probe_dtype(anew=True)
+    probe = machine.probe_dtype(refresh=True)
     for label, value in _rows(found, kernels, probe):
         stdout.print(f"{label:<12} {value}", markup=False, soft_wrap=True)
     if as_json:

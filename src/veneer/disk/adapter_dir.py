@@ -1,11 +1,11 @@
-"""An adapter folder as plain data: PEFT's two files, and `veneer.json` for what PEFT has no word for.
+"""Read and write an adapter folder as plain data: PEFT's two files, and `veneer.json` with what PEFT does not store.
 
 adapter_config.json          the method's settings and targets, under PEFT's names
 adapter_model.safetensors    every trained tensor, under PEFT's names
-veneer.json                  base fingerprint, effective scales, training facts, and the sha256 of the tensors' file, so
-                             that no flipped bit is loaded (only in folders written here)
+veneer.json                  base fingerprint, effective scales, training facts, and the sha256 of the tensor file to
+                             detect damage; folders written by PEFT have no such file
 
-A folder with parts holds one such folder a part, and a `veneer.json` that names them with the sha256 of their tensors.
+A folder with parts holds one such folder per part, and a `veneer.json` with the sha256 of each part's tensor file.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from veneer.disk.atomic import replacing_folder
+from veneer.disk.atomic import json_text, replacing_folder
 from veneer.disk.tensors import writing_tensors
 from veneer.errors import AdapterMismatch, did_you_mean
 
@@ -29,7 +29,7 @@ SHA256, PARTS = "tensors_sha256", "parts"
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """What an adapter folder holds."""
+    """The contents of an adapter folder."""
 
     config: dict[str, Any]
     tensors: Mapping[str, Tensor] = field(repr=False)
@@ -37,41 +37,41 @@ class AdapterFiles:
 
 
 def write_adapter(folder: Path, files: AdapterFiles) -> int:
-    """Write the folder whole or not at all; returns its size in bytes."""
+    """Write the folder atomically; returns its size in bytes."""
     with replacing_folder(folder) as temporary:
         _write(temporary, files)
     return adapter_bytes(folder)
 
 
 def write_parts(folder: Path, parts: Mapping[str, AdapterFiles], facts: Mapping[str, Any]) -> int:
-    """Write a folder that holds several adapters, each in a folder of its own; returns its size in bytes."""
+    """Write a folder with several adapters, each in a subfolder, atomically; returns its size in bytes."""
     with replacing_folder(folder) as temporary:
         hashes = {}
         for name, files in parts.items():
             (temporary / name).mkdir()
             hashes[name] = _write(temporary / name, files)
-        (temporary / FACTS).write_text(_json({"format": 1, PARTS: hashes, **facts}), encoding="utf-8")
+        (temporary / FACTS).write_text(json_text({"format": 1, PARTS: hashes, **facts}), encoding="utf-8")
     return adapter_bytes(folder)
 
 
 def _write(folder: Path, files: AdapterFiles) -> str:
-    """Write the three files; returns the sha256 of the tensors'."""
+    """Write the three files; returns the sha256 of the tensor file."""
     _save(files.tensors, folder / TENSORS)
     written = _sha256(folder / TENSORS)
-    (folder / CONFIG).write_text(_json(files.config), encoding="utf-8")
-    (folder / FACTS).write_text(_json({**files.facts, SHA256: written}), encoding="utf-8")
+    (folder / CONFIG).write_text(json_text(files.config), encoding="utf-8")
+    (folder / FACTS).write_text(json_text({**files.facts, SHA256: written}), encoding="utf-8")
     return written
 
 
 def adapter_bytes(folder: Path) -> int:
-    """Bytes of all files of the folder."""
+    """Total size of the folder's files in bytes."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 def parts_of(folder: Path) -> list[Path]:
-    """The adapter folders inside, in order, of a folder that was written as parts; none for any other folder.
+    """The subfolders of a folder with parts, in order; [] for any other folder.
 
-    Raises AdapterMismatch if a part is missing or is not the one that was trained with the others.
+    Raises AdapterMismatch if a part is missing or was not trained together with the others.
     """
     if (folder / CONFIG).exists() or not (folder / FACTS).is_file():
         return []
@@ -94,7 +94,7 @@ def parts_of(folder: Path) -> list[Path]:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What veneer.json says, of an adapter folder or one with parts; raises as `read_adapter` does."""
+    """The contents of veneer.json, of an adapter folder or one with parts; raises like `read_adapter`."""
     if not parts_of(folder):
         _check_files(folder)
     facts = _load(folder / FACTS) if (folder / FACTS).exists() else {}
@@ -102,7 +102,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def read_adapter(folder: Path) -> AdapterFiles:
-    """Read the folder; raises AdapterMismatch that says which file is missing or broken."""
+    """Read the folder.  Raises AdapterMismatch, with the file's name, if one is missing or damaged."""
     _check_files(folder)
     config = _load(folder / CONFIG)
     facts = _load(folder / FACTS) if (folder / FACTS).exists() else {}
@@ -120,7 +120,7 @@ def read_adapter(folder: Path) -> AdapterFiles:
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write the tensors sorted by name, one at a time: no copy of all of them is made."""
+    """Write the tensors one at a time, sorted by name, without copying all of them."""
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with writing_tensors(path, specs) as writer:
         for name, tensor in sorted(tensors.items()):
@@ -142,12 +142,14 @@ def _check_files(folder: Path) -> None:
     if TENSORS in missing and (folder / "adapter_model.bin").exists():
         raise AdapterMismatch(
             f"{folder} holds adapter_model.bin, a pickle, which can run code when it is read; veneer reads safetensors "
-            f"only. Where you trust it, load it in peft and save it again with safe_serialization=True."
+            f"only. If you trust it, load it in peft and save it again with safe_serialization=True."
         )
     if missing:
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         hint = f" Did you mean {folder / 'adapter'}?" if (folder / "adapter" / CONFIG).exists() else ""
-        raise AdapterMismatch(f"{folder} is no adapter folder: {' and '.join(missing)} missing; found {found}.{hint}")
+        raise AdapterMismatch(
+            f"{folder} is not an adapter folder: {' and '.join(missing)} missing; found {found}.{hint}"
+        )
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -160,7 +162,3 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise AdapterMismatch(f"{path} should hold one JSON object, but holds a {type(value).__name__}")
     return value
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

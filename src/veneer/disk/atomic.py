@@ -1,7 +1,7 @@
-"""Files that are either whole or as they were: written beside their place, synced, then renamed over it.
+"""Atomic writes: write a temporary file beside the target, sync it, then rename it over the target.
 
-What is being written is locked by its process.  A killed one leaves it unlocked, and the next to write the same clears
-it away.
+The writing process locks its temporary file. If the process is killed, the lock is gone, and the next writer of the
+same target removes the file.
 """
 
 import errno
@@ -19,15 +19,15 @@ from typing import Any
 from veneer.errors import DiskError
 
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}\.tmp")
-"""What `_beside` calls them."""
+"""Names that `_beside` gives."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary, empty file in the same folder; on success it takes `path`'s place, on any error it is removed.
+    """Yield an empty temporary file in the same folder; on success it replaces `path`, on any error it is removed.
 
-    Where `path` is a link, what it points to is replaced.
-    Raises DiskError (what, where, how much is free) when the disk is full or may not be written.
+    If `path` is a link, its target is replaced.
+    Raises DiskError, with path and free space, if the disk is full or not writable.
     """
     path = Path(os.path.realpath(path))
     with _explaining(path):
@@ -42,10 +42,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes `path`'s place, and the older folder is removed.
+    """Yield a temporary folder beside `path`; on success it replaces `path`, and the old folder is removed.
 
-    Two renames do it. A process killed between them leaves the older folder, whole, beside `path` as `.NAME.*.old`.
-    Raises DiskError as `replacing` does, and for a `path` that is a file.
+    This takes two renames. A process killed between them leaves the old folder, complete, as `.NAME.*.old`.
+    Raises DiskError like `replacing`, and if `path` is a file.
     """
     path = Path(os.path.realpath(path))
     old = _beside(path, "old")
@@ -63,7 +63,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                     path.replace(old)
                 temporary.replace(path)
                 _sync(path.parent)
-            except DiskError as error:  # about a file in the temporary folder: named by the place it was meant for
+            except DiskError as error:  # name the file by its final path
                 raise DiskError(str(error).replace(str(temporary), str(path))) from error
             finally:
                 if old.exists() and not path.exists():  # interrupted between the two renames
@@ -72,14 +72,15 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def clear_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove what killed processes left of their writing to `name`, or to anything, in `folder`; what a living one
-    writes stays.
+    """Remove temporary files of killed processes in `folder`: those of the target `name`, or all.
+
+    Files that a running process is writing stay.
     """
     for left in folder.glob(".*.tmp"):
         found = TEMPORARY.fullmatch(left.name)
         if found is None or name not in (None, found[1]):
             continue
-        with suppress(OSError):  # locked, gone, or a file system that locks nothing
+        with suppress(OSError):  # locked, gone, or a file system without locks
             handle = os.open(left, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -91,7 +92,12 @@ def clear_leftovers(folder: Path, name: str | None = None) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented UTF-8 JSON, atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON that ends in a line break."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -100,7 +106,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 @contextmanager
 def _locked(path: Path, *, folder: bool) -> Iterator[Path]:
-    """A temporary file or folder beside `path`, locked by this process; removed at the end unless it was renamed."""
+    """A temporary file or folder beside `path`, locked by this process; removed on exit unless renamed."""
     temporary, handle = _beside(path, "tmp"), -1
     try:
         while handle < 0:
@@ -117,12 +123,12 @@ def _locked(path: Path, *, folder: bool) -> Iterator[Path]:
 
 
 def _lock(path: Path) -> int:
-    """A handle that keeps `path` locked; -1 if `clear_leftovers` of another process was faster and removed it."""
+    """Lock `path` and return the handle; -1 if another process's `clear_leftovers` removed it first."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return -1
-    with suppress(OSError):  # a file system that locks nothing
+    with suppress(OSError):  # a file system without locks
         fcntl.flock(handle, fcntl.LOCK_EX)
     if path.exists():
         return handle
@@ -131,7 +137,7 @@ def _lock(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder if it is there; a failure to clean up does not hide an earlier error."""
+    """Remove a file or folder if it exists; a failure here must not hide an earlier error."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,4 +1,4 @@
-"""What makes a folder a model: config.json, whole safetensors weights and a tokenizer; all that is wrong is listed."""
+"""Check a model folder: config.json, complete safetensors weights and a tokenizer.  All problems are listed."""
 
 import json
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from veneer.disk.tensors import INDEX, SINGLE, open_tensors, weight_files
-from veneer.errors import DiskError, ModelError
+from veneer.errors import DiskError, ModelError, listed
 
 TOKENIZERS = [
     ("tokenizer.json",),
@@ -15,14 +15,14 @@ TOKENIZERS = [
     ("vocab.txt",),
     ("spiece.model",),
 ]
-"""Each row is one complete way to keep a tokenizer."""
+"""Each row is one complete set of tokenizer files."""
 COPIED = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*")
-"""What a folder made from another takes over: configuration and tokenizer, not weights."""
+"""Files copied into a folder derived from another: configuration and tokenizer, not weights."""
 
 
 @dataclass(frozen=True)
 class ModelDir:
-    """A folder that was found complete."""
+    """A complete model folder."""
 
     path: Path
     config: dict[str, Any]
@@ -30,9 +30,9 @@ class ModelDir:
 
 
 def open_model_dir(folder: Path, *, tokenizer: bool = True) -> ModelDir:
-    """Check a model folder and read its config; weights are checked by their headers and lengths, not read.
+    """Check a model folder and read its config; of the weights only headers and lengths are checked.
 
-    Raises ModelError that lists everything missing or broken and says what to do.
+    Raises ModelError that lists the missing and damaged files and says what to do.
     """
     if not folder.is_dir():
         raise ModelError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a model folder was expected")
@@ -43,8 +43,7 @@ def open_model_dir(folder: Path, *, tokenizer: bool = True) -> ModelDir:
         ways = ", or ".join(" + ".join(way) for way in TOKENIZERS)
         problems.append(f"no tokenizer: {ways} is needed")
     if problems:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        raise ModelError(f"{folder} is no complete model folder:\n{listed}\n{_advice(folder)}")
+        raise ModelError(f"{folder} is not a complete model folder:\n{listed(problems, 20)}\n{_advice(folder)}")
     return ModelDir(folder, config, weights)
 
 
@@ -82,11 +81,11 @@ def _check_index(folder: Path) -> list[str]:
         return []
     named = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
     try:
-        there = open_tensors(folder)
+        found = open_tensors(folder)
     except DiskError as error:
         return [str(error)]
-    lost = [f"{name} ({file})" for name, file in named.items() if name not in there or there[name].file.name != file]
-    return [f"{len(lost)} tensors of {INDEX} are not in their shards: {', '.join(lost[:5])}"] if lost else []
+    lost = [f"{name} ({file})" for name, file in named.items() if name not in found or found[name].file.name != file]
+    return [f"{len(lost)} tensors of {INDEX} are not in their shards: {listed(lost, 5, ', ')}"] if lost else []
 
 
 def _advice(folder: Path) -> str:

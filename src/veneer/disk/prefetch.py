@@ -1,7 +1,7 @@
-"""Pages of a mapped file, asked for one by one before they are touched.
+"""Prefetch single pages of a memory-mapped file.
 
-Touching a page that is not in memory fetches what lies around it too, as much as the disk is set to read ahead: a few
-numbers from all over a large file fetch all of it.
+A page fault also reads the pages around it, as far as the disk's read-ahead goes: reading a few scattered numbers of a
+large file reads all of it. Requesting each page first avoids that.
 """
 
 import ctypes
@@ -11,14 +11,14 @@ from contextlib import suppress
 from torch import Tensor
 
 SPARSE = 2
-"""Pages from one touch to the next from which on asking for each is less than reading on."""
+"""Distance in pages from which requesting single pages reads less than the disk's read-ahead."""
 
 
 def ask_for(tensor: Tensor, step: int) -> None:
-    """Let the system fetch the pages of every `step`-th number of a contiguous `tensor`, and wait for none.
+    """Request the pages of every `step`-th number of a contiguous `tensor`, without waiting for them.
 
-    Does nothing where they are most of its pages, for other memory than the CPU's, and on systems that take no such
-    advice; memory that is no mapped file stays as it is.
+    Does nothing if these are most of its pages, if it is not on the CPU, or if the system has no madvise; memory that
+    is not a mapped file is not affected.
     """
     apart = step * tensor.element_size()
     if apart < SPARSE * mmap.PAGESIZE or tensor.device.type != "cpu" or not hasattr(mmap, "MADV_WILLNEED"):

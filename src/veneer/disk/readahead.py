@@ -1,10 +1,10 @@
-"""Parts of files, read ahead of their use by one thread into a few buffers that take turns.
+"""Read parts of files ahead of their use: one thread fills a few buffers in turn.
 
-Part i always comes into buffer i modulo their number, at the same place, so a tensor over it stays valid as an object;
-what it holds is right from `take(i)` until a part further on in the order of use is taken.
+Part i always goes to buffer i modulo their number, at the same offset, so a tensor over it remains valid; its contents
+are right from `take(i)` until a later part is taken.
 
-Files are read with O_DIRECT: past the page cache, which would otherwise fill with bytes that are used once a pass.
-Where a file system refuses that, they are read through it and dropped from it again.
+Files are read with O_DIRECT, which bypasses the page cache: it would fill with bytes that are used once per pass. If
+the file system refuses O_DIRECT, bytes are read through the page cache and then dropped from it.
 """
 
 import mmap
@@ -21,11 +21,11 @@ from torch import Tensor
 from veneer.errors import DiskError
 
 PAGE = 4096
-"""Bytes that direct reads start and end at a multiple of."""
+"""Bytes; direct reads start and end at a multiple of it."""
 CHUNK = 1 << 24
-"""Bytes asked for at a time."""
+"""Bytes per read."""
 BUFFERS = 3
-"""One in use, two ahead."""
+"""One in use, two read ahead."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Range:
 
 @dataclass(frozen=True)
 class _Extent:
-    """Whole pages of a file, and where they come to lie in a buffer."""
+    """Whole pages of a file, and their offset `at` in a buffer."""
 
     file: Path
     start: int
     end: int
-    """After the last byte that is needed."""
+    """One past the last byte needed."""
     at: int
 
     @property
@@ -53,11 +53,11 @@ class _Extent:
 
 
 class ReadAhead:
-    """Parts, each some ranges of files, that are used in order, forward or backward.
+    """Parts, each a list of file ranges, that are used in order, forward or backward.
 
-    parts     what is read together
-    buffers   how many parts are in memory at a time
-    say       is told of a file that is read through the page cache
+    parts     the ranges of each part
+    buffers   parts in memory at a time
+    say       receives a line about each file that is read through the page cache
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ReadAhead:
         return sum(len(b) for b in self._buffers)
 
     def view(self, part: int, wanted: Range) -> Tensor:
-        """Where a range of this part will lie: (nbytes,) uint8, of the part's numbers only after `take(part)`."""
+        """The memory of a range of this part: (nbytes,) uint8, filled after `take(part)`."""
         for e in self._parts[part]:
             if e.file == wanted.file and e.start <= wanted.start and wanted.start + wanted.nbytes <= e.end:
                 at = e.at + wanted.start - e.start
@@ -89,10 +89,10 @@ class ReadAhead:
         raise AssertionError(f"{wanted} is not in part {part}")
 
     def take(self, part: int, *, returns: bool) -> None:
-        """Wait until `part` is in memory, and have those that come next read meanwhile.
+        """Wait until `part` is in memory, and start reading the next ones.
 
-        returns   whether after the last part all come once more in reverse order, as in a backward pass
-        Raises DiskError, with the file's name, for what could not be read.
+        returns   after the last part all follow once more in reverse order, as in a backward pass
+        Raises DiskError, with the file's name, if a read failed.
         """
         if part != self._now:
             for wanted in self._ahead(part, returns):
@@ -103,7 +103,7 @@ class ReadAhead:
         load.result()
 
     def _ahead(self, part: int, returns: bool) -> list[int]:
-        """`part` and the next ones in the order of use, as many as there are buffers."""
+        """`part` and the next ones in order of use, one per buffer."""
         up, count = part > self._now or part == 0, len(self._parts)
         if up:
             then: Iterable[int] = reversed(range(count)) if returns else range(count)
@@ -124,20 +124,20 @@ class ReadAhead:
         before = self._loads[at]
         if before is not None:
             before.cancel()
-        torch.autograd.graph.increment_version(self._memory[at])  # a gradient that still needs the old bytes fails
+        torch.autograd.graph.increment_version(self._memory[at])  # backward fails if it still needs the old bytes
         self._held[at] = part
         self._loads[at] = self._reader.submit(_read, self._parts[part], self._buffers[at], self._files)
 
 
 def pages(nbytes: int) -> mmap.mmap:
-    """Memory of this process's own that begins where a page does, as direct reads and writes want it."""
+    """Anonymous private memory, aligned to a page as direct reads and writes require."""
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
         return mmap.mmap(-1, nbytes)
     return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class _File:
-    """A file open for reads of whole pages, which must stay as it is."""
+    """A file open for reads of whole pages; it must not change meanwhile."""
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
         self.path, self._say = path, say
@@ -154,7 +154,7 @@ class _File:
             os.close(self.handle)
 
     def read(self, into: memoryview, start: int, needed: int) -> None:
-        """Fill whole pages from `start`; at least `needed` bytes of them must be there."""
+        """Fill whole pages from `start`; the file must have at least `needed` bytes of them."""
         done = 0
         while done < needed:
             try:
@@ -189,7 +189,7 @@ class _File:
 
 
 def _extents(part: Sequence[Range]) -> Iterator[_Extent]:
-    """Whole pages around the ranges; neighbours are one extent."""
+    """Whole pages around the ranges; adjacent ones are merged."""
     at = 0
     open_: tuple[Path, int, int] | None = None
     for r in sorted(part, key=lambda r: (str(r.file), r.start)):

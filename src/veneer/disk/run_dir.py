@@ -1,11 +1,11 @@
 """The folder of one run.
 
-recipe.yaml           every key with the value in force
-events.jsonl          a line a step
-checkpoints/step-N/   what step N + 1 needs: parameters, optimizer, randomness; written whole or not at all
+recipe.yaml           every key with its value in this run
+events.jsonl          one line per step
+checkpoints/step-N/   state after step N: parameters, optimizer, random state; written atomically
 adapter/              the result
-picked.json           keys that `memory.auto` has changed, with their values; there only if it has
-result.json           the run's figures; there only when the run is done
+picked.json           settings that `memory.auto` chose, if any
+result.json           the run's results; exists only when the run is finished
 """
 
 import fcntl
@@ -20,14 +20,14 @@ from typing import Any
 import yaml
 
 from veneer.disk.atomic import replacing, write_json
-from veneer.errors import ConfigError, DiskError
+from veneer.errors import ConfigError, DiskError, listed
 
 ABSENT = "absent"
 HEADER = "# Written by veneer train: every key of this run with the value in force.\n"
 
 
 class RunDir:
-    """Paths of a run, and its files as plain data."""
+    """Paths of a run's files, and their contents as plain data."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -39,7 +39,7 @@ class RunDir:
         self.result = self.root / "result.json"
 
     def begin(self, recipe: str, respelled: Callable[[str], str] = lambda text: text) -> None:
-        """Claim the folder for this recipe; reuse it if no step was completed.
+        """Claim the folder for this recipe; a folder of another recipe is reused if no step was completed.
 
         respelled    turns a stored recipe into today's spelling
         Raises ConfigError if it holds a run of another recipe, or other files.
@@ -52,7 +52,7 @@ class RunDir:
         visible = [p.name for p in self.root.glob("[!.]*")]
         if visible and not (before or "").startswith(HEADER):
             raise ConfigError(
-                f"{self.root} holds files of something else ({', '.join(sorted(visible)[:4])}); "
+                f"{self.root} holds other files ({listed(sorted(visible), 4, ', ')}); "
                 "give the run a folder of its own (run: ...)"
             )
         with replacing(self.recipe) as temporary:
@@ -60,7 +60,7 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Inside, no other process trains in this folder, which is made if needed.  Raises ConfigError if one does."""
+        """Lock the folder, creating it if needed.  Raises ConfigError if another process trains in it."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
@@ -73,21 +73,21 @@ class RunDir:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(f"another process is training in {self.root}; wait for it, or stop it") from None
-            except OSError:  # a file system that locks no folders
+            except OSError:  # a file system without locks on folders
                 pass
             yield
         finally:
             os.close(handle)
 
     def pick(self, changes: dict[str, Any]) -> None:
-        """Keep what was picked for this run."""
+        """Store the settings that `memory.auto` chose for this run."""
         if changes:
             write_json(self.changes, changes)
         else:
             self.changes.unlink(missing_ok=True)
 
     def picked(self) -> dict[str, Any]:
-        """What was picked when the run began."""
+        """The settings that `memory.auto` chose when the run began."""
         try:
             changes: dict[str, Any] = json.loads(self._read(self.changes)) if self.changes.exists() else {}
         except ValueError as error:
@@ -97,7 +97,7 @@ class RunDir:
         return changes
 
     def done(self) -> dict[str, Any] | None:
-        """The figures of a run that ended, else None."""
+        """The results of a finished run, else None."""
         if not self.result.exists():
             return None
         try:
@@ -111,7 +111,7 @@ class RunDir:
         write_json(self.result, figures)
 
     def append(self, event: dict[str, Any]) -> None:
-        """Add a line to the events."""
+        """Append an event."""
         try:
             with self.events.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
@@ -121,7 +121,7 @@ class RunDir:
             ) from error
 
     def read_events(self) -> list[dict[str, Any]]:
-        """Every whole line; one cut short by a crash is passed over."""
+        """All events; a line cut short by a crash is skipped."""
         events = []
         for line in self._read(self.events).splitlines() if self.events.exists() else []:
             try:
@@ -131,23 +131,23 @@ class RunDir:
         return events
 
     def rewind(self, step: int) -> None:
-        """Forget events after `step`: they will happen again, as will a restart between it and the next."""
+        """Drop events after `step`, and a restart that followed it: a resumed run repeats them."""
         kept = [e for e in self.read_events() if e.get("step", 0) <= step - (e.get("event") == "restart")]
         with replacing(self.events) as temporary:
             temporary.write_text("".join(json.dumps(e) + "\n" for e in kept), encoding="utf-8")
 
     def checkpoint(self, step: int) -> Path:
-        """Where the checkpoint after `step` steps lies."""
+        """The folder of the checkpoint after `step` steps."""
         return self.checkpoints / f"step-{step}"
 
     def newest_checkpoint(self) -> Path | None:
-        """The last whole checkpoint; half-written ones have other names and are cleared away."""
+        """The newest complete checkpoint; incomplete ones have other names and are removed."""
         for leftover in self.checkpoints.glob(".step-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         return max(self._checkpoints(), key=_step, default=None)
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints; one that cannot be removed stays."""
+        """Remove all but the newest `keep` checkpoints; ignores failures."""
         for old in sorted(self._checkpoints(), key=_step)[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -155,7 +155,7 @@ class RunDir:
         return [p for p in self.checkpoints.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdecimal()]
 
     def trained(self) -> bool:
-        """Whether any step was made here."""
+        """Whether any step was completed here."""
         return self.result.exists() or bool(self._checkpoints()) or bool(self.read_events())
 
     @staticmethod

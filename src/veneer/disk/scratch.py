@@ -1,6 +1,6 @@
-"""Scratch files: without a name from the moment they are open, so that no crash leaves one behind.
+"""Scratch files: unlinked as soon as they are open, so that a crash leaves none behind.
 
-A process killed between the two system calls leaves an empty file, which `clear_scratch` removes at the next start.
+A process killed between the two system calls leaves an empty file; `clear_scratch` removes it at the next start.
 """
 
 import errno
@@ -21,10 +21,10 @@ ENDING = ".veneer-scratch"
 
 
 def open_scratch(folder: Path, nbytes: int = 0, *, flags: int = 0) -> int:
-    """A nameless file in `folder`, open for reading and writing, with room for `nbytes` on the disk.
+    """An unlinked file in `folder`, open for reading and writing, with `nbytes` allocated on disk.
 
-    flags   of open(2) beside O_RDWR, for example O_DIRECT
-    Returns the descriptor; the space is free again when it is closed.  Raises DiskError where there is no room.
+    flags   for open(2) in addition to O_RDWR, for example O_DIRECT
+    Returns the descriptor; closing it frees the space.  Raises DiskError if the disk is full.
     """
     path = folder / f".{secrets.token_hex(4)}{ENDING}"
     try:
@@ -34,7 +34,7 @@ def open_scratch(folder: Path, nbytes: int = 0, *, flags: int = 0) -> int:
     except OSError as error:
         with suppress(OSError):
             path.unlink()
-        raise DiskError(f"{folder} takes no scratch file: {error.strerror}") from error
+        raise DiskError(f"no scratch file can be created in {folder}: {error.strerror}") from error
     try:
         if nbytes and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(handle, 0, nbytes)
@@ -45,7 +45,7 @@ def open_scratch(folder: Path, nbytes: int = 0, *, flags: int = 0) -> int:
 
 
 def no_room(folder: Path, nbytes: int, error: OSError) -> str:
-    """What to say when a scratch file of `nbytes` in `folder` failed."""
+    """The message for a scratch file of `nbytes` in `folder` that failed."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"a scratch file in {folder} failed: {error.strerror}"
     room = os.statvfs(folder)
@@ -54,22 +54,22 @@ def no_room(folder: Path, nbytes: int, error: OSError) -> str:
 
 
 def clear_scratch(folder: Path) -> None:
-    """Remove what a killed process left; nobody else may be using `folder`."""
+    """Remove files left by a killed process; no other process may be using `folder`."""
     for left in folder.glob(f".*{ENDING}"):
         left.unlink(missing_ok=True)
 
 
 def refuse_memory(folder: Path, key: str, advice: str) -> None:
-    """Raise DiskError where `folder` lies in memory itself, which paging would fill instead of sparing.
+    """Raise DiskError if `folder` is in memory (tmpfs): paging to it would use memory instead of saving it.
 
-    key      of the recipe, that asks for paging
+    key      the recipe's key that asks for paging
     """
     if (kind := filesystem_of(folder)) in ("tmpfs", "ramfs"):
-        raise DiskError(f"{key}: {folder} is a {kind}, which lies in memory; {advice}")
+        raise DiskError(f"{key}: {folder} is a {kind}, which is in memory; {advice}")
 
 
 def filesystem_of(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
-    """The kind of file system that `folder` lies on; None where the system does not tell."""
+    """The type of the file system that holds `folder`; None if the system does not report it."""
     try:
         lines = [line.split() for line in mounts.read_text(encoding="utf-8").splitlines()]
     except OSError:
@@ -80,7 +80,7 @@ def filesystem_of(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str
 
 
 class DiskBuffer:
-    """Tensors moved out of memory into one scratch file, and mapped from there: pages the system may drop."""
+    """Tensors moved from memory to one memory-mapped scratch file, whose pages the system may drop."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._handle, self._end = folder, open_scratch(folder), 0
@@ -89,10 +89,10 @@ class DiskBuffer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._handle)  # what is mapped stays until nobody uses it
+        os.close(self._handle)  # mappings stay valid while a tensor uses them
 
     def put(self, tensor: Tensor) -> Tensor:
-        """The same numbers, on disk.  Raises DiskError if it is full."""
+        """A copy of the tensor on disk.  Raises DiskError if the disk is full."""
         data = tensor.detach().contiguous()
         numbers: Any = data.reshape(-1).view(torch.uint8).numpy()
         flat = memoryview(numbers)

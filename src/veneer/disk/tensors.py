@@ -1,10 +1,9 @@
-"""Safetensors files, one tensor at a time: listing reads only headers, reading and writing hold one tensor.
+"""Read and write safetensors files one tensor at a time; listing reads only headers.
 
 A file is 8 bytes of header length, a JSON header (name -> dtype, shape, data_offsets), then the bytes of the tensors
-without gaps (https://github.com/huggingface/safetensors#format). A header is read once, and again when its file has
-changed. `read` copies into ordinary memory: a mapped file would count twice in the process's memory while weights are
-converted, and a file that is overwritten in place would change a model in use. `map` is for weights that are used as
-they lie on disk (quantized ones).
+without gaps (https://github.com/huggingface/safetensors#format). Headers are cached until their file changes.
+`read` copies into ordinary memory: a mapped file would count twice in the process's memory while weights are converted,
+and overwriting it in place would change a model in use. `map` is for weights used in their format on disk (quantized).
 """
 
 import json
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from veneer.disk.atomic import replacing, write_json
-from veneer.errors import DiskError
+from veneer.errors import DiskError, listed
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -44,14 +43,14 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000  # bytes; the reference implementation's own limit
 SETTLED = 1.0
-"""Seconds since a file's last change after which its header is remembered; the clock of file systems is coarse, so that
-a file changed twice in an instant can look as if it had been changed once."""
+"""Seconds since a file's last change before its header is cached: the clocks of file systems are coarse, so two quick
+changes can have the same time."""
 FEW = 4096
-"""Bytes, a page: smaller tensors are read, not mapped."""
+"""Bytes (a page); smaller tensors are read, not mapped."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 Spec = tuple[torch.dtype, tuple[int, ...]]
-"""What a tensor will be: its dtype and shape."""
+"""Dtype and shape of a tensor to be written."""
 
 
 def nbytes(spec: Spec) -> int:
@@ -61,7 +60,7 @@ def nbytes(spec: Spec) -> int:
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies."""
+    """Location of one tensor."""
 
     file: Path
     start: int
@@ -75,7 +74,7 @@ class Entry:
 
 
 class Tensors(Mapping[str, Entry]):
-    """Names to entries, of one file or of all shards, in the order in which they lie on disk."""
+    """Entries by name, of one file or all shards, in the order on disk."""
 
     def __init__(self, entries: dict[str, Entry], metadata: dict[str, str]) -> None:
         self._entries = entries
@@ -92,7 +91,7 @@ class Tensors(Mapping[str, Entry]):
         return len(self._entries)
 
     def read(self, name: str) -> Tensor:
-        """The tensor, in memory of its own.  Raises DiskError if the file ends early."""
+        """Read the tensor into new memory.  Raises DiskError if the file is cut short."""
         entry = self._entries[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         with entry.file.open("rb") as file:
@@ -103,8 +102,8 @@ class Tensors(Mapping[str, Entry]):
         return tensor
 
     def map(self, name: str) -> Tensor:
-        """The tensor as it lies on disk, without a copy (with one where it lies at an odd address, or is smaller than a
-        page: between large ones, touching it would fetch what lies around it, up to megabytes, long before its use).
+        """Map the tensor without a copy.  A misaligned tensor, or one smaller than a page, is read instead: a page
+        fault there would read up to megabytes around it, long before they are used.
 
         Writing to it changes this process's memory, never the file.  The file must not be overwritten in place.
         """
@@ -118,7 +117,7 @@ class Tensors(Mapping[str, Entry]):
         return part.view(entry.dtype).view(entry.shape)
 
     def without(self, names: Iterable[str]) -> "Tensors":
-        """All but these."""
+        """All entries except `names`."""
         gone = set(names)
         return Tensors({name: entry for name, entry in self._entries.items() if name not in gone}, self.metadata)
 
@@ -141,18 +140,18 @@ def open_tensors(path: Path) -> Tensors:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, whether or not they exist; [] if it names none."""
+    """The weight files of a model folder, including missing shards that its index names; [] if there are none."""
     if (folder / INDEX).exists():
         try:
             names = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise DiskError(f"{folder / INDEX} is no shard index: {error!r}. Fetch it again.") from error
+            raise DiskError(f"{folder / INDEX} is not a shard index: {error!r}. Fetch it again.") from error
         return [folder / name for name in sorted(set(names))]
     return [folder / SINGLE] if (folder / SINGLE).exists() else []
 
 
 def read_header(file: Path) -> tuple[Mapping[str, Entry], Mapping[str, str]]:
-    """Entries and metadata of one safetensors file; the file's length is checked against them."""
+    """Entries and metadata of one safetensors file.  Raises DiskError if its length does not match them."""
     try:
         about = file.stat()
         read = _header if time.time() - about.st_ctime > SETTLED else _header.__wrapped__
@@ -167,10 +166,10 @@ def _header(file: Path, size: int, *identity: int) -> tuple[Mapping[str, Entry],
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(8), "little")
             if size < 8 or length > min(size - 8, LONGEST_HEADER):
-                raise DiskError(f"{file} is cut short or no safetensors file: {size} bytes, header of {length}")
+                raise DiskError(f"{file} is cut short or not a safetensors file: {size} bytes, header of {length}")
             header = json.loads(opened.read(length))
     except ValueError as error:
-        raise DiskError(f"{file} is no safetensors file: its header is not JSON ({error})") from error
+        raise DiskError(f"{file} is not a safetensors file: its header is not JSON ({error})") from error
     try:
         notes = header.pop("__metadata__", None) or {}
         return MappingProxyType(_entries_of(file, header, 8 + length, size)), MappingProxyType(notes)
@@ -195,7 +194,7 @@ def _entries_of(file: Path, header: dict[str, Any], data: int, size: int) -> dic
 
 
 class TensorWriter:
-    """A safetensors file being written: the header is known in advance, each tensor is put in its place as it comes."""
+    """Write a safetensors file whose header is known in advance; tensors may come in any order."""
 
     def __init__(self, file: BinaryIO, specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> None:
         self._file = file
@@ -216,9 +215,9 @@ class TensorWriter:
         file.truncate(self._data + offset)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Put one tensor in its place.  Raises DiskError if it is not as announced, or was written before."""
+        """Write one tensor.  Raises DiskError if it differs from its spec or was already written."""
         if name not in self._missing:
-            raise DiskError(f"{name!r} was {'written already' if name in self._specs else 'not announced'}")
+            raise DiskError(f"{name!r} was {'already written' if name in self._specs else 'not announced'}")
         if (tensor.dtype, tuple(tensor.shape)) != self._specs[name]:
             raise DiskError(f"{name!r} is {tensor.dtype} {tuple(tensor.shape)}, announced was {self._specs[name]}")
         self._file.seek(self._data + self._starts[name])
@@ -226,16 +225,17 @@ class TensorWriter:
         self._missing.remove(name)
 
     def finish(self) -> None:
-        """Raises DiskError naming the tensors that never came."""
+        """Raise DiskError, with their names, if tensors are missing."""
         if self._missing:
-            raise DiskError(f"{len(self._missing)} tensors were announced and not written: {sorted(self._missing)[:5]}")
+            names = listed(sorted(self._missing), 5, ", ")
+            raise DiskError(f"{len(self._missing)} tensors were announced and not written: {names}")
 
 
 @contextmanager
 def writing_tensors(
     path: Path, specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None
 ) -> Iterator[TensorWriter]:
-    """Write one safetensors file; it takes its place when the block ends well and every tensor was written."""
+    """Write one safetensors file atomically; it appears when the block succeeds and all tensors were written."""
     with replacing(path) as temporary, temporary.open("r+b") as file:
         writer = TensorWriter(file, specs, metadata)
         yield writer
@@ -252,7 +252,7 @@ def write_model_tensors(
 ) -> None:
     """Write a model's weights into `folder`: one file, or shards of at most `shard_bytes` and their index.
 
-    `tensors` may come in any order; one is held at a time.  Raises DiskError as `TensorWriter` does.
+    `tensors` may come in any order; one is in memory at a time.  Raises DiskError like `TensorWriter`.
     """
     shards = _split(specs, shard_bytes)
     files = (

@@ -1,1 +1,1 @@
-"""CPU kernels: what they mean (reference), what they want (contract), the C library (native, cpu), the ops."""
+"""CPU kernels: reference implementation, argument checks, the C library (native, cpu) and torch operators (ops)."""

@@ -1,9 +1,9 @@
-"""AdamW with 8-bit state over flat buffers: contract, meaning, CPU kernel, operator.
+"""AdamW with 8-bit state over flat buffers: checks, reference, CPU kernel, operator.
 
 Source: Dettmers et al. 2021, arXiv:2110.02861.  The state is that of bitsandbytes' `AdamW8bit`: codes of dynamic maps,
-one absmax per 256 numbers.  The arithmetic is torch's AdamW in float32, decay first.
-Departs from bitsandbytes' CUDA kernel: a code always is the nearest level's (there a small negative first moment keeps
-its sign), and gradients are finite, which the training loop sees to.
+one absmax per 256 numbers.  The arithmetic is torch's AdamW in float32, weight decay first.
+Differs from bitsandbytes' CUDA kernel: a code is always that of the nearest level (there a small negative first moment
+keeps its sign).  Gradients must be finite; the training loop checks that.
 """
 
 import ctypes
@@ -38,7 +38,7 @@ class Moments(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """One step's numbers, in the order of the operator's arguments."""
+    """Hyperparameters of one step, in the order of the operator's arguments."""
 
     lr: float
     beta1: float
@@ -49,7 +49,7 @@ class Rates(NamedTuple):
     """Counted from 1."""
 
     def factors(self) -> dict[str, float]:
-        """The scalars of the formula, each a float64 that is rounded to float32 once (csrc/veneer.h)."""
+        """The scalars of the formula in float64; each is rounded to float32 once (csrc/veneer.h)."""
         return {
             "beta1": self.beta1,
             "beta2": self.beta2,
@@ -73,10 +73,10 @@ class CAdamW8(ctypes.Structure):
 
 
 def check(values: Tensor, gradients: Tensor, moments: Moments) -> None:
-    """Shapes, dtypes and contiguity."""
+    """Check shapes, dtypes and contiguity."""
     op, n = "adamw_8bit", values.numel()
     if n % BLOCK:
-        raise InputError(f"{op}: values hold {n} numbers, should be a multiple of {BLOCK}")
+        raise InputError(f"{op}: values has {n} elements, should be a multiple of {BLOCK}")
     for name, tensor in (("values", values), ("gradients", gradients)):
         check_tensor(op, name, tensor, (n,), torch.float32)
     for name, tensor in moments._asdict().items():
@@ -85,19 +85,19 @@ def check(values: Tensor, gradients: Tensor, moments: Moments) -> None:
 
 
 def decode(codes: Tensor, absmax: Tensor, signed: bool) -> Tensor:
-    """Codes (256 B,) -> what they stand for, (256 B,) float32."""
+    """Codes (256 B,) -> values (256 B,) float32."""
     levels = dynamic_map(signed).levels.to(codes.device)
     return (levels[codes.int()].view(-1, BLOCK) * absmax[:, None]).view(-1)
 
 
 def encode(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
-    """x (256 B,) float32 -> nearest codes, a tie to the lower, and each block's largest magnitude."""
+    """x (256 B,) float32 -> codes of the nearest levels (the lower at a tie), and each block's absmax."""
     codes, absmax = dynamic_quant.encode(x.view(-1, BLOCK), signed)
     return codes.view(-1), absmax
 
 
 def step_plain(values: Tensor, gradients: Tensor, moments: Moments, rates: Rates) -> None:
-    """The meaning: every operation rounded to float32 in turn."""
+    """The reference: each operation is rounded to float32."""
     f = rates.factors()
     m = decode(moments.codes1, moments.absmax1, True) * f["beta1"] + gradients * f["rest1"]
     v = decode(moments.codes2, moments.absmax2, False) * f["beta2"] + gradients * f["rest2"] * gradients
@@ -105,8 +105,8 @@ def step_plain(values: Tensor, gradients: Tensor, moments: Moments, rates: Rates
     change = m / (root * f["root"] + f["eps"])
     values.copy_(values * f["keep"] - change * f["size"])
     for signed, x, codes, absmax in ((True, m, moments.codes1, moments.absmax1), (False, v, *moments[1::2])):
-        for kept, now in zip((codes, absmax), encode(x, signed), strict=True):
-            kept.copy_(now)
+        for state, new in zip((codes, absmax), encode(x, signed), strict=True):
+            state.copy_(new)
 
 
 def step_cpu(values: Tensor, gradients: Tensor, moments: Moments, rates: Rates) -> None:
@@ -142,5 +142,5 @@ define(
 
 
 def adamw_8bit_(values: Tensor, gradients: Tensor, moments: Moments, rates: Rates) -> None:
-    """Step values (256 B,) by their gradients; `moments` becomes the new state."""
+    """Update values (256 B,) and `moments` in place with one AdamW step."""
     torch.ops.veneer.adamw_8bit_(values, gradients, *moments, *rates)

@@ -1,4 +1,4 @@
-"""What every op wants of its arguments: shapes, dtypes, contiguity, values; refused before memory is touched."""
+"""Check the arguments of every op (shapes, dtypes, contiguity, values) before a kernel touches memory."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,19 +10,19 @@ from veneer.errors import InputError
 from veneer.kernels.reference import Packed
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""The numbers of csrc/veneer.h."""
+"""Codes of the dtypes in csrc/veneer.h."""
 BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-"""Weights per absmax that the format allows."""
+"""Block sizes (weights per absmax) of the format."""
 
 
 def require(fits: bool, message: str) -> None:
-    """Raise InputError unless an op's condition holds."""
+    """Raise InputError unless `fits`."""
     if not fits:
         raise InputError(message)
 
 
 def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """One argument's shape, dtype and contiguity."""
+    """Check one argument's shape, dtype and contiguity."""
     if tensor.shape != shape or tensor.dtype != dtype:
         raise InputError(f"{op}: {name} is {tuple(tensor.shape)} {tensor.dtype}, should be {shape} {dtype}")
     if not tensor.is_contiguous():
@@ -30,13 +30,13 @@ def check_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, ...], dty
 
 
 def check_weight(op: str, w: Packed, rows: int, cols: int) -> None:
-    """Every tensor of a quantized W (O, D)."""
+    """Check all tensors of a quantized W (O, D)."""
     require(w.block in BLOCKS, f"{op}: block is {w.block}, should be one of {', '.join(map(str, BLOCKS))}")
     n = rows * cols
     blocks = -(-n // w.block)
     if w.codes.dtype != torch.uint8 or w.codes.numel() != (n + 1) // 2 or not w.codes.is_contiguous():
         raise InputError(
-            f"{op}: codes hold {w.codes.numel()} elements of {w.codes.dtype}, "
+            f"{op}: codes has {w.codes.numel()} elements of {w.codes.dtype}, "
             f"a weight of {rows} x {cols} has {(n + 1) // 2} bytes of torch.uint8, contiguous"
         )
     check_tensor(op, "levels", w.levels, (16,), torch.float32)
@@ -50,7 +50,7 @@ def check_weight(op: str, w: Packed, rows: int, cols: int) -> None:
 
 
 def check_rows(op: str, name: str, x: Tensor) -> None:
-    """The dense operand of a product."""
+    """Check the dense operand of a product."""
     require(x.dim() >= 1 and x.shape[-1] > 0, f"{op}: {name} has shape {tuple(x.shape)}, should be (..., features)")
     require(
         x.dtype in (torch.float32, torch.bfloat16),
@@ -59,7 +59,7 @@ def check_rows(op: str, name: str, x: Tensor) -> None:
 
 
 def check_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> None:
-    """Shapes and dtypes of a batch of adapters."""
+    """Check shapes and dtypes of a batch of adapters."""
     op = "lora_segments"
     check_rows(op, "x", x)
     require(x.dim() == 2 and a.dim() == 3 and b.dim() == 3, f"{op}: x is (N, D), a (S, R, D), b (S, O, R)")
@@ -72,7 +72,7 @@ def check_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tenso
 
 
 def check_segment_values(n: int, adapters: int, starts: Sequence[int], slots: Sequence[int]) -> None:
-    """That segments cover the rows in order and name adapters that exist."""
+    """Check that segments cover the rows in order and that their slots exist."""
     rising = all(i <= j for i, j in pairwise(starts))
     require(
         bool(starts) and starts[0] == 0 and starts[-1] == n and rising,
@@ -92,7 +92,7 @@ def check_quantize(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> None
 
 
 def check_finite(x: Tensor, begin: int = 0) -> None:
-    """Raise InputError that names the first NaN or infinity from flat position `begin` on."""
+    """Raise InputError, with its position, for the first NaN or infinity from flat position `begin` on."""
     flat = x.reshape(-1)[begin:]
     wrong = (~flat.isfinite()).nonzero()
     if wrong.numel():

@@ -1,6 +1,6 @@
-"""The ops on a CPU: by the C library where there is one and the shape suits it, else by the plain meaning.
+"""The ops on a CPU: the C library if it is available and supports the shape, else the reference in torch.
 
-Arguments have been checked (checks.py) when they come here.
+The callers have checked the arguments (checks.py).
 """
 
 import ctypes
@@ -16,19 +16,19 @@ from veneer.kernels.dynamic_quant import DynamicMap, dynamic_map
 from veneer.kernels.reference import Packed
 
 FEW = 64
-"""Rows up to which LoRA segments are computed row by row; torch's matrix products are faster above."""
-MISALIGNED = "a tensor begins at an address that is no multiple of its numbers' size; give a .clone() of it"
-FAILURES = {-1: "this machine lacks the instruction set", -2: MISALIGNED, -3: "no memory for scratch"}
+"""Rows up to which LoRA segments run in the C library, row by row; above, torch's matrix products are faster."""
+MISALIGNED = "a tensor's address is not a multiple of its element size; pass a .clone() of it"
+FAILURES = {-1: "this machine lacks the instruction set", -2: MISALIGNED, -3: "out of memory for scratch buffers"}
 
 
 def done(op: str, code: int) -> None:
-    """Turn a status of the C library into an error."""
+    """Raise VeneerError if the C library returned an error code."""
     if code:
-        raise VeneerError(f"{op}: the C library refused: {FAILURES.get(code, code)}")
+        raise VeneerError(f"{op}: the C library failed: {FAILURES.get(code, code)}")
 
 
 def as_struct(w: Packed, rows: int, cols: int) -> Any:
-    """`veneer_weight`, by reference; the tensors must outlive the call."""
+    """Pointer to a `veneer_weight`; the tensors must outlive its use."""
     absmax = w.absmax.data_ptr()
     plain = w.nested_absmax is None or w.nested_levels is None
     made = native.Weight(
@@ -48,7 +48,7 @@ def as_struct(w: Packed, rows: int, cols: int) -> Any:
 
 
 def map8(table: DynamicMap) -> native.Map8:
-    """`veneer_map8`; the table must outlive it."""
+    """A `veneer_map8`; the table must outlive it."""
     return native.Map8(table.levels.data_ptr(), table.bounds.data_ptr(), table.lines.data_ptr())
 
 
@@ -85,7 +85,9 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offs
     if found is None:
         return reference.dequantize_absmax(codes, nested_absmax, levels, offset, block)
     out = codes.new_empty(codes.numel(), dtype=torch.float32)
-    w = Packed(codes, codes, levels[:16], nested_absmax, levels, offset, block, 2)  # blocks of 2: an absmax each byte
+    w = Packed(
+        codes, codes, levels[:16], nested_absmax, levels, offset, block, 2
+    )  # blocks of 2 weights: one absmax per byte of codes
     struct, threads = as_struct(w, 1, 2 * codes.numel()), torch.get_num_threads()
     done("dequantize_absmax", found.lib.veneer_decode_absmax(found.isa, threads, struct, out.data_ptr()))
     return out
@@ -102,29 +104,30 @@ def dequantize(w: Packed, n: int, dtype: torch.dtype) -> Tensor:
 
 
 def matmul(x: Tensor, w: Packed, rows: int) -> Tensor:
-    found, cols = native.library(), x.shape[-1]
-    n = x.numel() // cols
-    if found is None or cols % w.block or n == 0:
-        return reference.matmul(x.reshape(-1, cols), w, rows, dequantize).view(*x.shape[:-1], rows)
-    x = x.contiguous()
-    y = x.new_empty(*x.shape[:-1], rows)
-    threads, struct = torch.get_num_threads(), as_struct(w, rows, cols)
-    code = found.lib.veneer_matmul(found.isa, threads, struct, x.data_ptr(), DTYPES[x.dtype], n, y.data_ptr())
-    done("matmul_4bit", code)
-    return y
+    cols = x.shape[-1]
+    y = _product("matmul", x, w, (rows, cols), rows)
+    return reference.matmul(x.reshape(-1, cols), w, rows, dequantize).view(*x.shape[:-1], rows) if y is None else y
 
 
 def matmul_backward(dy: Tensor, w: Packed, cols: int) -> Tensor:
-    found, rows = native.library(), dy.shape[-1]
-    n = dy.numel() // rows
-    if found is None or cols % w.block or n == 0:
+    rows = dy.shape[-1]
+    dx = _product("matmul_backward", dy, w, (rows, cols), cols)
+    if dx is None:
         return reference.matmul_backward(dy.reshape(-1, rows), w, cols, dequantize).view(*dy.shape[:-1], cols)
-    dy = dy.contiguous()
-    dx = dy.new_empty(*dy.shape[:-1], cols)
-    threads, struct = torch.get_num_threads(), as_struct(w, rows, cols)
-    call = found.lib.veneer_matmul_backward
-    done("matmul_4bit_backward", call(found.isa, threads, struct, dy.data_ptr(), DTYPES[dy.dtype], n, dx.data_ptr()))
     return dx
+
+
+def _product(name: str, x: Tensor, w: Packed, shape: tuple[int, int], features: int) -> Tensor | None:
+    """x times W (O, D) or its transpose by the C library; None if it is unavailable or lacks the shape."""
+    found, n = native.library(), x.numel() // x.shape[-1]
+    if found is None or shape[1] % w.block or n == 0:
+        return None
+    x = x.contiguous()
+    y = x.new_empty(*x.shape[:-1], features)
+    run, threads = getattr(found.lib, f"veneer_{name}"), torch.get_num_threads()
+    code = run(found.isa, threads, as_struct(w, *shape), x.data_ptr(), DTYPES[x.dtype], n, y.data_ptr())
+    done(name.replace("matmul", "matmul_4bit"), code)
+    return y
 
 
 def lora_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The dynamic 8-bit number: 256 levels, dense near 0, for what is kept relative to its block's largest magnitude.
+"""Dynamic 8-bit quantization: 256 levels, dense near 0, relative to the block's largest magnitude.
 
-Source: Dettmers et al. 2021, arXiv:2110.02861, section 1.3, as bitsandbytes computes the levels.
+Source: Dettmers et al. 2021, arXiv:2110.02861, section 1.3; the levels are computed as in bitsandbytes.
 """
 
 from functools import cache
@@ -12,11 +12,11 @@ from torch import Tensor
 DECADES = 7
 """Powers of 10 that the levels span."""
 LEAST_ABSMAX = 1e-38
-"""What a block is divided by at least, as bitsandbytes does."""
+"""Smallest divisor of a block, as in bitsandbytes."""
 
 
 class DynamicMap(NamedTuple):
-    """Levels, and what finds the nearest."""
+    """Levels, and tables to find the nearest one."""
 
     levels: Tensor
     """(256,) float32, rising; level `zero` is 0."""
@@ -31,7 +31,7 @@ class DynamicMap(NamedTuple):
 def dynamic_map(signed: bool = True) -> DynamicMap:
     """0, 1, and for i = 0 ... 6 the midpoints of 2^i cells (unsigned: 2^(i + 1)) of [0.1, 1], times 10^(i - 6).
 
-    Signed levels have both signs, but -1 is not among them.  float32 throughout, as bitsandbytes computes it.
+    Signed levels have both signs, except that -1 is missing.  Computed in float32, as in bitsandbytes.
     """
     values = [0.0, 1.0]
     for i in range(DECADES):
@@ -54,8 +54,8 @@ def encode(blocks: Tensor, signed: bool = True) -> tuple[Tensor, Tensor]:
 
 
 def _lines(levels: Tensor, bounds: Tensor, signed: bool) -> Tensor:
-    """`lines` for the levels from 0 on: within a decade the code, counted from that of 0, is slope * |x| + offset,
-    rounded down, of |x| cut to the decade's last level."""
+    """`lines` for the levels >= 0: within a decade the code relative to that of 0 is floor(slope * |x| + offset), with
+    |x| clamped to the decade's last level."""
     lines = torch.zeros(4, 16)
     lines[0] = torch.inf
     lines[2, 0] = 0.5  # decade 0 and the last hold one level each, half a code from any doubt

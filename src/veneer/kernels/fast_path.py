@@ -1,8 +1,8 @@
-"""A quantized weight made ready for many products: checked once, then straight to the C library.
+"""Products with a quantized weight that bypass torch's dispatcher: check the weight once, then call the C library.
 
-The dispatcher and the checks cost some 40 microseconds a call, a quarter of what reading a 4096 x 4096 weight takes.
-Decoding makes a call for every layer and token, so where no gradient is asked for and nothing is being traced, this
-path is taken; it computes exactly what the op does.
+Dispatcher and checks cost about 40 microseconds per call, a quarter of the time to read a 4096 x 4096 weight, and
+decoding makes one call per layer and token. This path is used when no gradient is needed and nothing is being traced;
+it computes exactly what the op computes.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from veneer.kernels.reference import Packed
 
 
 class FastMatmul:
-    """W (O, D) behind its C struct; keeps the tensors alive that the struct points to."""
+    """A weight W (O, D) with its C struct; keeps the tensors alive that the struct points to."""
 
     def __init__(self, w: Packed, rows: int, cols: int) -> None:
         checks.check_weight("matmul_4bit", w, rows, cols)
@@ -29,7 +29,7 @@ class FastMatmul:
         return FastMatmul, (self.w, self.rows, self.cols)
 
     def accepts(self, x: Tensor) -> bool:
-        """Whether x (..., D) can go straight to the library."""
+        """Whether x (..., D) can be passed to the C library directly."""
         return (
             self.found is not None
             and not torch._C._get_tracing_state()
@@ -41,8 +41,8 @@ class FastMatmul:
             and x.numel() > 0
             and not (x.requires_grad and torch.is_grad_enabled())
             and not torch.compiler.is_compiling()
-            and not x.is_neg()  # a view whose sign is not in its numbers yet
-            and not x._is_zerotensor()  # has no numbers at all
+            and not x.is_neg()  # a lazy negation
+            and not x._is_zerotensor()  # has no memory
             and not torch._C._len_torch_dispatch_stack()
             and not torch._C._len_torch_function_stack()
             and not torch._C._functorch.maybe_current_level()
@@ -50,7 +50,7 @@ class FastMatmul:
         )
 
     def matmul(self, x: Tensor) -> Tensor:
-        """y (..., O) = x (..., D) W^T for an x that `takes` has let through."""
+        """y (..., O) = x (..., D) W^T for an x that `accepts` returned True for."""
         assert self.found is not None
         x = x.contiguous()
         y = x.new_empty(*x.shape[:-1], self.rows)

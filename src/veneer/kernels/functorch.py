@@ -1,6 +1,6 @@
-"""Whether derivatives are computed in a way that operators of torch.library do not take part in.
+"""Detect forward-mode AD and torch.func, which operators of torch.library do not support.
 
-They drop the tangents of forward mode without a word, and know nothing of torch.func.grad.
+They silently drop forward-mode tangents and are not differentiable by torch.func.grad.
 """
 
 import torch
@@ -9,12 +9,12 @@ from torch.autograd import forward_ad
 
 
 def differentiating() -> bool:
-    """Inside of torch.autograd.forward_ad and torch.func (jvp, grad, vmap ...), functionalize alone excepted."""
+    """Whether torch.autograd.forward_ad or torch.func (jvp, grad, vmap ...; not functionalize) is active."""
     return forward_ad._current_level >= 0 or transformed()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compiled code refuses to run in others
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compiled code does not run in others
 def transformed() -> bool:
-    """Inside of torch.func."""
+    """Whether a torch.func transform is active."""
     levels = get_interpreter_stack() or ()
     return any(t.key() != TransformType.Functionalize for t in levels)

@@ -1,16 +1,15 @@
-"""Load the C library of the CPU kernels, building it once if need be, or say why it is not there.
+"""Load the C library of the CPU kernels, building it if needed, or report why it is unavailable.
 
-Looked for in this order: a library built into the wheel (`veneer/kernels/libveneer.so`), one built earlier on this
-machine (in the cache folder, under a key of its sources and compiler), a C++ compiler to build it with (seconds).
+Search order: a library in the wheel (`veneer/kernels/libveneer.so`), one built earlier on this machine (in the cache
+folder, keyed by sources and compiler), else build it with a C++ compiler (seconds).
 `VENEER_NATIVE=0` turns it off; `VENEER_ISA=scalar|avx2|avx512|avx512bf16|neon` forces an instruction set.
 
-The library starts no threads: it runs in torch's own OpenMP pool, whose entry point is handed to it here.
+The library starts no threads: it runs in torch's own OpenMP pool, whose entry point it receives here.
 """
 
 import ctypes
 import hashlib
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -18,20 +17,20 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch  # loaded before the library, so that there is a pool to join
+import torch  # loaded before the library, so that torch's pool exists
 
 from veneer.errors import ConfigError
-from veneer.machine import cache_dir
+from veneer.machine import cache_dir, find_compiler
 
 ISAS = ("scalar", "avx2", "avx512", "avx512bf16", "neon")
-"""By the number that csrc/veneer.h gives them; the best that the machine has is chosen."""
+"""In the order of their numbers in csrc/veneer.h; the last one that the machine has is chosen."""
 ABI = 2
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Status:
-    """Whether the C library is in use, and how or why not."""
+    """Whether the C library is in use, and where it comes from or why it is unavailable."""
 
     available: bool
     path: Path | None
@@ -73,27 +72,27 @@ class Native:
 
 
 def status() -> Status:
-    """What `veneer doctor` says about the C library.  Raises ConfigError for an unusable VENEER_ISA."""
+    """The status of the C library, for `veneer doctor`.  Raises ConfigError for an invalid VENEER_ISA."""
     found = load()
     return found.status if isinstance(found, Native) else found
 
 
 def say_without(what: str, say: Callable[[str], None]) -> None:
-    """Say in a line that `what` is computed without the C library, if it is: why, and what to do."""
+    """If the C library is unavailable, say in one line that torch computes `what`, why, and what to do."""
     found = status()
     if not found.available:
         say(f"plain torch computes {what}, slower: {found.reason.splitlines()[0]}")
 
 
 def library() -> Native | None:
-    """The C library, or None where everything is computed in plain torch."""
+    """The C library, or None if torch computes everything."""
     found = load()
     return found if isinstance(found, Native) else None
 
 
 @cache
 def load() -> Native | Status:
-    """Find or build the library, check it, and choose an instruction set; done once in a process."""
+    """Find or build the library, check it, and choose an instruction set; once per process."""
     forced = forced_isa()
     if os.environ.get("VENEER_NATIVE") == "0":
         return Status(False, None, None, "turned off by VENEER_NATIVE=0")
@@ -103,7 +102,7 @@ def load() -> Native | Status:
     try:
         lib = ctypes.CDLL(str(path))
     except OSError as error:
-        return Status(False, path, None, f"{path} could not be loaded ({error}); remove it to have it built anew")
+        return Status(False, path, None, f"{path} could not be loaded ({error}); remove it to build it again")
     found = getattr(lib, "veneer_abi", lambda: None)()
     if found != ABI:
         return Status(False, path, None, f"{path} has ABI {found}, this veneer needs {ABI}; remove it")
@@ -114,15 +113,15 @@ def load() -> Native | Status:
 
 
 def forced_isa() -> str | None:
-    """The instruction set that VENEER_ISA names; raises ConfigError for a name that is none."""
+    """The instruction set that VENEER_ISA names.  Raises ConfigError for an unknown name."""
     name = os.environ.get("VENEER_ISA")
     if name is not None and name not in ISAS:
-        raise ConfigError(f"VENEER_ISA={name} is no instruction set; it can be one of {', '.join(ISAS)}")
+        raise ConfigError(f"VENEER_ISA={name} is not an instruction set; it can be one of {', '.join(ISAS)}")
     return name
 
 
 def choose_isa(lib: ctypes.CDLL, forced: str | None) -> int:
-    """The number of the forced instruction set, or of the best this machine has."""
+    """The number of the forced instruction set, or of the best one of this machine."""
     has = [i for i in range(len(ISAS)) if lib.veneer_has(i)]
     if forced is None:
         return has[-1]
@@ -134,7 +133,7 @@ def choose_isa(lib: ctypes.CDLL, forced: str | None) -> int:
 
 
 def declare(lib: ctypes.CDLL) -> None:
-    """Argument types of every function, so that pointers are not cut to 32 bits."""
+    """Declare the argument types of every function; without them ctypes cuts pointers to 32 bits."""
     i32, i64, p = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
     weight = ctypes.POINTER(Weight)
     signatures = {
@@ -155,7 +154,7 @@ def declare(lib: ctypes.CDLL) -> None:
 
 
 def join_pool(lib: ctypes.CDLL) -> str:
-    """Hand torch's OpenMP entry point to the library, so that both share one pool of threads."""
+    """Pass torch's OpenMP entry point to the library, so that both share one thread pool."""
     path = loaded_gomp()
     if path is None:
         return "one thread (torch does not use libgomp here)"
@@ -165,7 +164,7 @@ def join_pool(lib: ctypes.CDLL) -> str:
 
 
 def loaded_gomp() -> str | None:
-    """The libgomp that is mapped into this process; torch's own if there are several."""
+    """The libgomp mapped into this process; torch's own if there are several."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None
@@ -175,16 +174,19 @@ def loaded_gomp() -> str | None:
 
 
 def locate() -> tuple[Path | None, str]:
-    """A library to load and where it is from, or None and why there is none."""
+    """The library's path and origin, or None and the reason."""
     prebuilt = HERE / "libveneer.so"
     if prebuilt.is_file():
         return prebuilt, "built into the package"
     sources = source_dir()
     if sources is None:
-        return None, f"no built library at {prebuilt} and no sources beside it; install veneer anew"
+        return None, f"no built library at {prebuilt} and no sources beside it; reinstall veneer"
     compiler = find_compiler()
     if compiler is None:
-        return None, "no C++ compiler found (looked for $CXX, g++, clang++, c++); install one, or the built wheel"
+        return (
+            None,
+            "no C++ compiler found (looked for $CXX, g++, clang++, c++); install one, or a wheel with the library",
+        )
     try:
         key = key_of(sources, compiler)
     except OSError as error:
@@ -197,23 +199,15 @@ def locate() -> tuple[Path | None, str]:
 
 
 def source_dir() -> Path | None:
-    """csrc/ of the installed package, or of the checkout this file stands in."""
+    """csrc/ of the installed package, or of this checkout."""
     for folder in (HERE / "csrc", HERE.parents[2] / "csrc"):
         if (folder / "veneer.cpp").is_file():
             return folder
     return None
 
 
-def find_compiler() -> str | None:
-    """The first C++ compiler there is."""
-    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
-        if name and (path := shutil.which(name)):
-            return path
-    return None
-
-
 def key_of(sources: Path, compiler: str) -> str:
-    """16 hexadecimal digits over the sources, their flags and the compiler's version."""
+    """Hash (16 hexadecimal digits) of the sources, the flags and the compiler's version."""
     digest = hashlib.sha256(subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout)
     for file in sorted([*sources.glob("*.h"), *sources.glob("*.cpp"), sources / "FLAGS"]):
         digest.update(file.name.encode() + file.read_bytes())
@@ -221,7 +215,7 @@ def key_of(sources: Path, compiler: str) -> str:
 
 
 def build(sources: Path, compiler: str, to: Path) -> str | None:
-    """Compile the library beside `to` and rename it there; returns None, or why it could not be built."""
+    """Compile the library and move it to `to`; returns None, or the reason it failed."""
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=to.parent) as folder:
@@ -230,9 +224,9 @@ def build(sources: Path, compiler: str, to: Path) -> str | None:
             command = [compiler, *flags, str(sources / "veneer.cpp"), "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                words = f"{' '.join(command)}: {done.stderr.strip()[-500:]}"
-                return f"the kernels could not be built; set CXX to another C++ compiler: {words}"
+                detail = f"{' '.join(command)}: {done.stderr.strip()[-500:]}"
+                return f"the kernels could not be built; set CXX to another C++ compiler: {detail}"
             made.replace(to)
     except OSError as error:
-        return f"the kernels could not be built: {error}; set VENEER_CACHE to a folder that can be written"
+        return f"the kernels could not be built: {error}; set VENEER_CACHE to a writable folder"
     return None

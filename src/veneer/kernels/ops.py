@@ -1,7 +1,7 @@
-"""The kernels as torch operators `veneer::*`: schema, contract, meaning, fast version, gradient.
+"""The kernels as torch operators `veneer::*`: schema, checks, implementations and gradients.
 
-What an op means stands in reference.py, what it refuses in checks.py, how a CPU does it in cpu.py. On other devices
-the meaning itself runs. The product has a gradient for x only: W is frozen.
+reference.py defines what each op computes, and runs on every device but the CPU; checks.py has the argument checks,
+cpu.py the CPU implementation. The product has a gradient for x only: W is frozen.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Kernel = Callable[..., Any]
 
 
 def define(schema: str, plain: Kernel, on_cpu: Kernel, fake: Kernel) -> None:
-    """Register an op: the meaning for every device, the CPU's version, and shapes alone for tracing."""
+    """Register an op: the reference for all devices, the CPU version, and a fake (shapes only) for tracing."""
     name = schema.split("(")[0]
     LIBRARY.define(schema)
     LIBRARY.impl(name, plain, "CompositeExplicitAutograd")
@@ -160,35 +160,35 @@ define(
 )
 
 
-def keep_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_weight(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.cols = inputs[0].shape[-1]
     ctx.save_for_backward(*inputs[1:6])
     ctx.numbers = inputs[6:9]
 
 
 def matmul_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    """dL/dx = dL/dy W; nothing for W."""
+    """dL/dx = dL/dy W; no gradient for W."""
     dx = None
     if ctx.needs_input_grad[0]:
         dx = torch.ops.veneer.matmul_4bit_backward(dy, *ctx.saved_tensors, *ctx.numbers, ctx.cols)
     return (dx, *([None] * 9))
 
 
-torch.library.register_autograd("veneer::matmul_4bit", matmul_gradient, setup_context=keep_weight, lib=LIBRARY)
+torch.library.register_autograd("veneer::matmul_4bit", matmul_gradient, setup_context=save_weight, lib=LIBRARY)
 
 
-def keep_weight_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    keep_weight(ctx, inputs, output)
+def save_weight_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    save_weight(ctx, inputs, output)
     ctx.rows = inputs[0].shape[-1]
 
 
 def matmul_backward_gradient(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient of dx = dy W for dy, for second derivatives: ddx W^T."""
+    """Second derivatives: the gradient of dx = dy W with respect to dy is ddx W^T."""
     return (torch.ops.veneer.matmul_4bit(ddx, *ctx.saved_tensors, *ctx.numbers, ctx.rows), *([None] * 9))
 
 
 torch.library.register_autograd(
-    "veneer::matmul_4bit_backward", matmul_backward_gradient, setup_context=keep_weight_backward, lib=LIBRARY
+    "veneer::matmul_4bit_backward", matmul_backward_gradient, setup_context=save_weight_backward, lib=LIBRARY
 )
 
 
@@ -215,7 +215,7 @@ define(
 )
 
 
-def keep_segments(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def save_segments(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
@@ -235,14 +235,14 @@ def segments_gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dx, da, db, ds, None, None
 
 
-torch.library.register_autograd("veneer::lora_segments", segments_gradient, setup_context=keep_segments, lib=LIBRARY)
+torch.library.register_autograd("veneer::lora_segments", segments_gradient, setup_context=save_segments, lib=LIBRARY)
 
 
-# ---- what the other rooms call
+# ---- the public functions
 
 
 def quantize_4bit(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """reference.quantize; raises InputError for a NaN or an infinity in x."""
+    """reference.quantize.  Raises InputError for a NaN or an infinity in x."""
     codes, absmax = torch.ops.veneer.quantize_4bit(x, bounds, order, block)
     return codes, absmax
 
@@ -260,16 +260,16 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offs
 
 
 def dequantize_4bit(w: Packed, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """W in `shape` and float32, bfloat16 or float16."""
+    """W in `shape` and `dtype` (float32, bfloat16 or float16)."""
     out: Tensor = torch.ops.veneer.dequantize_4bit(*w, shape, dtype)
     return out
 
 
 def matmul_4bit(x: Tensor, w: Packed, rows: int) -> Tensor:
-    """y (..., O) = x (..., D) W^T, W (O, D) rounded to x's dtype, float32 or bfloat16; sums in float32.
+    """y (..., O) = x (..., D) W^T, W (O, D) rounded to x's dtype (float32 or bfloat16), accumulated in float32.
 
     For up to 16 rows a kernel may round W's levels instead and multiply by absmax afterwards, which is no less exact.
-    Inside of torch.func and of forward mode W is dense for the time of the product, whose derivatives torch knows.
+    Under torch.func and forward-mode AD, W is dequantized for the product, so that torch can differentiate it.
     """
     if functorch.differentiating():
         checks.check_rows("matmul_4bit", "x", x)
@@ -279,8 +279,8 @@ def matmul_4bit(x: Tensor, w: Packed, rows: int) -> Tensor:
 
 
 def lora_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
-    """reference.lora_segments; raises IndexError for a slot outside [-1, S)."""
-    if functorch.differentiating():  # the meaning is plain torch
+    """reference.lora_segments.  Raises IndexError for a slot outside [-1, S)."""
+    if functorch.differentiating():  # the reference is differentiable by torch
         return segmenter(reference.lora_segments)(x, a, b, scale, starts, slots)  # type: ignore[no-any-return]
     y: Tensor = torch.ops.veneer.lora_segments(x, a, b, scale, starts, slots)
     return y

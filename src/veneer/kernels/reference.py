@@ -1,8 +1,8 @@
-"""The meaning of every kernel, in plain torch: slow, clear, and on any device.  The C library is tested against it.
+"""Reference implementation of every kernel in plain torch, for any device.  The C library is tested against it.
 
 Letters: N rows of x, D in, O out, G weights per block, R rank, S adapters.
-A weight W (O, D) is kept as 4-bit codes, two to a byte with the earlier weight in the HIGH nibble, and one absmax per G
-consecutive weights of the flattened W; with double quantization absmax is one byte each (QLoRA, arXiv:2305.14314).
+A weight W (O, D) is stored as 4-bit codes, two to a byte with the earlier weight in the HIGH nibble, and one absmax per
+G consecutive weights of the flattened W; with double quantization each absmax is a byte (QLoRA, arXiv:2305.14314).
 """
 
 import math
@@ -17,24 +17,24 @@ from torch import Tensor
 from veneer.kernels.dynamic_quant import LEAST_ABSMAX, encode
 
 PANEL = 1 << 22
-"""Weights that are dense at one time in a matrix product."""
+"""Weights dequantized at a time in a matrix product."""
 
 
 class Packed(NamedTuple):
-    """One quantized weight, as every op takes it."""
+    """One quantized weight, as the ops take it."""
 
     codes: Tensor
     """((O * D + 1) // 2,) uint8, in any shape."""
     absmax: Tensor
     """(ceil(O * D / G),) float32, or uint8 codes if double-quantized."""
     levels: Tensor
-    """(16,) float32: what each code stands for."""
+    """(16,) float32: the value of each code, relative to absmax."""
     nested_absmax: Tensor | None
     """(ceil(blocks / nested_block),) float32."""
     nested_levels: Tensor | None
     """(256,) float32, rising."""
     offset: float
-    """Mean of the absmax, which was taken off before they were quantized."""
+    """Mean of the absmax, subtracted before they were quantized."""
     nested_block: int
     """Blocks per nested absmax."""
     block: int
@@ -44,8 +44,8 @@ class Packed(NamedTuple):
 def quantize(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """x (...) -> codes ((n + 1) // 2,) uint8, absmax (ceil(n / G),) float32.
 
-    bounds (15,) rising: v has code order[i] if i bounds are below it.  A whole block is multiplied by 1 / absmax, a
-    last shorter one divided by an absmax of at least 1e-38 (bitsandbytes' rule, kept bit for bit).
+    bounds (15,) rising: v has code order[i] if i bounds are below it.  A full block is multiplied by 1 / absmax; a
+    shorter last block is divided by an absmax of at least 1e-38.  Bit-identical to bitsandbytes.
     """
     flat = x.reshape(-1).float()
     whole = flat.numel() // block * block
@@ -62,9 +62,9 @@ def quantize(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tens
 
 
 def quantize_absmax(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """absmax less its mean (n,) -> uint8 codes (n,), nested absmax (ceil(n / block),).
+    """absmax minus its mean (n,) -> uint8 codes (n,), nested absmax (ceil(n / block),).
 
-    A code is that of the dynamic map's nearest level, of the lower at a tie; a block of zeros gets code 0.
+    Each code is that of the nearest level of the dynamic map, the lower at a tie; a block of zeros gets code 0.
     """
     n = centered.numel()
     codes, nested = encode(F.pad(centered, (0, -n % block)).view(-1, block))
@@ -73,7 +73,7 @@ def quantize_absmax(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offset: float, block: int) -> Tensor:
-    """uint8 codes (n,) -> absmax (n,) float32: level * nested absmax, rounded, + offset, rounded."""
+    """uint8 codes (n,) -> absmax (n,) float32: level * nested absmax + offset, rounded after each operation."""
     spread = nested_absmax.repeat_interleave(block)[: codes.numel()]
     return levels[codes.reshape(-1).int()] * spread + offset
 
@@ -97,7 +97,7 @@ Unpack = Callable[[Packed, int, torch.dtype], Tensor]
 
 
 def panels(w: Packed, rows: int, cols: int) -> list[tuple[int, int, Packed]]:
-    """Ranges of rows of W that begin with a block and a byte, each with its own part of the tensors (plain absmax)."""
+    """Split W into ranges of rows that start at a block and a byte: (first, last, their part of W)."""
     absmax = plain_absmax(w)
     codes = w.codes.reshape(-1).view(torch.uint8)
     unit = math.lcm(2, w.block) // math.gcd(math.lcm(2, w.block), cols)
@@ -113,7 +113,7 @@ def panels(w: Packed, rows: int, cols: int) -> list[tuple[int, int, Packed]]:
 
 
 def matmul(x: Tensor, w: Packed, rows: int, unpack: Unpack = dequantize) -> Tensor:
-    """y (N, O) = x (N, D) W^T, with W rounded to x's dtype; a panel of W is dense at one time."""
+    """y (N, O) = x (N, D) W^T, with W rounded to x's dtype; dequantizes a panel of W at a time."""
     cols = x.shape[1]
     y = x.new_empty(x.shape[0], rows)
     for first, last, part in panels(w, rows, cols):
@@ -123,7 +123,7 @@ def matmul(x: Tensor, w: Packed, rows: int, unpack: Unpack = dequantize) -> Tens
 
 
 def matmul_backward(dy: Tensor, w: Packed, cols: int, unpack: Unpack = dequantize) -> Tensor:
-    """dx (N, D) = dy (N, O) W, with W rounded to dy's dtype, panels added up in float32."""
+    """dx (N, D) = dy (N, O) W, with W rounded to dy's dtype; panels are summed in float32."""
     rows = dy.shape[1]
     cut = panels(w, rows, cols)
     dx = torch.zeros(dy.shape[0], cols, dtype=torch.float32, device=dy.device)
@@ -137,7 +137,7 @@ def matmul_backward(dy: Tensor, w: Packed, cols: int, unpack: Unpack = dequantiz
 
 
 def lora_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
-    """Each row's own adapter: y[n] = scale[s] * B[s] A[s] x[n] for s = slots[i], n in [starts[i], starts[i + 1]).
+    """Apply each row's own adapter: y[n] = scale[s] * B[s] A[s] x[n] for s = slots[i], n in [starts[i], starts[i + 1]).
 
     x (N, D) f32 | bf16; a (S, R, D), b (S, O, R), scale (S,) float32; starts (segments + 1,), slots (segments,) int64.
     Returns (N, O) in x's dtype, exactly 0 where the slot is -1.  Source: Punica, arXiv:2310.18547.

@@ -1,4 +1,4 @@
-"""How a frozen weight is kept: one file each, registered by name in STORAGES."""
+"""Formats of frozen weights: one file each, registered by name in STORAGES."""
 
 from veneer.registry import import_siblings
 from veneer.storage.base import STORAGES, Storage, StorageConfig, config_from, from_tensors

@@ -1,7 +1,6 @@
-"""bitsandbytes' kernels on a 4-bit weight kept here: the same tensors, its arithmetic.
+"""Multiply with bitsandbytes' kernels: the tensors of a 4-bit storage, bitsandbytes' arithmetic.
 
-On CUDA they are what `auto` takes; on a CPU they can be chosen, which is how this code path is tested. Nothing here was
-run on CUDA.
+`auto` uses them on CUDA; on a CPU they can be chosen, which is how this code is tested. It has not been run on CUDA.
 """
 
 from functools import cache
@@ -17,33 +16,33 @@ from veneer.kernels.reference import Packed
 Backend = Literal["auto", "veneer", "bitsandbytes"]
 BACKENDS: tuple[Backend, ...] = ("auto", "veneer", "bitsandbytes")
 NESTED_BLOCK = 256
-"""The only one that its kernels know."""
+"""The only one that its kernels support."""
 
 
 @cache
 def installed() -> bool:
-    """Whether bitsandbytes can be imported."""
+    """Whether bitsandbytes is installed."""
     return find_spec("bitsandbytes") is not None
 
 
 def chosen(backend: Backend, x: Tensor) -> bool:
-    """Whether bitsandbytes multiplies with x."""
+    """Whether bitsandbytes computes the product with x."""
     return backend == "bitsandbytes" or (backend == "auto" and x.is_cuda and installed())
 
 
 def check(packed: Packed, shape: tuple[int, int], name: str) -> None:
-    """Refuse a weight W (O, D) that bitsandbytes computes with wrongly, or not at all.
+    """Raise ModelError for a weight W (O, D) that bitsandbytes misreads or does not support.
 
-    On a CPU every row that is no multiple of the block is: version 0.50.2 misreads some (see `misread_on_cpu`), and its
-    linear layers fail on all of them outside of training.
-    Raises ConfigError where it is not installed, ModelError for such a weight.
+    On a CPU these are all weights whose rows are not a multiple of the block: version 0.50.2 misreads some (see
+    `misread_on_cpu`), and its linear layers fail on all of them outside training.
+    Raises ConfigError if bitsandbytes is not installed.
     """
     if not installed():
         raise ConfigError("storage.backend is bitsandbytes, which is not installed; run pip install bitsandbytes")
     if packed.codes.device.type == "cpu" and shape[1] % packed.block:
         raise ModelError(
-            f"{name}: its rows of {shape[1]} are no multiple of the block of {packed.block}, which bitsandbytes reads "
-            "wrongly on a CPU; set storage.backend to veneer, or storage.block to a divisor"
+            f"{name}: its rows of {shape[1]} are not a multiple of the block of {packed.block}, which bitsandbytes "
+            "misreads on a CPU; set storage.backend to veneer, or storage.block to a divisor"
         )
     if packed.nested_absmax is not None and packed.nested_block != NESTED_BLOCK:
         raise ModelError(
@@ -55,8 +54,8 @@ def check(packed: Packed, shape: tuple[int, int], name: str) -> None:
 def misread_on_cpu(shape: tuple[int, int], block: int) -> bool:
     """Whether bitsandbytes 0.50.2 dequantizes a weight W (O, D) wrongly on a CPU with AVX-512.
 
-    Its AVX-512 kernel takes rows of whole vectors of 16, and looks absmax up as if each row began a block of its own:
-    right where it does, and where there is only one. Blocks from 2048 on go another way, which is right.
+    Its AVX-512 kernel, used for rows of a multiple of 16, looks absmax up as if each row started a new block. That is
+    right if it does, or if there is only one block. Blocks of 2048 and more use another kernel, which is right.
     """
     o, d = shape
     return d % 16 == 0 and d % block != 0 and block < 2048 and o > 1 and o * d > block
@@ -72,7 +71,7 @@ def matmul(x: Tensor, packed: Packed, shape: tuple[int, int], quant_type: str) -
 
 
 def _state(dtype: torch.dtype, packed: Packed, shape: tuple[int, int], quant_type: str) -> Any:
-    """bitsandbytes' description of W, to be dequantized to `dtype`."""
+    """W as bitsandbytes' QuantState, dequantized to `dtype`."""
     import bitsandbytes.functional
 
     QuantState: Any = bitsandbytes.functional.QuantState

@@ -1,4 +1,4 @@
-"""Dense: the weight as it is, in its own number type."""
+"""Dense: the weight unchanged, in its own dtype."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

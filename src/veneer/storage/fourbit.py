@@ -1,10 +1,10 @@
-"""4-bit weights in blocks with one absmax each: what NF4 and FP4 share, in bitsandbytes' layout byte for byte.
+"""4-bit weights in blocks with one absmax each, the base of NF4 and FP4; bitsandbytes' layout, byte for byte.
 
     code = nearest level of w / absmax(block)        w' = level[code] * absmax(block)
 
-Double quantization keeps absmax itself in 8 bits: the mean is taken off, and per 256 of them one float32 remains.
-Source: Dettmers et al. 2023, arXiv:2305.14314, sections 3; 8-bit map: Dettmers et al. 2021, arXiv:2110.02861.
-Departs from it: the 8-bit numbers are the signed dynamic map, as the authors' code has it; the paper says FP8.
+Double quantization stores absmax minus its mean in 8 bits, with one float32 per 256 of them.
+Source: Dettmers et al. 2023, arXiv:2305.14314, section 3; 8-bit map: Dettmers et al. 2021, arXiv:2110.02861.
+Differs from the paper: the 8-bit numbers use the signed dynamic map, like the authors' code, not FP8.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from veneer.errors import ConfigError, InputError, ModelError
+from veneer.errors import ConfigError, InputError, ModelError, listed
 from veneer.kernels import functorch, ops
 from veneer.kernels.checks import BLOCKS
 from veneer.kernels.dynamic_quant import dynamic_map
@@ -26,10 +26,12 @@ from veneer.storage import bnb
 from veneer.storage.base import Storage, StorageConfig, check_ids, check_matrix
 
 NESTED_BLOCK = 256
-"""Absmax values that share one float32 under double quantization."""
+"""Absmax values per float32 under double quantization."""
 STATE = "quant_state.bitsandbytes__"
 KINDS = ("nf4", "fp4")
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+TENSORS = ("codes", "absmax", "levels", "nested_absmax", "nested_levels")
+"""The first fields of `Packed`, buffers of a FourBit."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,7 +42,7 @@ class FourBitConfig(StorageConfig):
     block: int = 64
     """G: weights that share one absmax; a power of two from 32 to 4096."""
     double_quant: bool = True
-    """Keep absmax in 8 bits: 4.13 bits a weight instead of 4.5."""
+    """Store absmax in 8 bits: 4.13 bits per weight instead of 4.5."""
 
     def __post_init__(self) -> None:
         if self.block not in BLOCKS:
@@ -57,13 +59,13 @@ class FourBit(Storage):
     nested_absmax: Tensor | None
     nested_levels: Tensor | None
     backend: bnb.Backend = "auto"
-    """Whose kernels multiply: auto is bitsandbytes on CUDA, veneer's elsewhere."""
+    """Kernels for products: auto is bitsandbytes on CUDA, veneer elsewhere."""
 
     def __init__(self, packed: Packed, shape: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__()
         self.shape, self.dtype = shape, dtype
         self.block, self.nested_block, self.offset = packed.block, packed.nested_block, packed.offset
-        for name in ("codes", "absmax", "levels", "nested_absmax", "nested_levels"):
+        for name in TENSORS:
             self.register_buffer(name, getattr(packed, name), persistent=False)
         self._packed = packed
         self._fast: FastMatmul | None = None
@@ -71,9 +73,9 @@ class FourBit(Storage):
     @classmethod
     @abstractmethod
     def tables(cls) -> tuple[Tensor, Tensor, Tensor]:
-        """levels (16,) by code, bounds (15,) rising, order (16,) uint8: the code between each two bounds."""
+        """levels (16,) by code, bounds (15,) rising, order (16,) uint8: the code of each interval between bounds."""
 
-    # ---- birth, and back
+    # ---- quantization
 
     @classmethod
     def of(cls, w: Tensor, config: FourBitConfig, name: str = "weight") -> Self:
@@ -85,7 +87,7 @@ class FourBit(Storage):
         levels, bounds, order = (t.to(w.device) for t in cls.tables())
         try:
             codes, absmax = ops.quantize_4bit(w.detach(), bounds, order, block)
-        except ConfigError:  # of VENEER_ISA, no fault of the weight
+        except ConfigError:  # an invalid VENEER_ISA, not the weight
             raise
         except InputError as error:
             raise ModelError(f"{name}: {error}") from error
@@ -100,30 +102,22 @@ class FourBit(Storage):
 
     @property
     def double_quant(self) -> bool:
-        """Whether absmax is kept in 8 bits."""
+        """Whether absmax is stored in 8 bits."""
         return self.nested_absmax is not None
 
     def put_(self, w: Tensor) -> None:
         if tuple(w.shape) != self.shape:
-            raise ModelError(f"a weight of {tuple(w.shape)} does not fit into one of {self.shape}")
-        made = self.pack(w.to(self.codes.device), self.block, self.double_quant, "weight")
-        self.offset = made.offset
-        for name in ("codes", "absmax", "levels", "nested_absmax", "nested_levels"):
-            setattr(self, name, getattr(made, name))
+            raise ModelError(f"the new weight is {tuple(w.shape)}, should be {self.shape}")
+        packed = self.pack(w.to(self.codes.device), self.block, self.double_quant, "weight")
+        self.offset = packed.offset
+        for name in TENSORS:
+            setattr(self, name, getattr(packed, name))
         self.moved()
 
     def moved(self) -> None:
         self._fast = None
-        self._packed = Packed(
-            self.codes,
-            self.absmax,
-            self.levels,
-            self.nested_absmax,
-            self.nested_levels,
-            self.offset,
-            self.nested_block,
-            self.block,
-        )
+        tensors = (self.codes, self.absmax, self.levels, self.nested_absmax, self.nested_levels)
+        self._packed = Packed(*tensors, self.offset, self.nested_block, self.block)
 
     # ---- use
 
@@ -131,7 +125,7 @@ class FourBit(Storage):
         return ops.dequantize_4bit(self._packed, self.shape, dtype)
 
     def compute_with(self, backend: bnb.Backend, name: str = "weight") -> None:
-        """Choose whose kernels multiply; raises ConfigError or ModelError, with `name`, where they cannot."""
+        """Choose the kernels.  Raises ConfigError or ModelError, with `name`, if they do not support this weight."""
         if backend == "bitsandbytes":
             bnb.check(self._packed, self.shape, name)
         self.backend = backend
@@ -139,7 +133,7 @@ class FourBit(Storage):
     def matmul(self, x: Tensor) -> Tensor:
         if bnb.chosen(self.backend, x) and not functorch.differentiating():
             return bnb.matmul(x, self._packed, self.shape, self.quant_type)
-        if x.dtype == torch.float16:  # no kernel in float16: its range is too small for sums
+        if x.dtype == torch.float16:  # no float16 kernel: its range is too small for sums
             return ops.matmul_4bit(x.float(), self._packed, self.shape[0]).half()
         if self._fast is None and not torch.compiler.is_compiling():
             self._fast = FastMatmul(self._packed, *self.shape)
@@ -157,7 +151,7 @@ class FourBit(Storage):
         return values.to(dtype).view(*ids.shape, self.shape[1])
 
     def _absmax_of(self, block: Tensor) -> Tensor:
-        """float32 absmax of numbered blocks."""
+        """float32 absmax of blocks by index."""
         if self.nested_absmax is None or self.nested_levels is None:
             return self.absmax[block]
         level = self.nested_levels[self.absmax[block].int()]
@@ -183,8 +177,9 @@ class FourBit(Storage):
     def recognizes(cls, keys: Mapping[str, Tensor], name: str) -> bool:
         if f"{name}.{STATE}{cls.quant_type}" in keys:
             return True
+        # a weight without state is NF4's, which then reports the missing key
         stateless = not any(f"{name}.{STATE}{kind}" in keys for kind in KINDS)
-        return stateless and cls.quant_type == "nf4" and f"{name}.quant_map" in keys  # so that NF4 reports what lacks
+        return stateless and cls.quant_type == "nf4" and f"{name}.quant_map" in keys
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], name: str) -> Self:
@@ -193,8 +188,10 @@ class FourBit(Storage):
         if not problems:
             problems = check_parts(mine, state, tensors.get(name))
         if problems:
-            listed = "\n".join(f"  {p}" for p in problems)
-            raise ModelError(f"{name} is no whole 4-bit weight in bitsandbytes' layout:\n{listed}\nNothing was loaded.")
+            raise ModelError(
+                f"{name} is not a complete 4-bit weight in bitsandbytes' layout:\n{listed(problems, 20)}\n"
+                "Nothing was loaded."
+            )
         nested = "nested_offset" in state
         packed = Packed(
             tensors[name].contiguous().view(-1).view(torch.uint8),
@@ -210,13 +207,13 @@ class FourBit(Storage):
 
 
 def aligned(t: Tensor) -> Tensor:
-    """t itself, or a copy where a file has put it at an odd address."""
-    whole = t.contiguous()
-    return whole if whole.data_ptr() % whole.element_size() == 0 else whole.clone()
+    """t, or a copy if the file has it at a misaligned address."""
+    t = t.contiguous()
+    return t if t.data_ptr() % t.element_size() == 0 else t.clone()
 
 
 def read_state(mine: Mapping[str, Tensor], quant_type: str) -> tuple[dict[str, Any], list[str]]:
-    """The JSON of a weight's quantization state, and what is wrong with the keys or with it."""
+    """Parse the JSON of a weight's quantization state; returns it and the problems of it and of the keys."""
     states = [k for k in mine if k.startswith(STATE)]
     known = {*PARTS, *states}
     problems = [f"{k}: not a key of this layout" for k in mine if k not in known]
@@ -228,14 +225,14 @@ def read_state(mine: Mapping[str, Tensor], quant_type: str) -> tuple[dict[str, A
     try:
         state = json.loads(bytes(mine[states[0]].reshape(-1).tolist()), object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
-        return {}, [*problems, f"{states[0]} holds no JSON: {error}"]
+        return {}, [*problems, f"{states[0]} is not JSON: {error}"]
     if not isinstance(state, dict):
         return {}, [*problems, f"{states[0]} should hold a JSON object, found {type(state).__name__}"]
     return state, [*problems, *check_state(state, quant_type)]
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys occur once; raises ValueError otherwise."""
+    """Parse a JSON object.  Raises ValueError for duplicate keys."""
     keys = [k for k, _ in pairs]
     if twice := sorted({k for k in keys if keys.count(k) > 1}):
         raise ValueError(f"{', '.join(twice)} occurs more than once")
@@ -243,7 +240,7 @@ def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_state(state: Mapping[str, Any], quant_type: str) -> list[str]:
-    """What is wrong with the values of a quantization state."""
+    """Problems of the values of a quantization state."""
     nested = {"nested_blocksize", "nested_dtype", "nested_offset"}
     wanted = {"quant_type", "blocksize", "dtype", "shape"} | (nested if nested & set(state) else set())
     problems = [f"{k}: missing from the quantization state" for k in sorted(wanted - set(state))]
@@ -274,7 +271,7 @@ def is_finite(value: Any) -> bool:
 
 
 def check_parts(mine: Mapping[str, Tensor], state: Mapping[str, Any], codes: Tensor | None) -> list[str]:
-    """What is wrong with the tensors, given a state that is right."""
+    """Problems of the tensors, given a valid state."""
     n = state["shape"][0] * state["shape"][1]
     blocks = -(-n // state["blocksize"])
     nested = "nested_offset" in state

@@ -2,7 +2,7 @@
 
 The low three bits of a code are 0, 1/16, 8, 12, 4, 6, 2, 3 twelfths; the high bit is the sign. Code 8 is a second zero.
 Source: bitsandbytes 0.50 (`get_4bit_type("fp4")`); Dettmers et al. 2023, arXiv:2305.14314, compares NF4 with it.
-Departs from it: nothing; small positive numbers get code 8 and small negative ones code 0, as on its CPU path.
+Identical to its CPU version: small positive numbers get code 8, small negative ones code 0.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from veneer.storage.fourbit import FourBit, FourBitConfig
 TWELFTHS = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
 """By the low three bits of a code."""
 ORDER = (11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3)
-"""Codes by rising level."""
+"""Codes in the order of rising levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +25,6 @@ class FP4Config(FourBitConfig):
     """Settings of FP4."""
 
     storage = "fp4"
-
-
-@cache
-def tables() -> tuple[Tensor, Tensor, Tensor]:
-    """Levels by code, the midpoints between them in rising order, and codes in that order."""
-    positive = torch.tensor([t / 12.0 for t in TWELFTHS], dtype=torch.float32)
-    levels = torch.cat([positive, 0.0 - positive])
-    order = torch.tensor(ORDER, dtype=torch.uint8)
-    rising = levels[order.int()]
-    return levels, (rising[:-1] + rising[1:]) / 2, order
 
 
 @STORAGES.add("fp4")
@@ -45,5 +35,11 @@ class FP4(FourBit):
     quant_type = "fp4"
 
     @classmethod
+    @cache
     def tables(cls) -> tuple[Tensor, Tensor, Tensor]:
-        return tables()
+        """Levels by code, the midpoints between them in rising order, and codes in that order."""
+        positive = torch.tensor([t / 12.0 for t in TWELFTHS], dtype=torch.float32)
+        levels = torch.cat([positive, 0.0 - positive])
+        order = torch.tensor(ORDER, dtype=torch.uint8)
+        rising = levels[order.int()]
+        return levels, (rising[:-1] + rising[1:]) / 2, order

@@ -3,7 +3,7 @@
     code = round(127 w / absmax(row))        w' = code * absmax(row) / 127
 
 Source: Dettmers et al. 2022, arXiv:2208.07339, section 2.1 (row-wise absmax).
-Departs from it: only the weight is kept in 8 bits; products are computed in x's dtype, so there are no outlier columns.
+Differs from the paper: only the weight is in 8 bits; products are in x's dtype, so there are no outlier columns.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer.errors import ModelError
+from veneer.errors import ModelError, listed
 from veneer.kernels import functorch
+from veneer.kernels.reference import PANEL
 from veneer.storage.base import STORAGES, Storage, StorageConfig, check_ids, check_matrix
-
-PANEL = 1 << 22
-"""Weights that are dense at one time in a matrix product."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +33,14 @@ def unpack(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def product(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """y (..., O) = x (..., D) W^T, a panel of W dense at one time."""
+    """y (..., O) = x (..., D) W^T; dequantizes a panel of W at a time."""
     step = max(PANEL // codes.shape[1], 1)
     parts = zip(torch.split(codes, step), torch.split(scale, step), strict=True)
     return torch.cat([F.linear(x, unpack(c, s, x.dtype)) for c, s in parts], -1)
 
 
 class Product(torch.autograd.Function):
-    """y = x W^T, a panel of W dense at one time, forward and backward."""
+    """y = x W^T; dequantizes a panel of W at a time, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -87,7 +85,7 @@ class Int8(Storage):
         fits = (absmax * 127).isfinite()
         if not bool(fits.all()):
             row = int((~fits).nonzero()[0])
-            raise ModelError(f"{name}: row {row} holds numbers that are not finite or too large to be quantized")
+            raise ModelError(f"{name}: row {row} holds numbers that are not finite or too large to quantize")
         scale = torch.where(absmax > 0, 127.0 / absmax, 0.0)
         return (w.detach().float() * scale[:, None]).round().to(torch.int8), absmax
 
@@ -96,7 +94,7 @@ class Int8(Storage):
 
     def put_(self, w: Tensor) -> None:
         if tuple(w.shape) != self.shape:
-            raise ModelError(f"a weight of {tuple(w.shape)} does not fit into one of {self.shape}")
+            raise ModelError(f"the new weight is {tuple(w.shape)}, should be {self.shape}")
         codes, absmax = self.pack(w, "weight")
         self.codes.copy_(codes)
         self.absmax.copy_(absmax)
@@ -131,9 +129,9 @@ class Int8(Storage):
             problems.append(f"{module}SCB should be ({codes.shape[0]},) float32, one absmax per row")
         elif not bool(absmax.isfinite().all()):
             problems.append(f"{module}SCB holds numbers that are not finite")
-        form: Any = 0 if kind is None else kind.tolist()
-        if form != 0:
-            problems.append(f"{module}weight_format is {form}; only 0, rows as they are, can be read")
+        weight_format: Any = 0 if kind is None else kind.tolist()
+        if weight_format != 0:
+            problems.append(f"{module}weight_format is {weight_format}; only 0 (row-major) is supported")
         if problems or codes is None or absmax is None:
-            raise ModelError("\n".join([f"{name} is no whole 8-bit weight:", *problems, "Nothing was loaded."]))
+            raise ModelError(f"{name} is not a complete 8-bit weight:\n{listed(problems)}\nNothing was loaded.")
         return cls(codes, absmax, torch.float16)

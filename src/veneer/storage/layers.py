@@ -1,7 +1,7 @@
-"""Modules whose weight is kept in a storage: linear layers (GPT-2's Conv1D too), embeddings, and a tied output head.
+"""Modules whose weight is in a storage: linear layers (and GPT-2's Conv1D), embeddings, a tied output head.
 
-They stand in the place of the model's own modules, mean the same, and write the storage's tensors into a state dict
-under the names that the dense weight had.
+They replace the model's own modules, compute the same, and save the storage's tensors to a state dict under the name of
+the dense weight.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -24,14 +24,14 @@ def store_weight(w: Tensor, config: StorageConfig, name: str) -> Storage:
 
 
 class Stored(nn.Module):
-    """What the stored layers share: the storage, and its tensors in a state dict."""
+    """Base of the stored layers: the storage, and its tensors in a state dict."""
 
     storage: Storage
     saved: bool
-    """False for a head tied to an embedding, which writes the weight itself."""
+    """False for a head tied to an embedding: the embedding saves the weight."""
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight (O, D) in dtype, as adapters see the layer."""
+        """The weight (O, D) in `dtype`, as adapters see the layer."""
         return self.storage.dense(dtype)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -59,14 +59,14 @@ class Stored(nn.Module):
             error_msgs.append(str(error))
             return
         if (type(found), found.shape) != (type(self.storage), self.storage.shape):
-            there, here = (f"{type(s).__name__} {s.shape}" for s in (found, self.storage))
-            error_msgs.append(f"{prefix}weight is {there}, the layer has {here}")
+            given, wanted = (f"{type(s).__name__} {s.shape}" for s in (found, self.storage))
+            error_msgs.append(f"{prefix}weight is {given}, the layer has {wanted}")
             return
         self.storage.take_(found.to(next(self.storage.buffers()).device))
 
 
 class StoredLinear(Stored, nn.Linear):
-    """y = x W^T + bias, with W (O, D) in a storage; `transposed` if it stands for a Conv1D, whose weight is (D, O)."""
+    """y = x W^T + bias, with W (O, D) in a storage; `transposed` if it replaces a Conv1D, whose weight is (D, O)."""
 
     def __init__(
         self, storage: Storage, bias: Tensor | None = None, *, saved: bool = True, transposed: bool = False
@@ -100,7 +100,7 @@ class StoredLinear(Stored, nn.Linear):
 
 
 class StoredEmbedding(Stored, nn.Embedding):
-    """Rows of W (V, D), kept in a storage, by word number."""
+    """Embedding with W (V, D) in a storage."""
 
     def __init__(
         self, storage: Storage, dtype: torch.dtype, padding_idx: int | None = None, scale: float = 1.0
@@ -123,7 +123,9 @@ class StoredEmbedding(Stored, nn.Embedding):
     def holding(cls, storage: Storage, layer: nn.Embedding, name: str = "weight") -> Self:
         """The same layer over `storage`; the layer's own weight may be on the meta device."""
         if layer.max_norm is not None:
-            raise TargetError(f"{name}: an embedding with max_norm changes its weight as it is read; it stays dense")
+            raise TargetError(
+                f"{name}: an embedding with max_norm changes its weight in forward, so it must stay dense"
+            )
         scale = getattr(layer, "embed_scale", getattr(layer, "scalar_embed_scale", 1.0))
         return cls(storage, layer.weight.dtype, layer.padding_idx, float(scale))
 
@@ -136,7 +138,7 @@ class StoredEmbedding(Stored, nn.Embedding):
         return rows if self.embed_scale == 1.0 else rows * torch.tensor(self.embed_scale, dtype=rows.dtype)
 
     def head(self, bias: Tensor | None = None) -> StoredLinear:
-        """The output head that is tied to this embedding: the same storage, written once."""
+        """The output head tied to this embedding: it shares the storage and does not save it."""
         return StoredLinear(self.storage, bias, saved=False)
 
     def extra_repr(self) -> str:
@@ -146,19 +148,19 @@ class StoredEmbedding(Stored, nn.Embedding):
 def stored(
     layer: nn.Module, config: StorageConfig, name: str = "weight", store: StoreWeight = store_weight
 ) -> StoredLinear | StoredEmbedding:
-    """The stored layer for a linear layer, a Conv1D or an embedding; raises TargetError for any other."""
+    """The stored version of a linear layer, Conv1D or embedding.  Raises TargetError for any other module."""
     if isinstance(layer, nn.Linear | Conv1D):
         return StoredLinear.of(layer, config, name, store)
     if isinstance(layer, nn.Embedding):
         return StoredEmbedding.of(layer, config, name, store)
-    raise TargetError(f"{name}: a {type(layer).__name__} has no weight that a storage can keep")
+    raise TargetError(f"{name}: a {type(layer).__name__} has no weight that a storage supports")
 
 
 def store_(model: nn.Module, config: StorageConfig, paths: Iterable[str], store: StoreWeight = store_weight) -> None:
     """Replace the modules at `paths` by stored ones; a head tied to a stored embedding shares its storage.
 
-    store   makes each storage
-    Every new layer is made before the first is put in place, so that an error leaves the model as it was.
+    store   creates each storage
+    All layers are created before the first is replaced, so that an error leaves the model unchanged.
     """
     made: dict[str, nn.Module] = {}
     embeddings: dict[int, StoredEmbedding] = {}

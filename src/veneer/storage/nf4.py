@@ -1,10 +1,10 @@
-"""NF4: 16 levels at equal shares of a normal distribution, 8 above zero, 7 below, and zero.
+"""NF4: 16 levels at quantiles of a normal distribution, 8 above zero, 7 below, and zero.
 
     up   = Q(linspace(e, 1/2, 9)) without the last       down = -Q(linspace(e, 1/2, 8)) without the last
     levels = sorted(down, 0, up) / max                   e = 0.9677083, Q the standard normal quantile
 
-Source: Dettmers et al. 2023, arXiv:2305.14314, section 3; the table is the authors', made with a float32 linspace, so
-it stands here as numbers. Departs from the paper: its equation 4 does not give these levels; the authors' code does.
+Source: Dettmers et al. 2023, arXiv:2305.14314, section 3. The table is copied from the authors' code, which uses a
+float32 linspace. Differs from the paper: its equation 4 does not give these levels; the authors' code does.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ LEVELS = (
     0.7229568362236023,
     1.0,
 )
-"""By code; rising."""
+"""By code, rising."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,6 @@ class NF4Config(FourBitConfig):
     """Settings of NF4."""
 
     storage = "nf4"
-
-
-@cache
-def tables() -> tuple[Tensor, Tensor, Tensor]:
-    """Levels, the midpoints between them, and codes in the order of the levels."""
-    levels = torch.tensor(LEVELS, dtype=torch.float32)
-    return levels, (levels[:-1] + levels[1:]) / 2, torch.arange(16, dtype=torch.uint8)
 
 
 @STORAGES.add("nf4")
@@ -59,5 +52,8 @@ class NF4(FourBit):
     quant_type = "nf4"
 
     @classmethod
+    @cache
     def tables(cls) -> tuple[Tensor, Tensor, Tensor]:
-        return tables()
+        """Levels, the midpoints between them, and codes in the order of the levels."""
+        levels = torch.tensor(LEVELS, dtype=torch.float32)
+        return levels, (levels[:-1] + levels[1:]) / 2, torch.arange(16, dtype=torch.uint8)

@@ -67,5 +67,5 @@ def test_a_full_disk_is_an_error_before_training(tmp_path: Path) -> None:
 
 def test_a_folder_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("veneer.disk.scratch.filesystem_of", lambda folder: "tmpfs")
-    with pytest.raises(DiskError, match=r"optimizer.paged: .* is a tmpfs, which lies in memory; put the run on a disk"):
+    with pytest.raises(DiskError, match=r"optimizer.paged: .* is a tmpfs, which is in memory; put the run on a disk"):
         paged_state.Pages(tmp_path, 4096)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from veneer.errors import DataError
+from veneer.errors import DataError, listed
 from veneer.evaluate.metrics.base import METRICS, MetricOptions, Scores, alternatives, mean
 from veneer.evaluate.sql_sandbox import QueryError, Sandbox, is_ordered, same_result
 
@@ -34,12 +34,9 @@ def sql(
             with open_database(row, options) as database:
                 hits.append(float(answers(database, prediction, alternatives(reference), options.ignore_case)))
         except (QueryError, DataError) as error:
-            problems.append(f"  row {index}: {error}")
+            problems.append(f"row {index}: {error}")
     if problems:
-        more = [f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-        raise DataError(
-            "\n".join([f"metric sql: {len(problems)} of {len(rows)} rows cannot be scored:", *problems[:SHOWN], *more])
-        )
+        raise DataError(f"metric sql: {len(problems)} of {len(rows)} rows cannot be scored:\n{listed(problems, SHOWN)}")
     return mean("sql", hits)
 
 
