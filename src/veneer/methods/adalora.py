@@ -8,7 +8,7 @@ e = 0, from where they may come back.  The score (`sensitivity`, `triplet_scores
 (`choose`) and the penalty (`orthogonality`) are pure functions; `penalty` and `stepped_` put them together, and the
 training loop calls these.
 
-Source: Zhang et al. 2023, arXiv:2303.10512, eq. 3 and 8-13, and the authors' code for what the paper leaves open.
+Source: Zhang et al. 2023, arXiv:2303.10512, eq. 3 and 8-13, and the authors' code where the paper is silent.
 Departs from the paper, with that code: the penalty is the mean of Frobenius norms, not the sum of their squares.
 Departs from both: exactly as many triplets are kept as the budget says, where scores tie too.
 """
@@ -45,13 +45,13 @@ class AdaLoRAConfig(MethodConfig):
     every: int = 1
     """Optimizer steps from one choice to the next, at least 1."""
     beta1: float = 0.85
-    """How much of a sensitivity's running mean stays from step to step, in (0, 1)."""
+    """Decay of a sensitivity's running mean, in (0, 1)."""
     beta2: float = 0.85
-    """The same for its uncertainty, in (0, 1)."""
+    """Decay of its uncertainty's running mean, in (0, 1)."""
     orthogonality: float = 0.5
     """Weight of the penalty that keeps A's rows and B's columns orthogonal, at least 0."""
     kept: int | None = None
-    """Triplets a layer has where it is not rank: of an adapter that was stored without the dropped ones."""
+    """Triplets of a layer, if fewer than rank: for an adapter stored without the dropped ones."""
     kept_pattern: Mapping[str, int] = field(default_factory=dict)
     """Other `kept` for modules whose path ends with, or matches, a key; the first that fits counts."""
 
@@ -80,7 +80,7 @@ class AdaLoRAConfig(MethodConfig):
 
     @property
     def triplets(self) -> int:
-        """How many a layer has."""
+        """Triplets of one layer."""
         return self.rank if self.kept is None else self.kept
 
 
@@ -164,7 +164,7 @@ class AdaLoRA(Delta):
 
     @classmethod
     def to_peft(cls, config: AdaLoRAConfig) -> dict[str, Any]:
-        """PEFT wants to know the length of the training; what is written says that its schedule is over."""
+        """PEFT needs the training's length; `total_step` is written so that its schedule counts as finished."""
         pattern = {f"{path}.lora_E": [i < n for i in range(config.rank)] for path, n in config.kept_pattern.items()}
         return {
             "peft_type": "ADALORA",
@@ -213,12 +213,12 @@ class AdaLoRA(Delta):
 
 
 class Importance(NamedTuple):
-    """What is remembered of one parameter's sensitivity |w g|, in the parameter's shape."""
+    """Running statistics of one parameter's sensitivity |w g|, in the parameter's shape."""
 
     mean: Tensor
     """Its running mean."""
     uncertainty: Tensor
-    """The running mean of how far it was from that."""
+    """The running mean of its distance from that mean."""
 
 
 @torch.no_grad()
@@ -237,7 +237,7 @@ def triplet_scores(a: Importance, e: Importance, b: Importance) -> Tensor:
 
 
 def budget(step: int, total: int, layers: int, config: AdaLoRAConfig) -> tuple[int, bool]:
-    """How many triplets all layers together may keep after `step` of `total`, and whether to choose them now.
+    """Triplets that all layers together may keep after `step` of `total`, and whether to choose them now.
 
     Falls from rank * layers to target_rank * layers with the cube of the time left (eq. 12).
     """

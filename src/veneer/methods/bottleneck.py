@@ -133,5 +133,5 @@ class Bottleneck(Delta):
 
 
 def _width(layer: FrozenLayer, config: BottleneckConfig) -> int:
-    """H: the outputs it comes after, or the inputs it stands beside."""
+    """H: the layer's outputs, or for parallel its inputs."""
     return layer.in_features if config.variant == "parallel" else layer.out_features

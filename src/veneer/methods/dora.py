@@ -71,7 +71,7 @@ class DoRA(LoRA):
         return y + (plain - before) + (ratio - 1) * plain + ratio * low_rank
 
     def _per_output(self, v: Tensor) -> Tensor:
-        """v (O,) as it multiplies an output: channels of a convolution come before its space."""
+        """v (O,) in a shape that multiplies an output; a convolution's channels come before its spatial dimensions."""
         return v.reshape(-1, *[1] * (self.a.dim() - 2)) if self.kind == "conv" else v
 
     @torch.no_grad()

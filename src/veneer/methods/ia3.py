@@ -4,7 +4,7 @@
     y' = W (l * x) + b   l: (D,)                       feed-forward
 
 Source: Liu et al. 2022, arXiv:2205.05638, section 3.3.  l starts at 1, so the layer is at first unchanged.
-The paper scales what the feed-forward's last layer is fed, so `before` changes that layer's input.
+In the feed-forward the paper scales the last layer's input, so `before` changes that input.
 """
 
 import re

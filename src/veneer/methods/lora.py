@@ -49,7 +49,8 @@ class LoRAConfig(RankedConfig):
         try:
             name = self.initializer.name
         except ConfigError as error:
-            raise ConfigError("\n".join(f"{self.method}.init: {line}" for line in str(error).split("\n"))) from None
+            lines = str(error).replace("\nIt has:", " It has:").split("\n")
+            raise ConfigError("\n".join(f"{self.method}.init: {line}" for line in lines)) from None
         if name not in self.inits():
             raise ConfigError(f"{self.method}.init must be one of {', '.join(self.inits())}, got {name!r}")
 
@@ -320,14 +321,14 @@ _NOT_READ = (
     "monteclora_config",
     "kasa_config",
 )
-"""Fields of PEFT's LoRA that change what the adapter means; those named `use_...` are refused besides."""
+"""Fields of PEFT's LoRA that change the adapter's meaning; set ones are refused, and so are all `use_...`."""
 _READ_AS: dict[Any, str] = {"gaussian": "gaussian", False: "random"}
 _SAME_BASE = {True, False, None, "gaussian", "eva", "orthogonal", "mica"}
 """PEFT's initializations that leave the base weights alone; the others train against a changed base."""
 
 
 def _refuse_unread(fields: Mapping[str, Any]) -> None:
-    """Raise AdapterMismatch for an adapter_config.json that asks for more than LoRA as it is here."""
+    """Raise AdapterMismatch for an adapter_config.json with features that this LoRA does not have."""
     variants = [k for k, v in fields.items() if k.startswith("use_") and v and k != "use_rslora"]
     unread = variants + [k for k in _NOT_READ if fields.get(k) and fields[k] != "none"]
     if unread:
@@ -375,7 +376,7 @@ def _geometry(geometry: Geometry | None) -> Geometry:
 
 
 def _pad_widths(g: Geometry) -> list[int]:
-    """Left and right width per dimension, last dimension first, as F.pad wants them."""
+    """Left and right width per dimension, last dimension first, in F.pad's order."""
     widths: list[int] = []
     for i in reversed(range(len(g.kernel))):
         if isinstance(g.padding, str):

@@ -11,7 +11,7 @@ C and E hold no trained numbers and are never built in the forward pass:
     rotation     as decoupling, but piece i is first turned by the angles i * 10000^(-2t / R') (rotary positions)
 
 Source: Jiang et al. 2024, arXiv:2405.12130, eq. 4-11 and appendix A; ReMoRA (restarts with a change of grouping):
-section 4.4 there. Index maps, rounding and file layout are those of the authors' code, so that its adapters load here.
+section 4.4 there. Index maps, rounding and file layout follow the authors' code, so that its adapters load here.
 Departs from the paper, with that code: R' is rounded to the nearest, not down (and down to even for rotation); inputs
 that do not fill the last piece are continued with the first ones again; rotation pairs t with t + R'/2. M has no alpha.
 
@@ -149,7 +149,7 @@ class MoRA(Restartable):
         same = "mora.groupings 1" if config.variant == "sharing" else f"mora.variant {config.variant}"
         raise ConfigError(
             f"{same} gains nothing from restarts: every cycle meets the layer in the same way, so cycles add up to one "
-            "square matrix, which is what a run without restarts has; use variant sharing with groupings 2 or 4, or "
+            "square matrix, as in a run without restarts; use variant sharing with groupings 2 or 4, or "
             "leave restarts out"
         )
 
@@ -244,7 +244,7 @@ class MoRA(Restartable):
         if grouping in (2, 3):
             return m[:, adjacent_groups(d, side)]
         columns = m[:, strided_groups(d, side)]
-        again = -d % side  # so many first inputs are counted once more, in the last groups
+        again = -d % side  # the first inputs are counted once more, in the last groups
         columns[:, :again] += m[:, side - again :]
         return columns
 
@@ -345,7 +345,7 @@ _VARIANTS: dict[Any, dict[str, Any]] = {
     "truncation": {"variant": "truncation"},
     "decoupling": {"variant": "decoupling"},
 }
-"""What each `mora_type` of a folder means; the last two are names of our own."""
+"""Settings by a folder's `mora_type`; the last two names are our own."""
 
 
 def side_of(d: int, o: int, config: MoRAConfig) -> int:

@@ -1,10 +1,10 @@
-"""The largest singular values of a matrix, exactly or by a randomized method, for methods that start from them."""
+"""The largest singular values of a matrix, exactly or by a randomized method, for inits that start from them."""
 
 import torch
 from torch import Tensor
 
 OVERSAMPLING = 8
-"""Columns beyond those asked for that the randomized decomposition works with."""
+"""Extra columns in the randomized decomposition."""
 
 
 def top_svd(w: Tensor, rank: int, iterations: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
