@@ -17,10 +17,10 @@ PUBLIC = [name for name in veneer.__all__ if name != "__version__"]
 def test_the_list_is_short_sorted_and_what_dir_shows() -> None:
     assert len(veneer.__all__) <= 25 and sorted(set(PUBLIC)) == PUBLIC
     assert dir(veneer) == sorted(veneer.__all__)
-    assert set(PUBLIC) == set(veneer._HOMES)
+    assert set(PUBLIC) == {*veneer._HOMES, *veneer._VERBS}
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", list(veneer._HOMES))
 def test_every_name_is_defined_at_its_home_and_says_what_it_is(name: str) -> None:
     home, _, there = veneer._HOMES[name].partition(":")
     thing = getattr(veneer, name)
@@ -29,10 +29,15 @@ def test_every_name_is_defined_at_its_home_and_says_what_it_is(name: str) -> Non
         assert thing.__module__ == home and thing.__name__ == (there or name) and inspect.getdoc(thing)
 
 
-def test_no_public_name_is_a_rooms() -> None:
-    source = Path(veneer.__file__).parent
-    rooms = {p.stem for p in source.iterdir()}
-    assert rooms.isdisjoint(PUBLIC), "an imported room would take the place of the function of its name"
+@pytest.mark.parametrize("name", veneer._VERBS)
+def test_a_verb_is_a_package_that_can_be_called(name: str) -> None:
+    verb = getattr(veneer, name)
+    assert verb is import_module(f"veneer.{name}") and callable(verb) and inspect.getdoc(type(verb).__call__)
+
+
+def test_no_other_public_name_is_a_rooms() -> None:
+    rooms = {p.stem for p in Path(veneer.__file__).parent.iterdir()}
+    assert rooms & set(PUBLIC) == set(veneer._VERBS), "an imported room would take the place of the name"
 
 
 def test_what_type_checkers_see_is_what_there_is() -> None:
@@ -44,15 +49,20 @@ def test_what_type_checkers_see_is_what_there_is() -> None:
         for alias in line.names:
             assert alias.asname is not None
             seen[alias.asname] = f"{line.module}{'' if alias.asname == alias.name else ':' + alias.name}"
+    verbs = {name: seen.pop(name) for name in veneer._VERBS}
     assert seen == veneer._HOMES
+    for name, home in verbs.items():
+        assert home.startswith(f"veneer.{name}."), "what the package calls"
 
 
 def test_from_veneer_import_star_in_a_fresh_process() -> None:
     code = (
-        "import veneer.train.loop, veneer.generate.engine, veneer.merge.fold, veneer.evaluate.runner\n"
+        "import veneer.train.loop, veneer.generate.engine, veneer.evaluate.runner\n"
         "from veneer import *\n"
-        "assert train_adapter is veneer.train.loop.train and generate_tokens is veneer.generate.engine.generate\n"
-        "assert merge_adapter is veneer.merge.fold.merge and evaluate_rows is veneer.evaluate.runner.evaluate\n"
+        "import sys\n"
+        "assert train is sys.modules['veneer.train'] and evaluate is sys.modules['veneer.evaluate']\n"
+        "assert callable(train) and callable(evaluate)\n"
+        "assert generate_tokens is veneer.generate.engine.generate\n"
         f"assert all(name in globals() for name in {PUBLIC!r})\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

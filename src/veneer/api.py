@@ -118,7 +118,7 @@ def load_model(
 def attach(
     base: Base | nn.Module,
     config: MethodConfig | PromptConfig,
-    targets: Targeting | str | Sequence[str] = "all-linear",
+    targets: Targeting | str | tuple[str, ...] | None = None,
     *,
     prompt: PromptConfig | None = None,
     seed: int = 0,
@@ -126,14 +126,14 @@ def attach(
     """Attach a new adapter to a base, or to any torch module, and freeze the rest.
 
     config    of a method (LoRAConfig(rank=16)), or of virtual tokens
-    targets   "all-linear", a regular expression for whole module paths, a list of path endings, or a Targeting
+    targets   "all-linear", a regular expression for whole module paths, path endings, or a Targeting; None: those of
+              the config, else all linear layers
     prompt    virtual tokens in front of the text, beside a method
     Raises TargetError, ConfigError or ModelError, before anything is changed, for what does not fit.
     """
     if isinstance(config, PromptConfig):
         return _ours(attaching.attach(base, None, prompt=config, seed=seed, kind=Adapter))
-    chosen = targets if isinstance(targets, Targeting | str) else tuple(targets)
-    return _ours(attaching.attach(base, config, chosen, prompt=prompt, seed=seed, kind=Adapter))
+    return _ours(attaching.attach(base, config, targets, prompt=prompt, seed=seed, kind=Adapter))
 
 
 def load_adapter(

@@ -11,7 +11,7 @@ from veneer.adapters.deltas import DeltaPart
 from veneer.adapters.layer_view import layer_at
 from veneer.adapters.part import Part
 from veneer.adapters.serialization import read_part
-from veneer.adapters.targets import Targeting, choose
+from veneer.adapters.targets import ALL_LINEAR, Targeting, choose
 from veneer.adapters.virtual_tokens import new_virtual_tokens
 from veneer.base.base import Base
 from veneer.base.device import Device
@@ -24,7 +24,7 @@ from veneer.prompts.base import PromptConfig
 def attach(
     base: Base | nn.Module,
     config: MethodConfig | None,
-    targets: Targeting | str | tuple[str, ...] = "all-linear",
+    targets: Targeting | str | tuple[str, ...] | None = None,
     *,
     prompt: PromptConfig | None = None,
     seed: int = 0,
@@ -36,7 +36,7 @@ def attach(
 
     base       a Base, or a network of one's own
     config     the method's settings; None for a prompt alone
-    targets    a Targeting, or what its field `targets` takes
+    targets    a Targeting, or what its field `targets` takes; None: those of `config`, else all linear layers
     prompt     settings of virtual tokens in front of the text
     look       runs the network on some training rows; called once, for an init that looks at the layers' inputs (EVA)
     kind       the class of the result
@@ -48,11 +48,16 @@ def attach(
     base = as_base(base)
     parts: list[Part] = []
     if config is not None:
-        targeting = targets if isinstance(targets, Targeting) else Targeting(targets=targets)
+        chosen = targets or config.targets or ALL_LINEAR
+        targeting = chosen if isinstance(chosen, Targeting) else Targeting(targets=_as_endings(chosen))
         parts.append(_new_deltas(base, config, targeting, seed, look, begun))
     if prompt is not None:
         parts.append(new_virtual_tokens(base, prompt, seed))
     return kind(base, parts).attach()
+
+
+def _as_endings(targets: str | Sequence[str]) -> str | tuple[str, ...]:
+    return targets if isinstance(targets, str) else tuple(targets)
 
 
 def as_base(base: Base | nn.Module) -> Base:

@@ -137,6 +137,7 @@ def settings_of(config: type) -> list[Item]:
         {"name": f.name, "default": _default(f), "help": helps.get(f.name, "")}
         | _choices(config, f.name, types[f.name])
         for f in fields(config)
+        if f.name != "targets"  # of every method, and a key of the recipe itself
     ]
 
 

@@ -66,14 +66,39 @@ class FrozenLayer:
     """The frozen bias (O,), float32, where the layer has one."""
 
 
+PEFT_NAMES = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_rslora": "rank_stabilized",
+    "init_lora_weights": "init",
+    "target_modules": "targets",
+}
+"""PEFT's spelling of a setting -> ours."""
+
+
+class _Spelled(type):
+    """Accepts PEFT's names where a config is made: LoRAConfig(r=16, lora_alpha=32, target_modules=["q_proj"])."""
+
+    def __call__(cls, **settings: Any) -> Any:
+        for theirs in PEFT_NAMES.keys() & settings.keys():
+            ours = PEFT_NAMES[theirs]
+            if ours in settings:
+                raise ConfigError(f"{cls.__name__} is given {ours} and {theirs}, which are one setting")
+            settings[ours] = settings.pop(theirs)
+        return super().__call__(**settings)
+
+
 @dataclass(frozen=True, kw_only=True)
-class MethodConfig:
+class MethodConfig(metaclass=_Spelled):
     """Settings of one method; subclasses add typed fields with unit and range below each.
 
     A field whose name ends in `_pattern` maps module names to other values; every key has to fit a target.
     """
 
     method: ClassVar[str]
+    targets: str | tuple[str, ...] | None = None
+    """Modules to change: "all-linear", a regular expression, or path endings; None leaves it to `attach`."""
 
     def at(self, path: str) -> Self:
         """The settings for the module at `path`, with its patterns applied."""
