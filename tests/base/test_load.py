@@ -33,6 +33,8 @@ def same_as_transformers(folder: Path, dtype: torch.dtype, auto: Any = AutoModel
         assert torch.equal(ours.get_buffer(name), tensor) and ours.get_buffer(name).dtype == tensor.dtype, name
     with torch.no_grad():
         assert torch.equal(ours(input_ids=IDS)[0], theirs(input_ids=IDS)[0])
+    implementations = [str(network.config._attn_implementation) for network in (ours, theirs)]
+    assert implementations in (["veneer", "sdpa"], ["eager", "eager"])
     return ours
 
 
