@@ -98,9 +98,9 @@ def answered(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     from veneer.methods.base import config_from
 
     base, folded = (load_model(args.model, dtype=args.dtype) for _ in range(2))
-    _fold_in_place(folded.model)
+    _fold_in_place(folded.network)
     turns: dict[str, tuple[Any, Callable[[], AbstractContextManager[Any]]]] = {
-        "merged LoRA": (folded.model, nullcontext)
+        "merged LoRA": (folded.network, nullcontext)
     }
     for name, (method, targets) in ADAPTERS.items():
         config = config_from(method["name"], {k: v for k, v in method.items() if k != "name"})

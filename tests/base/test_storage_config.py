@@ -74,6 +74,6 @@ def test_adapters_say_what_they_need(tmp_path: Path) -> None:
     assert storage_for([nf4], "nf4") == base_storage(wide), "the adapter's own settings"
     assert storage_for([nf4], "fp4") == base_storage("fp4")
     assert storage_for([nf4], "dense") is None
-    with pytest.raises(ConfigError, match=rf"(?s)--storage:\n  {nf4}: nf4 \(block 128.*\n  {dense}: dense"):
+    with pytest.raises(ConfigError, match=rf"(?s)\(storage=NAME\):\n  {nf4}: nf4 \(block 128.*\n  {dense}: dense"):
         storage_for([nf4, dense], None)
     assert storage_for([nf4, dense], "dense") is None

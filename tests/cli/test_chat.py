@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from tests.cli.greedy import said_after
+from veneer.cli.chat import _adapter_names
 from veneer.cli.main import invoke
+from veneer.errors import ConfigError
 
 
 def said(folder: Path, messages: list[str], adapter: Path | None = None, system: str = "") -> str:
@@ -108,3 +110,12 @@ def test_bad_input(chat: Callable[..., tuple[int, str, str]], tmp_path: Path) ->
     assert status == 2 and "absent" in err
     status, _, err = chat("one\n", "--top-k", "3")
     assert status == 2 and "give a temperature above 0" in err
+
+
+def test_adapter_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["a=x/y", "runs/sql/adapter", "math/"]
+    assert _adapter_names(given) == {"a": Path("x/y"), "sql": Path("runs/sql/adapter"), "math": Path("math")}
+    for wrong, why in ((["a=x", "a=y"], "'a' is given twice"), (["none=x"], "'none' cannot"), (["=x"], "'' cannot")):
+        with pytest.raises(ConfigError, match=why):
+            _adapter_names(wrong)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from veneer.base.base import Base
 from veneer.errors import ConfigError
-from veneer.generate.chat_session import ChatSession, adapter_names
+from veneer.generate.chat_session import ChatSession
 from veneer.generate.streaming import encode, speak
 
 
@@ -108,12 +108,3 @@ def test_an_unknown_adapter_changes_nothing(talk: ChatSession) -> None:
     with pytest.raises(ConfigError, match=r"no adapter 'mth'\. Did you mean 'math'\? There are: sql, math, none\."):
         talk.switch("mth")
     assert talk.adapter == "sql" and talk.listing() == "* sql\n  math\n  none"
-
-
-def test_adapter_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = ["a=x/y", "runs/sql/adapter", "math/"]
-    assert adapter_names(given) == {"a": Path("x/y"), "sql": Path("runs/sql/adapter"), "math": Path("math")}
-    for wrong, why in ((["a=x", "a=y"], "'a' is given twice"), (["none=x"], "'none' cannot"), (["=x"], "'' cannot")):
-        with pytest.raises(ConfigError, match=why):
-            adapter_names(wrong)

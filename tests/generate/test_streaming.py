@@ -32,7 +32,7 @@ def test_encode_renders_the_chat_template_once(tokenizer: Any) -> None:
 
 def test_without_a_chat_template(tokenizer: Any) -> None:
     tokenizer.chat_template = None
-    with pytest.raises(ModelError, match=r"no chat template.*--raw"):
+    with pytest.raises(ModelError, match=r'no chat template.*format="raw"'):
         encode(tokenizer, [{"role": "user", "content": "x"}])
 
 

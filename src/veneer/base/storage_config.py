@@ -106,7 +106,7 @@ def storage_for(adapters: list[Path], asked: str | None) -> BaseStorage | None:
     if len(set(trained.values())) > 1:
         listed = "\n".join(f"  {folder}: {storage or DENSE}" for folder, storage in trained.items())
         raise ConfigError(
-            f"these adapters were trained on weights that were kept differently; choose with --storage:\n{listed}"
+            f"these adapters were trained on weights in different storages; choose one (storage=NAME):\n{listed}"
         )
     return next(iter(trained.values()), None)
 

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,11 +45,11 @@ def command(
     from veneer.base.storage_config import storage_for
     from veneer.data.prompt_format import form_of
     from veneer.disk.adapter_dir import read_facts
-    from veneer.generate.chat_session import NONE, ChatSession, adapter_names
+    from veneer.generate.chat_session import NONE, ChatSession
     from veneer.generate.streaming import sampler_of
 
     sampler = sampler_of(temperature, top_p, top_k, seed)
-    folders = adapter_names(adapter or [])
+    folders = _adapter_names(adapter or [])
     forms = {name: form for name, folder in folders.items() if (form := form_of(read_facts(folder), format))}
     base = load_model(model, storage=storage_for([*folders.values()], storage), dtype=dtype, say=remark)
     adapters = {
@@ -115,3 +116,26 @@ def _read() -> str | None:
     except (EOFError, KeyboardInterrupt):
         print(flush=True)
         return None
+
+
+def _adapter_names(given: list[str]) -> dict[str, Path]:
+    """ "sql=runs/sql/adapter" or "runs/sql/adapter" -> name and folder.
+
+    A folder without name is called after its last part, or after the run it lies in where that part is "adapter".
+    Raises ConfigError for a name given twice, or the name "none".
+    """
+    from veneer.errors import ConfigError
+    from veneer.generate.chat_session import NONE
+
+    named: dict[str, Path] = {}
+    for text in given:
+        name, equals, folder = text.partition("=")
+        path = Path(folder if equals else text)
+        if not equals:
+            whole = path.absolute()
+            name = whole.parent.name if whole.name == "adapter" else whole.name
+        if not name or name == NONE or name in named:
+            why = "is given twice" if name in named else "cannot be used"
+            raise ConfigError(f"the adapter name {name!r} {why}; name each folder, like --adapter sql={path}")
+        named[name] = path
+    return named

@@ -33,6 +33,17 @@ ADVICE = {
     errno.EDQUOT: "Your share of the disk is full; free some space and run again.",
 }
 """What to do about an error of the operating system."""
+FLAGS = {
+    "allow_other_base=True": "--allow-other-base",
+    "force=True": "--force",
+    'format="raw"': "--raw",
+    "storage=NAME": "--storage NAME",
+    "data=FILE": "--data FILE",
+    "database=FILE": "--database FILE",
+    "dtype=torch.float32": "--dtype float32",
+    "rank=N": "--rank N",
+}
+"""How the library names an argument -> the flag of the commands that have it."""
 
 
 def verbs() -> dict[str, Path]:
@@ -86,7 +97,7 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             command(*args, **kwargs)
         except VeneerError as error:
-            complain(str(error).replace("allow_other_base=True", "--allow-other-base"))
+            complain(as_flags(str(error)))
             raise typer.Exit(error.exit_status) from None
         except KeyboardInterrupt as interrupt:
             complain(f"interrupted. {str(interrupt) or 'Files written so far are whole.'}")
@@ -98,6 +109,13 @@ def _reporting(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(1) from None
 
     return run_and_report
+
+
+def as_flags(message: str) -> str:
+    """A message of the library, which names arguments as Python has them, with the command line's flags instead."""
+    for python, flag in FLAGS.items():
+        message = message.replace(python, flag)
+    return message
 
 
 def _of_the_system(error: OSError) -> str:

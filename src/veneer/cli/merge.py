@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from veneer.cli.console import AsJson, Model, emit_json, remark, stdout
-from veneer.errors import ConfigError, DataError, did_you_mean
+from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
 ROWS = 50
@@ -64,9 +64,7 @@ def command(
         prompts = verification_prompts(base, read_facts(adapter), data, rows=rows, say=remark, **given)
     except ConfigError as error:
         where = f"the recipe in {adapter / 'veneer.json'}, or --prompt and --format"
-        raise ConfigError(f"{where}: {error}; --data FILE names other rows") from None
-    except DataError as error:
-        raise error if data is not None else DataError(f"{error}: --data FILE") from error
+        raise ConfigError(f"{where}: {error}; data=FILE names other rows") from None
     merged = merge_and_verify(
         base, attached, into, prompts, dtype=None if dtype == "keep" else TORCH_DTYPES[dtype], say=remark
     )

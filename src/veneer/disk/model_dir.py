@@ -90,7 +90,7 @@ def _check_index(folder: Path) -> list[str]:
 
 def _advice(folder: Path) -> str:
     if (folder / "adapter_config.json").exists():
-        return "It holds an adapter: give the model it was trained on, and this folder as --adapter."
+        return "It holds an adapter: give the model it was trained on, and this folder as its adapter."
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
         return "It holds pickled weights, which can run code when loaded; convert them to safetensors first."
     if any(folder.glob("*.gguf")):

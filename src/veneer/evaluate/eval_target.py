@@ -61,15 +61,13 @@ def subject_of(
             raise ConfigError(f"the run {run} has no adapter yet ({folder} is missing); finish it with veneer train")
         rows = source or recipe.data.eval
         if rows is None:
-            raise ConfigError(f"the recipe of {run} names no data.eval; say which rows to evaluate on with --data FILE")
+            raise ConfigError(f"the recipe of {run} names no data.eval; name the rows to evaluate on (data=FILE)")
         data, _ = recorded_settings({"recipe": {"data": recipe.data.model_dump(exclude_unset=True)}}, rows, **given)
         chosen = dtype if dtype != "auto" else recipe.train.dtype
         length = recipe.train.max_length
         return Subject(recipe.model, folder, data, rows, length, chosen, storage, allow_other_base)
     if source is None:
-        raise ConfigError(
-            f"say which rows to evaluate on with --data FILE ({target} is no run with a recipe of its own)"
-        )
+        raise ConfigError(f"name the rows to evaluate on (data=FILE); {target} is not a run with a recipe of its own")
     read, _ = recorded_settings({}, source, **given)
     return Subject(target, adapter, read, source, MAX_LENGTH, dtype, storage, allow_other_base)
 

@@ -1,7 +1,6 @@
 """A conversation with one model and several adapters, of which one answers at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from veneer.base.base import Base
@@ -109,23 +108,3 @@ class ChatSession:
 
     def _beginning(self) -> Sequence[dict[str, str]]:
         return [{"role": "system", "content": self.system}] if self.system else []
-
-
-def adapter_names(given: Sequence[str]) -> dict[str, Path]:
-    """ "sql=runs/sql/adapter" or "runs/sql/adapter" -> name and folder.
-
-    A folder without name is called after its last part, or after the run it lies in where that part is "adapter".
-    Raises ConfigError for a name given twice, or the name "none".
-    """
-    named: dict[str, Path] = {}
-    for text in given:
-        name, equals, folder = text.partition("=")
-        path = Path(folder if equals else text)
-        if not equals:
-            whole = path.absolute()
-            name = whole.parent.name if whole.name == "adapter" else whole.name
-        if not name or name == NONE or name in named:
-            why = "is given twice" if name in named else "cannot be used"
-            raise ConfigError(f"the adapter name {name!r} {why}; name each folder, like --adapter sql={path}")
-        named[name] = path
-    return named

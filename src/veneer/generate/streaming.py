@@ -45,7 +45,9 @@ def encode(tokenizer: Any, messages: Sequence[dict[str, str]], *, plain: PlainTe
         ids = tokenizer(plain.text(messages[0]["content"]), add_special_tokens=False)["input_ids"]
         return [*leading_ids(tokenizer), *map(int, ids)]
     if not has_chat_template(tokenizer):
-        raise ModelError("the model's tokenizer has no chat template, so it has no turns; use --raw to continue text")
+        raise ModelError(
+            'the model\'s tokenizer has no chat template, so it has no turns; give format="raw" to continue a text'
+        )
     text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     return [int(t) for t in tokenizer(text, add_special_tokens=False)["input_ids"]]
 

@@ -88,7 +88,7 @@ def merge_and_verify(
             f"the merged model {into} does not say what the unmerged one says: relative drift "
             f"{drift.relative_drift:.3g} (at most {most} is rounding), same greedy text on "
             f"{drift.greedy_agreement:.0%} of {drift.rows} rows, {drift.near_ties} near ties. It was left there to be "
-            "looked at; do not use it. Merge anew with --dtype float32, or keep the adapter beside its model."
+            "looked at; do not use it. Merge again with dtype=torch.float32, or keep the adapter beside its model."
         )
     return Merged(str(into), size, drift)
 
@@ -111,7 +111,9 @@ def verification_prompts(
         except DataError as error:
             if data is not None:
                 raise
-            raise DataError(f"the adapter was trained on {source}: {error}. Name rows to verify on (data)") from error
+            raise DataError(
+                f"the adapter was trained on {source}: {error}. Name rows to verify on (data=FILE)"
+            ) from error
     say(f"verifying on {len(PROBES)} built-in texts")
     return [list(map(int, base.tokenizer(text)["input_ids"])) for text in PROBES]
 

@@ -73,7 +73,7 @@ def test_rows_that_cannot_be_scored_are_named_together(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "4 of 4 rows cannot be scored" in message
     assert "row 1: the reference query does not run: no such column: none: SELECT none FROM t" in message
-    assert "row 2: no database: give --database FILE" in message and "columns are question" in message
+    assert "row 2: no database: give database=FILE" in message and "columns are question" in message
     assert "row 3: there is no SQLite database" in message
     assert "row 4: the schema 'nothing' is not of the form" in message
 

@@ -49,7 +49,7 @@ def open_database(row: Mapping[str, Any], options: MetricOptions) -> Sandbox:
     if row.get("schema") is not None and row.get("rows") is not None:
         return Sandbox.of_table(str(row["schema"]), row["rows"], options.seconds, options.ignore_case)
     raise DataError(
-        "no database: give --database FILE, or rows with a column `database`, or `schema` and `rows`; "
+        "no database: give database=FILE, or rows with a column `database`, or `schema` and `rows`; "
         f"the row's columns are {', '.join(row)}"
     )
 
