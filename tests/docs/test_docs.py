@@ -124,12 +124,6 @@ def rooms_of_the_tree() -> set[str]:
     return found - {"py.typed"}
 
 
-def test_the_import_order_is_the_one_enforced() -> None:
-    page = ROOT / "docs" / "concepts.md"
-    drawn = [set(group.split()) for group in blocks(page)[0].text.split("<")]
-    assert drawn == ORDER
-
-
 def test_every_room_is_in_the_house() -> None:
     house = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8").partition("## Four ideas")[0]
     table = " ".join(line.split("|")[1] for line in house.splitlines() if line.startswith("| `"))
@@ -191,3 +185,16 @@ def test_a_decision_is_one_page_of_three_parts(page: Path) -> None:
 
 def test_decisions_are_numbered_without_gaps() -> None:
     assert [int(p.name[:4]) for p in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+
+
+def test_the_newcomers_answers_exist() -> None:
+    page = (ROOT / "docs" / "decisions" / "0015-newcomer-test.md").read_text(encoding="utf-8")
+    answers = re.findall(r"^\| \d+ \| .* \| `(\S+)` \|$", page, re.M)
+    assert len(answers) == len(set(answers)) == 10
+    assert [a for a in answers if not (ROOT / "src" / "veneer" / a).is_file()] == []
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs" / "concepts.md", DECISIONS[13]], ids=lambda p: p.stem)
+def test_the_import_order_is_the_one_enforced(page: Path) -> None:
+    drawn = [set(group.split()) for group in blocks(page)[0].text.split("<")]
+    assert drawn == ORDER
