@@ -54,10 +54,10 @@ def recipe_page() -> str:
     parts = [
         "# Recipe keys\n",
         GENERATED,
-        "A recipe is a YAML file. A key that is not below is refused, with the nearest one that is. Every key is also\n"
-        "a flag of the same dotted name, which outranks the file: `veneer train recipe.yaml --train.steps 50`.\n"
+        "A recipe is a YAML file. An unknown key is refused, with the nearest known one. Every key is also a flag of\n"
+        "the same dotted name, which outranks the file: `veneer train recipe.yaml --train.steps 50`.\n"
         "`storage`, `method`, `prompt` and `optimizer` may be given by name alone: `method: lora`.\n"
-        "Paths in it count from the folder that the command runs in, wherever the recipe is.\n",
+        "Relative paths start at the folder in which the command runs, not at the recipe's.\n",
     ]
     for name, section, text in sections(Recipe):
         parts.append(f"## {name}\n\n{text}\n" if name else "## At the top\n")
