@@ -88,7 +88,7 @@ def test_a_broken_link_would_be_seen() -> None:
 
 def test_the_site_builds(tmp_path: Path) -> None:
     """All pages, with every link and anchor of the site, docstrings included; a warning is an error."""
-    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocs", reason="needs mkdocs, mkdocs-material and mkdocstrings (pip install .[docs])")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **QUIET})
     assert built.returncode == 0, built.stdout + built.stderr
