@@ -197,16 +197,9 @@ def methods_page() -> str:
 
 def api_page() -> str:
     """The public names, in the order of the rooms that they come from; mkdocstrings puts their docstrings there."""
-    import veneer
 
     rank = {room: (floor, room) for floor, rooms in enumerate(house.order()) for room in rooms}
-    homes = {
-        alias.asname or alias.name: str(node.module)
-        for node in ast.walk(ast.parse(Path(veneer.__file__).read_text(encoding="utf-8")))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("veneer.")
-        for alias in node.names
-    }
-    assert set(homes) == set(veneer.__all__) - {"__version__"}, "src/veneer/__init__.py imports what it exports"
+    homes = homes_of_public_names()
     rooms = sorted({home.split(".")[1] for home in homes.values()}, key=rank.__getitem__)
     of_room = {room: sorted(n for n, home in homes.items() if home.split(".")[1] == room) for room in rooms}
     rows = [
@@ -221,8 +214,32 @@ def api_page() -> str:
     ]
     for room in rooms:
         parts.append(f"## {room}\n")
-        parts += [f"### veneer.{name}\n\n::: veneer.{name}\n" for name in of_room[room]]
+        parts += [f"### veneer.{name}\n\n::: {documented(name)}\n" for name in of_room[room]]
     return "\n".join(parts)
+
+
+def homes_of_public_names() -> dict[str, str]:
+    """Public name -> module that defines it: as the package imports it for type checkers, or a room of that name."""
+    import veneer
+
+    tree = ast.parse(Path(veneer.__file__).read_text(encoding="utf-8"))
+    homes = {
+        alias.asname or alias.name: str(node.module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("veneer.")
+        for alias in node.names
+    }
+    homes |= {name: f"veneer.{name}" for name in veneer.__all__ if inspect.ismodule(getattr(veneer, name))}
+    assert set(homes) == set(veneer.__all__) - {"__version__"}, "src/veneer/__init__.py imports what it exports"
+    return homes
+
+
+def documented(name: str) -> str:
+    """The path by which mkdocstrings finds a public name; of a room that can be called, its `__call__`."""
+    import veneer
+
+    thing = getattr(veneer, name)
+    return f"veneer.{name}.{type(thing).__name__}.__call__" if inspect.ismodule(thing) else f"veneer.{name}"
 
 
 def summary_of(name: str, home: str) -> str:
@@ -230,7 +247,10 @@ def summary_of(name: str, home: str) -> str:
     import veneer
 
     thing = getattr(veneer, name)
-    described = thing if hasattr(thing, "__qualname__") else import_module(home)
+    if inspect.ismodule(thing):
+        described: Any = type(thing).__call__
+    else:
+        described = thing if hasattr(thing, "__qualname__") else import_module(home)
     return (inspect.getdoc(described) or "").partition("\n")[0]
 
 
