@@ -2,7 +2,7 @@
 #
 #   make demo     train a small model to write SQL, and see what it gained (minutes)
 #   make test     all tests                make check    ruff and mypy
-#   make bench    the quick benchmarks     make docs     write the generated pages of docs/ anew
+#   make bench    the quick benchmarks     make docs     write the generated pages, build the site
 #   make demo-data    write the demo's questions and database again, after a change in demo/
 #
 #   PYTHON=/path/to/python3.12    which Python, if not the first one found
@@ -57,6 +57,7 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 demo-data: $(STAMP)
 	$(BIN)/python -m demo

@@ -1,36 +1,47 @@
-"""Write what the docs say a second time: docs/recipe.md, docs/cli.md and the README's table of methods.
+"""Write the pages and tables that say what the code says: `make docs`, or `python docs/generate.py`.
 
-    python docs/generate.py          (or `make docs`)
-
-The text comes from the code: help lines under settings, each verb's --help, the registry of methods. A test fails where
+The text comes from the code: help lines under settings, each verb's --help, docstrings, registries. A test fails where
 a page is not what this writes.
 """
 
+import ast
+import inspect
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import redirect_stdout
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 from unittest import mock
 
+import house
+import method_pages
+import notebooks
+from pages import between_marks, table
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 ROOT = Path(__file__).parents[1]
-RECIPE, CLI, README = ROOT / "docs" / "recipe.md", ROOT / "docs" / "cli.md", ROOT / "README.md"
-BEGIN, END = "<!-- methods: written by docs/generate.py -->\n", "<!-- end of methods -->\n"
+DOCS, README = ROOT / "docs", ROOT / "README.md"
 GENERATED = "<!-- Written by docs/generate.py from the code; change it there and run `make docs`. -->\n"
 
 
 def pages() -> dict[Path, str]:
     """Every generated file as it should be."""
-    readme = README.read_text(encoding="utf-8")
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return {RECIPE: recipe_page(), CLI: cli_page(), README: before + BEGIN + methods_table() + END + after}
+    measurements = DOCS / "measurements.md"
+    return {
+        DOCS / "recipe.md": recipe_page(),
+        DOCS / "cli.md": cli_page(),
+        DOCS / "api.md": api_page(),
+        DOCS / "house.svg": house.drawing(),
+        DOCS / "methods.md": methods_page(),
+        measurements: between_marks(measurements, "figures", method_pages.all_measured()),
+        README: between_marks(README, "methods", methods_table("docs/")),
+        **{DOCS / "methods" / name: text for name, text in method_pages.pages().items()},
+    }
 
 
 def recipe_page() -> str:
@@ -43,10 +54,10 @@ def recipe_page() -> str:
     parts = [
         "# Recipe keys\n",
         GENERATED,
-        "A recipe is a YAML file. A key that is not below is refused, with the nearest one that is. Every key is also\n"
-        "a flag of the same dotted name, which outranks the file: `veneer train recipe.yaml --train.steps 50`.\n"
+        "A recipe is a YAML file. An unknown key is refused, with the nearest known one. Every key is also a flag of\n"
+        "the same dotted name, which outranks the file: `veneer train recipe.yaml --train.steps 50`.\n"
         "`storage`, `method`, `prompt` and `optimizer` may be given by name alone: `method: lora`.\n"
-        "Paths in it count from the folder that the command runs in, wherever the recipe is.\n",
+        "Relative paths start at the folder in which the command runs, not at the recipe's.\n",
     ]
     for name, section, text in sections(Recipe):
         parts.append(f"## {name}\n\n{text}\n" if name else "## At the top\n")
@@ -144,26 +155,103 @@ def help_of(verb: str) -> str:
     return "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines())
 
 
-def methods_table() -> str:
-    """The README's table: what is in the registry, and what it can do."""
-    from veneer.cli.list_ import inits, methods
+def methods_table(root: str) -> str:
+    """What is in the registry, and what it can do. `root` leads from the page to docs/."""
+    from veneer.cli.list_ import methods
     from veneer.methods import METHODS
-    from veneer.methods.base import Delta
 
     rows = []
     for item in methods():
-        method = METHODS[item["name"]]
-        merges = "yes" if method.fold is not Delta.fold else "no"
-        rows.append((f"`{item['name']}`", *_described(item, merges)))
+        merges = "yes" if method_pages.can_fold(METHODS[item["name"]]) else "no"
+        rows.append((f"[`{item['name']}`]({root}methods/{item['name']}.md)", *described(item, merges)))
         if item["name"] == "lora":
-            rows += [(f"`lora` with `init: {i['name']}`", *_described(i, merges)) for i in inits() if i["source"]]
+            inits = method_pages.inits_with_a_paper()
+            rows += [
+                (f"`lora`, [`init: {i['name']}`]({root}methods/{i['name']}.md)", *described(i, merges)) for i in inits
+            ]
     head = ("method", "what it learns", "layers", "merges", "paper")
     return f"{table(head, rows)}\n{also_there()}\n"
 
 
-def _described(item: dict[str, Any], merges: str) -> tuple[str, ...]:
+def described(item: dict[str, Any], merges: str) -> tuple[str, ...]:
     source = f"[{item['source']}](https://arxiv.org/abs/{item['source'][6:]})" if item["source"] else ""
     return item["summary"].rstrip("."), ", ".join(item["layers"]), merges, source
+
+
+def methods_page() -> str:
+    """The methods and the kinds of virtual tokens, each with its page."""
+    from veneer.cli.list_ import prompts
+
+    rows = [(f"[`{item['name']}`](methods/{item['name']}.md)", item["summary"]) for item in prompts()]
+    return "\n".join(
+        [
+            "# Methods\n",
+            GENERATED,
+            "`method:` in a recipe names one of these. Its page has its equation, settings and figures.\n",
+            methods_table(""),
+            "## Virtual tokens\n\n`prompt:` in a recipe names one of these, alone or beside a method.\n",
+            table(("prompt", "what it learns"), rows),
+        ]
+    )
+
+
+def api_page() -> str:
+    """The public names, in the order of the rooms that they come from; mkdocstrings puts their docstrings there."""
+
+    rank = {room: (floor, room) for floor, rooms in enumerate(house.order()) for room in rooms}
+    homes = homes_of_public_names()
+    rooms = sorted({home.split(".")[1] for home in homes.values()}, key=rank.__getitem__)
+    of_room = {room: sorted(n for n, home in homes.items() if home.split(".")[1] == room) for room in rooms}
+    rows = [
+        (f"[`{n}`](#veneer{n.lower()})", f"`{room}`", summary_of(n, homes[n])) for room in rooms for n in of_room[room]
+    ]
+    parts = [
+        "# Python\n",
+        GENERATED,
+        "Every public name, in import order. `import veneer` loads nothing; a name is loaded when it is first used.\n"
+        "Signatures and docstrings are put in below the table when the site is built (`make docs`).\n",
+        table(("name", "room", "what it is"), rows),
+    ]
+    for room in rooms:
+        parts.append(f"## {room}\n")
+        parts += [f"### veneer.{name}\n\n::: {documented(name)}\n" for name in of_room[room]]
+    return "\n".join(parts)
+
+
+def homes_of_public_names() -> dict[str, str]:
+    """Public name -> module that defines it: as the package imports it for type checkers, or a room of that name."""
+    import veneer
+
+    tree = ast.parse(Path(veneer.__file__).read_text(encoding="utf-8"))
+    homes = {
+        alias.asname or alias.name: str(node.module)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("veneer.")
+        for alias in node.names
+    }
+    homes |= {name: f"veneer.{name}" for name in veneer.__all__ if inspect.ismodule(getattr(veneer, name))}
+    assert set(homes) == set(veneer.__all__) - {"__version__"}, "src/veneer/__init__.py imports what it exports"
+    return homes
+
+
+def documented(name: str) -> str:
+    """The path by which mkdocstrings finds a public name; of a room that can be called, its `__call__`."""
+    import veneer
+
+    thing = getattr(veneer, name)
+    return f"veneer.{name}.{type(thing).__name__}.__call__" if inspect.ismodule(thing) else f"veneer.{name}"
+
+
+def summary_of(name: str, home: str) -> str:
+    """The first line about a public name; of a registry the one of its room."""
+    import veneer
+
+    thing = getattr(veneer, name)
+    if inspect.ismodule(thing):
+        described: Any = type(thing).__call__
+    else:
+        described = thing if hasattr(thing, "__qualname__") else import_module(home)
+    return (inspect.getdoc(described) or "").partition("\n")[0]
 
 
 def also_there() -> str:
@@ -185,13 +273,10 @@ def also_there() -> str:
     return "Besides: " + "; ".join(lines) + "."
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
 if __name__ == "__main__":
     for path, text in pages().items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+    for path in notebooks.write(ROOT / "build" / "notebooks"):
         print(f"wrote {path.relative_to(ROOT)}")

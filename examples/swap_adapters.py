@@ -23,11 +23,11 @@ def main(name: str, question: str, *folders: str) -> None:
 
     with torch.no_grad():
         before = base.network(input_ids=ids).logits
-        print(f"{'base':<20} {answer()}")
+        print(f"{'base':<20} {answer()!r}")
         adapters = {folder: load_adapter(base, folder).detach() for folder in folders}  # checked, not yet in use
         for folder, adapter in adapters.items():
             adapter.attach()  # milliseconds: hooks, no weights are moved
-            print(f"{folder:<20} {answer()}")
+            print(f"{folder:<20} {answer()!r}")
             adapter.detach()
         same = torch.equal(base.network(input_ids=ids).logits, before)
     print(f"base again, bit-identical: {same}")

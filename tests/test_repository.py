@@ -19,7 +19,7 @@ PINS = {
     if line and not line.startswith("#")
     for r in [Requirement(line)]
 }
-INSTALLED_BY_SETUP = ("data", "lion", "metrics", "test", "dev")
+INSTALLED_BY_SETUP = ("data", "docs", "lion", "metrics", "test", "dev")
 ASKED = [
     requirement
     for requirement in map(

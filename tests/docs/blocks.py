@@ -1,6 +1,7 @@
 """The code blocks of a Markdown file, and a way to run those that are shell commands."""
 
 import io
+import json
 import re
 import shlex
 import sys
@@ -59,3 +60,19 @@ def run_shell(block: Block) -> None:
         assert words[0] == "veneer", f"line {block.line}: no test knows how to run {line!r}"
         with mock.patch.object(sys, "stdin", io.StringIO("Who is in Rome?\n/quit\n")):
             assert invoke(words[1:]) == 0, f"{line!r} failed"
+
+
+def run(block: Block, page: Path, folder: Path) -> None:
+    """YAML is written to the file that its first line names; Python is executed; shell lines are run; JSON is read."""
+    where = f"{page.name}:{block.line}"
+    if block.language == "yaml":
+        name = block.text.partition("\n")[0].removeprefix("# ")
+        assert name.endswith(".yaml"), f"{where}: the first line should be a comment with a file's name"
+        (folder / name).write_text(block.text, encoding="utf-8")
+    elif block.language == "python":
+        exec(compile(block.text, where, "exec"), {"__name__": "page"})
+    elif block.language == "json":
+        json.loads(block.text)
+    else:
+        assert block.language == "sh", f"{where}: no test runs blocks of {block.language!r}"
+        run_shell(block)

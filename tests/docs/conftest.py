@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,18 @@ from veneer.models.sources import FORMAT
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="session")
+def documented_model(made_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that 4-bit blocks of 64 fit into."""
+    return made_model(tmp_path_factory.mktemp("models") / "documented", hidden_size=64)
+
+
 @pytest.fixture
-def workplace(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workplace(documented_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, and a cache that holds the tiny model under the name of smollm2-135m-instruct."""
     cached = tmp_path / "cache" / "models" / f"smollm2-135m-instruct-v{FORMAT}"
     cached.parent.mkdir(parents=True)
-    cached.symlink_to(tiny_model)
+    cached.symlink_to(documented_model)
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

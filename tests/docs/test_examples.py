@@ -1,5 +1,7 @@
 """The examples run as they are, on a tiny model."""
 
+import ast
+import json
 import runpy
 import shutil
 import sys
@@ -27,6 +29,36 @@ def test_scripts_are_short_and_all_are_here() -> None:
     scripts = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in EXAMPLES.glob("*.py")}
     assert set(scripts) == {"lora_in_python.py", "swap_adapters.py"} and max(scripts.values()) < 60
     assert {p.name for p in EXAMPLES.glob("*.yaml")} == {"own_jsonl.yaml"}
+
+
+def test_notebooks_are_short_and_convert_to_jupyters_format(tmp_path: Path) -> None:
+    import notebooks
+
+    assert [p.stem for p in notebooks.SCRIPTS] == ["lora_and_qlora", "two_adapters"]
+    for script, made in zip(notebooks.SCRIPTS, notebooks.write(tmp_path), strict=True):
+        text = script.read_text(encoding="utf-8")
+        book = json.loads(made.read_text(encoding="utf-8"))
+        assert len(text.splitlines()) < 60 and (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+        assert [c["cell_type"] for c in book["cells"]][:2] == ["markdown", "code"]
+        code = "\n".join(c["source"] for c in book["cells"] if c["cell_type"] == "code")
+        assert ast.dump(ast.parse(code)) == ast.dump(ast.parse(text)), "the cells are the script"
+        assert text.count("# %%") == len(book["cells"])
+
+
+def test_the_notebook_of_lora_and_qlora(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(EXAMPLES, workplace / "examples")
+    run("notebooks/lora_and_qlora.py")
+    said = capsys.readouterr().out
+    assert "before:" in said and "after:" in said and "held-out loss: LoRA" in said
+    assert read_adapter(workplace / "runs/notebook-qlora/adapter").facts["recipe"]["storage"]["name"] == "nf4"
+    assert (workplace / "models/notebook-tickets/model.safetensors").is_file()
+
+
+def test_the_notebook_of_two_adapters(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("notebooks/two_adapters.py")
+    said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line)
+    assert said["base bit-identical"] == " True"
+    assert len({said["base"], said["capital"], said["shout"]}) == 3, "each adapter changes what is said"
 
 
 def test_a_loop_of_ones_own_and_swapping_what_it_made(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

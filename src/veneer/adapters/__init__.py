@@ -1,0 +1,1 @@
+"""Choose targets, attach deltas by hooks, save and load adapter folders."""

@@ -1,0 +1,1 @@
+"""A frozen model ready for use: load, device, quantization, paging, fingerprint."""

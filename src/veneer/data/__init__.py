@@ -1,0 +1,1 @@
+"""Rows to examples: read, render, mark the supervised tokens, pack."""

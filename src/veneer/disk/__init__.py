@@ -1,0 +1,1 @@
+"""Bytes to plain data and back: tensors, model, adapter and run folders, atomic writes."""

@@ -1,0 +1,1 @@
+"""Text from prompts: batched decoding, sampling, stopping, chat."""

@@ -1,0 +1,1 @@
+"""Fold an adapter into the base's weights, verify the result, export it."""

@@ -1,0 +1,1 @@
+"""Where a model comes from, its skeleton, its parts, its attention."""

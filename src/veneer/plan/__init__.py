@@ -1,0 +1,1 @@
+"""Memory, disk and time of a recipe, estimated before any weight is read."""

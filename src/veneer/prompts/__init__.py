@@ -1,4 +1,4 @@
-"""What can be put in front of the tokens: one file each, registered by name in PROMPTS."""
+"""Trained virtual tokens in front of the text: one file each, registered by name in PROMPTS."""
 
 from veneer.prompts.base import PROMPTS, Prompt, PromptConfig, Shape
 from veneer.registry import import_siblings

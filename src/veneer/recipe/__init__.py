@@ -1,0 +1,1 @@
+"""A training job as typed settings: YAML, flags, other tools' names, validation."""
