@@ -168,7 +168,7 @@ def recipe_of(args: argparse.Namespace, folder: Path) -> Any:
 
 def trained(args: argparse.Namespace, folder: Path, shape: Any) -> dict[str, Any]:
     """Figures of the run: seconds by step, and bytes by part."""
-    from veneer.train.loop import train
+    from veneer.train.run import train_recipe
 
     seconds: list[float] = []
     own: list[int] = []
@@ -179,30 +179,30 @@ def trained(args: argparse.Namespace, folder: Path, shape: Any) -> dict[str, Any
         say(f"step {event.step}: {seconds[-1]:.2f} s, loss {event.figures['loss']:.3f}")
 
     recipe = recipe_of(args, folder)
-    _, job = train(recipe, [step], say)
+    _, training = train_recipe(recipe, [step], say)
     say("adapter written")
-    assert job is not None and [len(e) for e in job.examples] == [args.tokens] * args.steps
-    parts = by_part(args, shape, job, recipe)
+    assert training is not None and [len(e) for e in training.job.examples] == [args.tokens] * args.steps
+    parts = by_part(args, shape, training, recipe)
     for name, size in parts.items():
         say(f"  {name:<12} {size / GIB:8.3f} GiB")
     losses = [json.loads(line)["loss"] for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
     return {"seconds_by_step": seconds, "parts": parts, "own_bytes": max(own), "loss": losses}
 
 
-def by_part(args: argparse.Namespace, shape: Any, job: Any, recipe: Any) -> dict[str, int]:
+def by_part(args: argparse.Namespace, shape: Any, training: Any, recipe: Any) -> dict[str, int]:
     """Bytes of each part that can be counted."""
     from veneer.storage import Storage
 
     stored: dict[int, int] = {}
-    for module in job.model.modules():
+    for module in training.base.network.modules():
         if isinstance(module, Storage):
             for buffer in module.buffers():
                 whole = buffer.untyped_storage()
                 paged = recipe.memory.page_weights and buffer.nbytes >= 4096
                 stored[whole.data_ptr() if paged else buffer.data_ptr()] = whole.nbytes() if paged else buffer.nbytes
-    adapters = sum(p.nbytes for p in job.adapter.parameters())
+    adapters = sum(p.nbytes for p in training.adapter.parameters())
     return {
-        "base": sum(stored.values()) + sum(p.nbytes for p in job.model.parameters()),
+        "base": sum(stored.values()) + sum(p.nbytes for p in training.base.network.parameters()),
         "adapters": adapters,
         "gradients": 0 if in_backward(args) else adapters,
         "optimizer": 2 * adapters if args.bits == 32 else int(2.03 * adapters / 4),

@@ -102,7 +102,7 @@ def optimizers(numbers: int) -> tuple[dict[str, Callable[[], Any]], float]:
 def trained(args: argparse.Namespace) -> dict[str, Any]:
     """Mean loss over the last quarter of the steps, for each seed with 32 and with 8 bits."""
     from veneer.recipe.load import recipe_from
-    from veneer.train.loop import train
+    from veneer.train.run import train_recipe
 
     recipe: dict[str, Any] = {
         "model": args.model,
@@ -120,7 +120,7 @@ def trained(args: argparse.Namespace) -> dict[str, Any]:
                 tree = copy.deepcopy(recipe)
                 tree["run"] = str(Path(folder) / f"{bits}-{seed}")
                 tree["optimizer"]["bits"], tree["train"]["seed"] = bits, seed
-                train(recipe_from(tree))
+                train_recipe(recipe_from(tree))
                 lines = (Path(tree["run"]) / "events.jsonl").read_text(encoding="utf-8").splitlines()
                 curves[bits] = [e["loss"] for e in map(json.loads, lines) if e["event"] == "step"]
                 losses[str(bits)].append(statistics.mean(curves[bits][-args.steps // 4 :]))

@@ -126,7 +126,7 @@ def child(model: str, run: str, paged: str, *, steps: int, rank: int) -> None:
     import torch
 
     from veneer.recipe.load import recipe_from
-    from veneer.train.loop import train
+    from veneer.train.run import train_recipe
 
     torch.set_num_threads(1)
     seconds: list[float] = []
@@ -146,7 +146,7 @@ def child(model: str, run: str, paged: str, *, steps: int, rank: int) -> None:
             },
         }
     )  # fmt: skip
-    outcome, _ = train(recipe, [lambda event: seconds.append(event.figures["seconds"])])
+    outcome, _ = train_recipe(recipe, [lambda event: seconds.append(event.figures["seconds"])])
     with Path(outcome.adapter, "adapter_model.safetensors").open("rb") as file:
         adapter = hashlib.file_digest(file, "sha256").hexdigest()
     print(json.dumps({"step": statistics.median(seconds[1:]), "adapter": adapter, "peak": peak_rss_bytes()}))

@@ -205,32 +205,30 @@ def child(job: dict[str, Any], steps: int) -> dict[str, Any]:
     """Train; what was foreseen before the weights were read, and what it took."""
     from veneer.plan.memory import estimate
     from veneer.recipe.load import recipe_from
-    from veneer.recipe.settings import Recipe
     from veneer.train.events import Event
-    from veneer.train.loop import train
-    from veneer.train.setup import Plan, Rows
+    from veneer.train.job import read_job
+    from veneer.train.run import open_run
+    from veneer.train.setup import set_up
 
     tree = job["tree"]
     write_rows(Path(tree["data"]["train"]), tree["model"], job["length"], rows=16 * steps)
-    foreseen: list[Any] = []
     held: list[int] = []
     seconds: list[float] = []
-
-    def check(recipe: Recipe, rows: Rows, order: Plan, begun: bool) -> Recipe:
-        foreseen.append(estimate(recipe, rows, order))
-        return recipe
 
     def listen(event: Event) -> None:
         held.append(event.figures["rss_bytes"])
         seconds.append(event.figures["seconds"])
 
-    train(recipe_from(tree), [listen], lambda text: print(text, file=sys.stderr), check)
+    with open_run(recipe_from(tree)) as session:
+        read = read_job(session.recipe)
+        foreseen = estimate(session.recipe, read, read.steps)
+        session.train(set_up(read), [listen])
     return {
-        "plan_bytes": foreseen[0].peak_bytes + foreseen[0].droppable_bytes,
+        "plan_bytes": foreseen.peak_bytes + foreseen.droppable_bytes,
         "peak_bytes": peak_rss_bytes(),
-        "parts": foreseen[0].parts,
-        "moment": foreseen[0].moment,
-        "to_quantize": "quantized base in the cache" in foreseen[0].disk,
+        "parts": foreseen.parts,
+        "moment": foreseen.moment,
+        "to_quantize": "quantized base in the cache" in foreseen.disk,
         "held_after_steps": held,
         "step_seconds": seconds,
         "seconds_a_step": sum(seconds[1:]) / len(seconds[1:]),
@@ -243,14 +241,14 @@ def foresee_seconds(job: dict[str, Any], steps: int) -> dict[str, Any]:
     from veneer.plan import batch_time
     from veneer.plan.memory import estimate
     from veneer.recipe.load import recipe_from
-    from veneer.train.setup import read_examples, steps_of, with_dtype
+    from veneer.train.job import read_job, steps_of, with_dtype
 
     for module in (timing, batch_time):
         module.kept = lambda facts, measure: measure()
     tree = job["tree"]
     write_rows(Path(tree["data"]["train"]), tree["model"], job["length"], rows=16 * steps)
     recipe = with_dtype(recipe_from(tree))
-    rows = read_examples(recipe)
+    rows = read_job(recipe)
     order = steps_of(recipe, rows.examples)
     found = estimate(recipe, rows, order)
     began = time.perf_counter()

@@ -147,7 +147,7 @@ def train_here(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     began, before = time.perf_counter(), 0
     from veneer.recipe.load import recipe_from
     from veneer.train.events import Event
-    from veneer.train.loop import train
+    from veneer.train.run import train_recipe
 
     rows = scratch / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(args)), encoding="utf-8")
@@ -175,7 +175,7 @@ def train_here(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             loaded()
         steps.append(event.figures)
 
-    train(recipe, [listen], lambda text: print(text, file=sys.stderr))
+    train_recipe(recipe, [listen], lambda text: print(text, file=sys.stderr))
     return summed(args, [step["seconds"] for step in steps], [step["loss"] for step in steps], loading[0], before)
 
 

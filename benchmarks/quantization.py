@@ -84,13 +84,14 @@ def perplexity(run: Run, loaded: Any, args: argparse.Namespace) -> float:
     from veneer.data.render import Renderer
     from veneer.data.settings import DataSettings
     from veneer.data.sources import read_rows
-    from veneer.evaluate.perplexity import likelihood
+    from veneer.tasks.causal_lm import CausalLM
 
     if args.text is None:
         data, rows = recipe_of(run).data, read_rows(args.eval, limit=args.eval_rows)
     else:
         data, rows = DataSettings(train=args.text, text=args.text_template), read_rows(args.text, limit=args.text_rows)
-    return likelihood(loaded, Renderer(loaded.tokenizer, data, run.max_length).render_all(rows).examples).perplexity
+    examples = Renderer(loaded.tokenizer, data, run.max_length).render_all(rows).examples
+    return CausalLM().held_out_loss(loaded, examples, packed=True, max_length=run.max_length).perplexity
 
 
 def train_and_measure(run: Run, args: argparse.Namespace) -> dict[str, Any]:

@@ -33,9 +33,9 @@ SIZES = (0.25, 1.0, 4.0, 16.0, 64.0)
 def main() -> None:
     args = arguments()
     with tempfile.TemporaryDirectory() as scratch:
-        job = trained(args, Path(scratch) / "run")
-    weights = {path: job.model.get_submodule(path).storage for path in job.adapter.deltas}
-    cycles = {path: updates(delta, args.rank) for path, delta in job.adapter.deltas.items()}
+        training = trained(args, Path(scratch) / "run")
+    weights = {path: training.base.network.get_submodule(path).storage for path in training.adapter.deltas}
+    cycles = {path: updates(delta, args.rank) for path, delta in training.adapter.deltas.items()}
     rows = [{"size": size, **errors(weights, cycles, size)} for size in SIZES]
     print(f"{'size':>5} {'change / weight':>16} {'in turn, after each cycle':>30} {'plain':>6} {'at once':>8}")
     for row in rows:
@@ -54,7 +54,7 @@ def main() -> None:
 
 def trained(args: argparse.Namespace, run: Path) -> Any:
     from veneer.recipe.load import recipe_from
-    from veneer.train.loop import train
+    from veneer.train.run import train_recipe
 
     recipe = {
         "model": args.model,
@@ -70,9 +70,9 @@ def trained(args: argparse.Namespace, run: Path) -> Any:
         "restarts": {"every": args.every},
         "train": {"steps": args.steps, "tokens_per_step": 128, "warmup": 2, "checkpoint_every": 0, "dtype": "float32"},
     }
-    outcome, job = train(recipe_from(recipe))
+    outcome, training = train_recipe(recipe_from(recipe))
     print(f"trained {outcome.steps} steps in {outcome.seconds:.0f} s, loss {outcome.loss:.3f}")
-    return job
+    return training
 
 
 def updates(delta: Any, rank: int) -> list[tuple[Tensor, Tensor]]:

@@ -143,10 +143,10 @@ def train_here(run: Run, scratch: Path) -> dict[str, Any]:
 
     from veneer.cli.console import remark
     from veneer.cli.train import TrainProgress
-    from veneer.train.loop import train
+    from veneer.train.run import train_recipe
 
     with TrainProgress() as progress:
-        outcome, _ = train(recipe_of(run, scratch), [progress], remark)
+        outcome, _ = train_recipe(recipe_of(run, scratch), [progress], remark)
     return {
         "adapter": outcome.adapter,
         "seconds": outcome.seconds,

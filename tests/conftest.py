@@ -140,3 +140,20 @@ def smollm2() -> Path:
     from veneer.models.sources import resolve
 
     return resolve("smollm2-135m-instruct")
+
+
+def prepared(recipe: Any, say: Callable[[str], None] = lambda _: None) -> Any:
+    """A `Training` of the recipe: its rows, its base and its adapter, as `veneer train` would set them up."""
+    from veneer.train.job import read_job
+    from veneer.train.setup import set_up
+
+    return set_up(read_job(recipe, say), say=say)
+
+
+def mean_loss(network: Any, examples: Any, recipe: Any) -> float:
+    """The held-out loss of a network, in nats a supervised position, as a run of the recipe measures it."""
+    from veneer.base.base import Base
+    from veneer.tasks.causal_lm import CausalLM
+    from veneer.train.job import held_out_settings
+
+    return CausalLM().held_out_loss(Base(network), examples, **held_out_settings(recipe)).mean

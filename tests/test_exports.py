@@ -57,7 +57,7 @@ def test_what_type_checkers_see_is_what_there_is() -> None:
 
 def test_from_veneer_import_star_in_a_fresh_process() -> None:
     code = (
-        "import veneer.train.loop, veneer.generate.engine, veneer.evaluate.runner\n"
+        "import veneer.train.run, veneer.generate.engine, veneer.evaluate.runner\n"
         "from veneer import *\n"
         "import sys\n"
         "assert train is sys.modules['veneer.train'] and evaluate is sys.modules['veneer.evaluate']\n"

@@ -61,8 +61,9 @@ def trained(args: argparse.Namespace, side: str) -> dict[str, float]:
 
     from veneer.recipe.load import recipe_from
     from veneer.train.checkpoint import TrainState
+    from veneer.train.job import read_job
     from veneer.train.optim import build_optimizer
-    from veneer.train.setup import prepare
+    from veneer.train.setup import set_up
     from veneer.train.step import optimizer_step
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -76,16 +77,17 @@ def trained(args: argparse.Namespace, side: str) -> dict[str, float]:
         }
         tree = {"model": args.model, "data": {"train": str(rows)}, "method": TRAINED[side], "train": shape}
         recipe = recipe_from({**tree, "run": str(Path(scratch) / "run")})
-        job = prepare(recipe)
-        state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
-        seconds = [optimizer_step(recipe, job, state)["seconds"] for _ in range(args.steps + 1)][1:]
+        training = set_up(read_job(recipe))
+        adapter = training.adapter
+        state = TrainState(training.base, adapter, build_optimizer(adapter.named(), recipe.optimizer))
+        seconds = [optimizer_step(training, state)["seconds"] for _ in range(args.steps + 1)][1:]
         moments = [t for s in state.optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
         return {
-            "parameters": job.adapter.n_params(),
+            "parameters": adapter.n_params(),
             "optimizer_bytes": sum(t.numel() * t.element_size() for t in moments),
             "step_seconds": statistics.median(seconds),
             "peak_bytes": peak_rss_bytes(),
-            "saved_bytes": job.adapter.save(Path(scratch) / "adapter"),
+            "saved_bytes": adapter.save(Path(scratch) / "adapter"),
         }
 
 

@@ -4,6 +4,7 @@ What the first trained block reads is computed once for each example. The output
 the examples: on SmolLM2 it is otherwise as much work as eight blocks.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,27 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from veneer.data.example import Example
-from veneer.train.setup import Job
+from veneer.train.setup import Training
 
 States = dict[tuple[int, ...], Tensor]
 """What the first computed block reads, (T, D), by an example's tokens."""
 
 
-def shorten_(job: Job, first: int) -> None:
-    """Let the job's model begin at block `first` and choose among the words of the job's examples only.
+def shorten_(training: Training, first: int) -> Training:
+    """Let the base begin at block `first` and choose among the words of the job's examples only.
 
     The examples' tokens are numbered anew; the model then knows no others, and its block 0 is what was block `first`.
     Hidden states stay what they were; the loss is over fewer words, so a little lower.
     """
-    base = job.model.base_model
+    job, network = training.job, training.base.network
+    base = network.base_model
     inputs = _inputs_of(base, first, [*job.examples, *job.held_out])
     words = np.unique(np.concatenate([e.tokens for e in [*job.examples, *job.held_out]]))
-    job.examples = [_renumbered(e, words) for e in job.examples]
-    job.held_out = [_renumbered(e, words) for e in job.held_out]
-    states = dict(zip((tuple(e.tokens.tolist()) for e in [*job.examples, *job.held_out]), inputs, strict=True))
-    job.model.set_output_embeddings(_head_of_words(job.model.get_output_embeddings().weight, words))
+    examples, held_out = ([_renumbered(e, words) for e in rows] for rows in (job.examples, job.held_out))
+    states = dict(zip((tuple(e.tokens.tolist()) for e in [*examples, *held_out]), inputs, strict=True))
+    network.set_output_embeddings(_head_of_words(network.get_output_embeddings().weight, words))
     base.layers = base.layers[first:]
     base.register_forward_pre_hook(lambda _, args, kwargs: (args, _with_states(kwargs, states)), with_kwargs=True)
+    return Training(replace(job, examples=examples, held_out=held_out), replace(training.base), training.adapter)
 
 
 def _inputs_of(base: Any, first: int, examples: list[Example]) -> list[Tensor]:

@@ -29,11 +29,11 @@ import torch
 
 from benchmarks.claims.sweep import Claim, Result, run, table
 from benchmarks.claims.synthetic import made_model
-from benchmarks.claims.trained_model import Subject, Training
+from benchmarks.claims.trained_model import Subject, Trained
 from benchmarks.report import closing_line, commit
 from veneer.data.sources import read_rows
 from veneer.machine import prepare_process
-from veneer.train.setup import Job
+from veneer.train.setup import Training
 
 RATES = (1e-2, 3e-2, 3e-3)
 LOOKS = 20
@@ -100,7 +100,7 @@ def claim_of(
             changes["restarts"] = {**restarts, "every": cycle}
         after = {start + k for start in range(cycle, args.steps, cycle) for k in AFTER}
         every = max(1, args.steps // LOOKS)
-        done = subject.trained(changes, lambda job: measured(job, subject), every, after)
+        done = subject.trained(changes, lambda training: measured(training, subject), every, after)
         figures = {**done.last, "spike": spike(done, cycle)}
         return Result(name, side, lr, seed, done.parameters, done.seconds, figures, done.curve, commit())
 
@@ -109,11 +109,11 @@ def claim_of(
     )
 
 
-def measured(job: Job, subject: Subject) -> dict[str, float]:
+def measured(training: Training, subject: Subject) -> dict[str, float]:
     """Perplexity on the held-out rows and the rank of the change so far."""
-    weights = {path: job.model.get_submodule(path).weight for path in job.adapter.deltas}
-    ranks = [rank_of(d.fold(torch.zeros(weights[path].shape))) for path, d in job.adapter.deltas.items()]
-    return {"perplexity": exp(subject.loss(job)), "rank": sum(ranks) / len(ranks)}
+    weights = {path: training.base.network.get_submodule(path).weight for path in training.adapter.deltas}
+    ranks = [rank_of(d.fold(torch.zeros(weights[path].shape))) for path, d in training.adapter.deltas.items()]
+    return {"perplexity": exp(subject.loss(training)), "rank": sum(ranks) / len(ranks)}
 
 
 def rank_of(change: torch.Tensor) -> int:
@@ -122,7 +122,7 @@ def rank_of(change: torch.Tensor) -> int:
     return int((values > 1e-3 * values[0]).sum()) if values[0] > 0 else 0
 
 
-def spike(done: Training, cycle: int) -> float:
+def spike(done: Trained, cycle: int) -> float:
     """The highest perplexity soon after a restart over the one at it; 1 without restarts."""
     at = {int(row["step"]): row["perplexity"] for row in done.curve}
     restarts = [step for step in at if step and step % cycle == 0 and step + AFTER.step in at]
@@ -147,7 +147,7 @@ def warm_up(args: argparse.Namespace, scratch: Path, base: Path) -> None:
     """Train all weights of a made model for a while, merged into `base`."""
     from veneer.merge.fold import merge
     from veneer.recipe.load import recipe_from
-    from veneer.train.loop import train
+    from veneer.train.run import train_recipe
 
     words = [args.first_text.format(**row.columns) for row in read_rows(args.first_corpus)]
     made = made_model(scratch / "made", words, args.hidden, args.blocks)
@@ -165,10 +165,10 @@ def warm_up(args: argparse.Namespace, scratch: Path, base: Path) -> None:
         },
         "run": str(scratch / "warm"),
     }
-    outcome, job = train(recipe_from(recipe))
-    assert job is not None, "the run was new"
+    outcome, training = train_recipe(recipe_from(recipe))
+    assert training is not None, "the run was new"
     print(f"warm start: loss {outcome.loss:.3f} after {outcome.steps} steps", flush=True)
-    merge(job.adapter, made, base)
+    merge(training.adapter, made, base)
 
 
 def shape(args: argparse.Namespace) -> dict[str, Any]:

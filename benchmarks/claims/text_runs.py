@@ -13,7 +13,7 @@ from benchmarks.claims.sweep import Claim, Result
 from benchmarks.claims.token_accuracy import most_likely
 from benchmarks.claims.trained_model import Subject
 from benchmarks.report import commit
-from veneer.train.setup import Job
+from veneer.train.setup import Training
 
 TASKS = {
     "mathword": {"prompt": "{question}", "completion": "{equation}", "format": "plain"},
@@ -50,7 +50,7 @@ def claim_of(args: argparse.Namespace, task: str, sides: Sequence[str]) -> Claim
     def train(side: str, lr: float, seed: int) -> Result:
         method, ratio, _ = SIDES[side]
         changes = {"method": method, "optimizer": {"lr": lr, "lr_ratio": ratio}, "train": {"seed": seed}}
-        done = subjects.get().trained(changes, lambda job: measured(job, subjects.get()), every=args.look)
+        done = subjects.get().trained(changes, lambda training: measured(training, subjects.get()), every=args.look)
         costs = {"optimizer_bytes": float(done.optimizer_bytes), "step_seconds": done.seconds / len(done.losses)}
         figures = {**done.last, **costs}
         return Result(task, side, lr, seed, done.parameters, done.seconds, figures, done.curve, commit())
@@ -59,9 +59,9 @@ def claim_of(args: argparse.Namespace, task: str, sides: Sequence[str]) -> Claim
     return Claim(task, sides, rates, "loss", train, lower_is_better=True, seeds=args.seeds)
 
 
-def measured(job: Job, subject: Subject) -> dict[str, float]:
+def measured(training: Training, subject: Subject) -> dict[str, float]:
     """Loss and shares of first choices over the held-out rows."""
-    return {"loss": subject.loss(job), **most_likely(job, "held_out")}
+    return {"loss": subject.loss(training), **most_likely(training, "held_out")}
 
 
 def subject(args: argparse.Namespace, task: str) -> Subject:

@@ -4,7 +4,7 @@ Each training is a recipe's, made of the parts of `veneer train`, and leaves the
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,21 +13,21 @@ from benchmarks.claims.frozen_prefix import shorten_
 from veneer.recipe.load import recipe_from
 from veneer.recipe.settings import Recipe
 from veneer.train.checkpoint import TrainState
-from veneer.train.eval_loss import mean_loss
+from veneer.train.job import held_out_settings, read_job
 from veneer.train.optim import build_optimizer
 from veneer.train.restarts import Restarts
-from veneer.train.setup import Job, change_for, prepare, steps_of
+from veneer.train.setup import Training, attach_parts, set_up
 from veneer.train.step import optimizer_step
 
 Tree = Mapping[str, Any]
 """A recipe's sections and keys."""
-Measure = Callable[[Job], dict[str, float]]
+Measure = Callable[[Training], dict[str, float]]
 """Figures of the model between two steps, its deltas' dropout off."""
 
 
 @dataclass
-class Training:
-    """What one training came to."""
+class Trained:
+    """The figures of one training."""
 
     parameters: int
     """Trained numbers."""
@@ -55,12 +55,12 @@ class Subject:
 
     def __init__(self, tree: Tree, first: int = 0) -> None:
         self._tree = {"run": "nowhere", **tree}
-        self._job = prepare(self._recipe({}))
-        self._job.adapter.detach()
+        self._training = set_up(read_job(self._recipe({})))
+        self._training.adapter.detach()
         if first:
-            shorten_(self._job, first)
+            self._training = shorten_(self._training, first)
 
-    def trained(self, changes: Tree, measure: Measure, every: int, also: Collection[int] = ()) -> Training:
+    def trained(self, changes: Tree, measure: Measure, every: int, also: Collection[int] = ()) -> Trained:
         """One training, measured every so many steps.
 
         changes    of the sections method, optimizer, train and restarts
@@ -69,17 +69,19 @@ class Subject:
         """
         recipe = self._recipe(changes)
         torch.manual_seed(recipe.train.seed)
-        plan = steps_of(recipe, self._job.examples)
-        adapter = change_for(self._job.model, recipe, self._job.examples, plan, None)
-        job = replace(self._job, adapter=adapter, plan=plan)
+        base, job = self._training.base, self._training.job.with_recipe(recipe)
+        adapter = attach_parts(base, job)
+        steps = len(job.steps)
         try:
-            return _steps(recipe, job, measure, {*range(0, len(plan), every), *also, len(plan)})
+            return _steps(Training(job, base, adapter), measure, {*range(0, steps, every), *also, steps})
         finally:
             adapter.detach()
 
-    def loss(self, job: Job) -> float:
-        """The mean over the held-out rows, in nats a supervised token, as the job's model stands."""
-        return mean_loss(job.model, job.held_out, self._recipe({}))
+    def loss(self, training: Training) -> float:
+        """The mean over the held-out rows, in nats a supervised position, with the training's adapter."""
+        job = training.job
+        settings = held_out_settings(self._recipe({}))
+        return job.task.held_out_loss(training.base, job.held_out, **settings).mean
 
     def _recipe(self, changes: Tree) -> Recipe:
         unknown = changes.keys() - {"method", "optimizer", "train", "restarts"}
@@ -89,19 +91,20 @@ class Subject:
         return recipe_from({**self._tree, **sections})
 
 
-def _steps(recipe: Recipe, job: Job, measure: Measure, looks: Collection[int]) -> Training:
-    state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
-    done = Training(job.adapter.n_params(), curve=[{"step": 0, **measure(job)}])
-    restarts = Restarts(recipe, job.adapter, len(job.plan))
+def _steps(training: Training, measure: Measure, looks: Collection[int]) -> Trained:
+    job, adapter, recipe = training.job, training.adapter, training.job.recipe
+    state = TrainState(training.base, adapter, build_optimizer(adapter.named(), recipe.optimizer))
+    done = Trained(adapter.n_params(), curve=[{"step": 0, **measure(training)}])
+    restarts = Restarts(recipe, adapter, len(job.steps))
     with restarts.folded():
-        while state.step < len(job.plan):
+        while state.step < len(job.steps):
             if restarts.due(state.step):
                 restarts.restart_(state.optimizer, state.step)
-            job.adapter.train()
-            done.losses.append(optimizer_step(recipe, job, state)["loss"])
-            job.adapter.eval()
+            adapter.train()
+            done.losses.append(optimizer_step(training, state)["loss"])
+            adapter.eval()
             if state.step in looks:
-                done.curve.append({"step": state.step, **measure(job)})
+                done.curve.append({"step": state.step, **measure(training)})
     done.seconds = state.seconds
     done.optimizer_bytes = sum(
         t.numel() * t.element_size() for s in state.optimizer.state.values() for t in s.values() if torch.is_tensor(t)

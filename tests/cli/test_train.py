@@ -19,7 +19,7 @@ from veneer.recipe.load import keys
 from veneer.train.events import Event
 
 KEYS = {"adapter", "adapter_bytes", "steps", "seconds", "peak_bytes", "loss", "tokens_per_second",
-        "trained_parameters", "eval_loss", "resumed_from", "picked"}  # fmt: skip
+        "trained_parameters", "eval_loss", "resumed_from", "picked", "folder"}  # fmt: skip
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_ctrl_c_says_how_to_go_on(
     assert invoke(["train", recipe, "--json"]) == 1
     captured = capsys.readouterr()
     run = tmp_path / "run"
-    assert captured.err.splitlines()[-1] == f"veneer: interrupted. The same command goes on with the run in {run}."
+    assert captured.err.splitlines()[-1] == f"veneer: interrupted. The same command resumes the run in {run}."
     assert captured.out == "" and not (run / "adapter").exists()
     assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.undo()

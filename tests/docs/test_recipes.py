@@ -15,7 +15,7 @@ from veneer.prompts import PROMPTS
 from veneer.recipe.load import load_recipe
 from veneer.recipe.settings import NONE, Recipe
 from veneer.train import setup
-from veneer.train.loop import train
+from veneer.train.run import train_recipe
 
 FOLDER = ROOT / "examples" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -84,7 +84,7 @@ def test_each_trains_the_real_model(loaded_once: None, tmp_path: Path, made_mode
         if path.stem == "bitfit":  # the real model has no biases
             biased = made_model(tmp_path / "biased", attention_bias=True)
             recipe = recipe.model_copy(update={"model": str(biased)})
-        outcome, job = train(recipe)
+        outcome, job = train_recipe(recipe)
         assert job is not None
         seen = [event["loss"] for event in told(tmp_path / path.stem, "step")]
         assert len(seen) == 2 and all(torch.tensor(seen).isfinite()), path.stem

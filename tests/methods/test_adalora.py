@@ -37,7 +37,7 @@ from veneer.methods.adalora import (
     triplet_scores,
 )
 from veneer.recipe.load import recipe_from
-from veneer.train.loop import train
+from veneer.train.run import train_recipe
 
 CONFIG = AdaLoRAConfig(rank=4, target_rank=2, alpha=6)
 
@@ -285,7 +285,7 @@ def test_a_run_drops_triplets_down_to_the_target(tiny_model: Path, tmp_path: Pat
             "run": str(tmp_path / "run"),
         }
     )
-    _, job = train(recipe)
+    _, job = train_recipe(recipe)
     assert job is not None
     deltas = list(job.adapter.deltas.values())
     assert sum(int(torch.count_nonzero(d.get_parameter("e"))) for d in deltas) == len(deltas)

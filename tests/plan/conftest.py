@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import tiny_recipe
+from veneer.plan.gate import fit
 from veneer.recipe.settings import Recipe
+from veneer.train.job import read_job
+from veneer.train.run import open_run
+from veneer.train.setup import set_up
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +32,13 @@ def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., Recipe]:
         return tiny_recipe(tiny_model, rows, tmp_path / "run", **{"train.steps": 2, **changes})
 
     return make
+
+
+def train_fitting(recipe: Any, listeners: Any = (), say: Any = lambda _: None, *, force: bool = False) -> Any:
+    """Train as `veneer train` does, with a look at memory first; the figures, and the training if there was one."""
+    with open_run(recipe, say) as session:
+        if session.finished is not None:
+            return session.finished, None
+        job = fit(read_job(session.recipe), fixed=session.fixed, force=force, say=say)
+        training = set_up(job, session.init)
+        return session.train(training, listeners), training

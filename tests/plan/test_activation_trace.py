@@ -8,21 +8,22 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import prepared
 from veneer.data.pack import Batch
 from veneer.errors import ModelError
 from veneer.plan import activation_trace as module
 from veneer.plan.activation_trace import largest_batches, step_bytes
 from veneer.plan.meta_model import Plain
 from veneer.recipe.settings import Recipe
+from veneer.tasks.lm_loss import hidden_states
 from veneer.train.activation_checkpointing import recomputing
-from veneer.train.loss import hidden_states
-from veneer.train.setup import Rows, order_of_steps, prepare, read_examples
+from veneer.train.job import Job, order_of_steps, read_job
 
 Make = Callable[..., Recipe]
 
 
 def batches(recipe: Recipe) -> list[Batch]:
-    rows = read_examples(recipe)
+    rows = read_job(recipe)
     order = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
     return largest_batches(recipe, rows.examples, order)
 
@@ -36,8 +37,8 @@ class Saved:
 
 def really_kept(recipe: Recipe, batch: Batch) -> int:
     """Bytes of distinct storages that the graph holds beside weights, and of the result."""
-    job = prepare(recipe)
-    frozen = [*job.model.parameters(), *job.model.buffers(), *job.adapter.parameters()]
+    job = prepared(recipe)
+    frozen = [*job.base.network.parameters(), *job.base.network.buffers(), *job.adapter.parameters()]
     seen = {t.untyped_storage().data_ptr() for t in frozen}
     graph: weakref.WeakSet[Saved] = weakref.WeakSet()
 
@@ -47,9 +48,9 @@ def really_kept(recipe: Recipe, batch: Batch) -> int:
 
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor),
-        recomputing(job.model, recipe.train.recompute),
+        recomputing(job.base, recipe.train.recompute),
     ):
-        out = hidden_states(job.model, batch, packed=recipe.data.packing)
+        out = hidden_states(job.base, batch, packed=recipe.data.packing)
     kept = {s.tensor.untyped_storage().data_ptr(): s.tensor.untyped_storage() for s in graph}
     kept = {place: storage for place, storage in kept.items() if place not in seen}
     given = {t.untyped_storage().data_ptr() for t in (batch.supervised, batch.input_ids, batch.position_ids)}
@@ -100,7 +101,7 @@ def test_paged_inputs_leave_memory_but_for_those_in_flight(recipe: Make) -> None
 
 def test_the_largest_micro_batch_is_taken(recipe: Make) -> None:
     wanted = recipe()
-    rows: Rows = read_examples(wanted)
+    rows: Job = read_job(wanted)
     order = order_of_steps([len(e) for e in rows.examples], wanted.train, packing=True)
     most = max(sum(len(rows.examples[i]) for i in m) for step in order for m in step)
     found = max(b.input_ids.shape[1] for b in largest_batches(wanted, rows.examples, order))
@@ -108,7 +109,7 @@ def test_the_largest_micro_batch_is_taken(recipe: Make) -> None:
 
 
 def test_two_chunks_of_the_head_take_what_all_of_them_take(recipe: Make, monkeypatch: Any) -> None:
-    monkeypatch.setattr("veneer.train.loss.CHUNK_BYTES", 0)  # 16 rows each
+    monkeypatch.setattr("veneer.tasks.lm_loss.CHUNK_BYTES", 0)  # 16 rows each
     few = batches(recipe())[0]
     n = few.input_ids.shape[1]
     assert n > 3 * 16

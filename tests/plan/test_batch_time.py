@@ -14,7 +14,7 @@ from veneer.plan.block_timing import RUNS, Pieces
 from veneer.plan.io_time import Needs
 from veneer.plan.meta_model import Plain
 from veneer.recipe.settings import Recipe
-from veneer.train.setup import order_of_steps, read_examples
+from veneer.train.job import order_of_steps, read_job
 
 Make = Callable[..., Recipe]
 KEPT = Pieces(outside=0.5, forward=1.0, backward=2.0, head=0.01, head_forward=0.003, change=0.1)
@@ -31,7 +31,7 @@ def clock_of(recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
     def make(**changes: Any) -> Clock:
         made = recipe(data={"train": str(file), "packing": False}, **changes)
-        rows = read_examples(made)
+        rows = read_job(made)
         order = order_of_steps([len(e) for e in rows.examples], made.train, packing=False)
         return Clock(made, rows, order, lambda _: None)
 

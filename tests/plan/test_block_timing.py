@@ -11,7 +11,7 @@ from veneer.plan.activation_trace import largest_batches
 from veneer.plan.block_timing import Pieces, pieces
 from veneer.plan.meta_model import Plain
 from veneer.recipe.settings import Recipe
-from veneer.train.setup import order_of_steps, read_examples
+from veneer.train.job import order_of_steps, read_job
 
 Make = Callable[..., Recipe]
 
@@ -28,7 +28,7 @@ class Ticking:
 
 
 def timed(recipe: Recipe, again: bool = False, ran: Any = lambda _: None) -> Pieces:
-    rows = read_examples(recipe)
+    rows = read_job(recipe)
     order = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
     batch = largest_batches(recipe, rows.examples, order)[0]
     return pieces(Plain.of(recipe), batch, again, ran)

@@ -14,8 +14,8 @@ from veneer.plan.eval_memory import copied_bytes, evaluations
 from veneer.plan.memory import Estimate, estimate
 from veneer.plan.meta_model import Plain
 from veneer.recipe.settings import Recipe
-from veneer.train.loop import train
-from veneer.train.setup import order_of_steps, read_examples
+from veneer.train.job import order_of_steps, read_job
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 CHILD = """
@@ -23,18 +23,17 @@ import json, sys
 import torch
 from veneer import machine
 from veneer.plan.memory import estimate
-from veneer.train.loop import train
 from veneer.recipe.load import recipe_from
+from veneer.train.job import read_job
+from veneer.train.run import open_run
+from veneer.train.setup import set_up
 
-def check(recipe, rows, order, begun):
-    found = estimate(recipe, rows, order)
-    told.update(moment=found.moment, parts=found.parts)
-    return recipe
-
-told = {}
 torch.set_num_threads(1)
-train(recipe_from(json.loads(sys.argv[1])), check=check)
-print(json.dumps({**told, "peak": machine.peak_rss_bytes()}))
+with open_run(recipe_from(json.loads(sys.argv[1]))) as session:
+    job = read_job(session.recipe)
+    found = estimate(session.recipe, job, job.steps)
+    session.train(set_up(job))
+print(json.dumps({"moment": found.moment, "parts": found.parts, "peak": machine.peak_rss_bytes()}))
 """
 
 
@@ -84,7 +83,7 @@ def test_an_adapter_that_is_made_anew_to_be_written_is_the_peak(
 
 
 def foreseen(recipe: Recipe) -> Estimate:
-    rows = read_examples(recipe)
+    rows = read_job(recipe)
     order = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
     return estimate(recipe, rows, order, runtime=1)
 
@@ -105,7 +104,7 @@ def test_short_held_out_rows_change_nothing(recipe: Make) -> None:
 @pytest.mark.parametrize("change", [{}, {"prompt": {"name": "prefix", "tokens": 5}}, {"data.packing": False}])
 def test_evaluation_keeps_nothing_for_a_backward_pass(recipe: Make, change: dict[str, Any]) -> None:
     made = with_held_out(recipe, 200, **change)
-    rows = read_examples(made)
+    rows = read_job(made)
     two, ten = (evaluations(Plain.of(made), rows, blocks)[0] for blocks in (2, 10))
     assert two == ten and two.forward > 0 and two.head > 0 == two.block
 
@@ -129,7 +128,7 @@ def test_what_is_made_to_be_written(recipe: Make, method: dict[str, Any], restar
 def test_groupings_that_come_again_are_added_to_be_written(steps: int, squares: int, recipe: Make) -> None:
     method = {"name": "mora", "rank": 2, "variant": "sharing", "groupings": 2}
     made = recipe(method=method, restarts={"every": 1}, **{"train.warmup": 0, "train.steps": steps})
-    _, job = train(made)
+    _, job = train_recipe(made)
     assert job is not None
     deltas = job.adapter.deltas.values()
     there = {t.data_ptr() for d in deltas for t in [*d.parameters(), *d.past.values()]}

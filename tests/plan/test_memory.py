@@ -20,14 +20,14 @@ from veneer.plan.memory import (
     verdict,
 )
 from veneer.recipe.settings import Recipe
-from veneer.train.setup import order_of_steps, read_examples
+from veneer.train.job import order_of_steps, read_job
 
 Make = Callable[..., Recipe]
 MIB = 2**20
 
 
 def foreseen(recipe: Recipe) -> Estimate:
-    rows = read_examples(recipe)
+    rows = read_job(recipe)
     order = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
     return estimate(recipe, rows, order, runtime=100 * MIB)
 
@@ -183,5 +183,5 @@ def test_a_budget_that_is_no_size_is_refused(recipe: Make) -> None:
 
 def test_runtime_is_this_process(recipe: Make, monkeypatch: Any) -> None:
     monkeypatch.setattr("veneer.machine.rss_bytes", lambda: 7 * MIB)
-    rows = read_examples(recipe())
+    rows = read_job(recipe())
     assert estimate(recipe(), rows, [[[0]]]).parts["runtime"] == 7 * MIB

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 
+from tests.plan.conftest import train_fitting
 from veneer.cli.main import invoke
 from veneer.errors import ConfigError, DiskError
 from veneer.plan.alternatives import nearest
-from veneer.plan.gate import refusing
 from veneer.plan.memory import Room, estimate
 from veneer.plan.preflight import check_sound
 from veneer.recipe.load import write_recipe
 from veneer.recipe.overrides import with_changes
 from veneer.recipe.settings import Recipe
-from veneer.train.loop import train
-from veneer.train.setup import read_examples, steps_of
+from veneer.train.job import read_job, steps_of
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 LATE = {
@@ -38,15 +38,15 @@ def refused(work: Callable[[], Any]) -> str:
 @pytest.mark.parametrize("changes", LATE.values(), ids=LATE)
 def test_the_words_are_those_of_training(changes: dict[str, Any], recipe: Make, monkeypatch: Any) -> None:
     of = recipe(**changes)
-    rows = read_examples(of)
+    rows = read_job(of)
     by_plan = refused(lambda: check_sound(of, rows, steps_of(of, rows.examples)))
-    assert by_plan == refused(lambda: train(of))
+    assert by_plan == refused(lambda: train_recipe(of))
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were read")
 
     monkeypatch.setattr("veneer.train.setup.load_model", never)
-    assert by_plan == refused(lambda: train(of, check=refusing(print)))
+    assert by_plan == refused(lambda: train_fitting(of))
 
 
 @pytest.mark.parametrize(
@@ -62,13 +62,13 @@ def test_the_words_are_those_of_training(changes: dict[str, Any], recipe: Make, 
 )
 def test_paging_into_memory_is_refused(changes: Any, advice: str, recipe: Make, monkeypatch: Any) -> None:
     of = recipe(**changes)
-    rows = read_examples(of)
+    rows = read_job(of)
     check_sound(of, rows, order := steps_of(of, rows.examples))
     monkeypatch.setattr("veneer.disk.scratch.filesystem_of", lambda folder: "tmpfs")
     with pytest.raises(DiskError, match=f"is a tmpfs, which is in memory; {advice}"):
         check_sound(of, rows, order)
     with pytest.raises(DiskError, match=f"is a tmpfs, which is in memory; {advice}"):
-        train(of)
+        train_recipe(of)
 
 
 def test_plan_is_status_2_for_them_and_for_an_encoder(recipe: Make, tmp_path: Any, capsys: Any) -> None:
@@ -94,7 +94,7 @@ def test_no_change_is_offered_that_training_would_refuse(recipe: Make) -> None:
             "train.clip": 0.0,
         }
     )
-    rows = read_examples(of)
+    rows = read_job(of)
     order = steps_of(of, rows.examples)
     check_sound(of, rows, order)
     room = Room(estimate(of, rows, order, 0).peak_bytes - 1, 2**40, "this machine")

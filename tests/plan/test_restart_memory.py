@@ -8,7 +8,7 @@ import pytest
 from veneer.plan.meta_model import Plain
 from veneer.plan.restart_memory import Cycles, cycles_of
 from veneer.recipe.settings import Recipe
-from veneer.train.loop import train
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 
@@ -30,10 +30,10 @@ def test_past_and_copies_are_those_of_a_run(recipe: Make, method: dict[str, Any]
     made = recipe(method=settings, **more)
     plain = Plain.of(made)
     found = cycles_of(plain, plain.model(), 8)
-    _, job = train(made)
+    _, job = train_recipe(made)
     assert job is not None
     assert found.past == sum(4 * t.numel() for d in job.adapter.deltas.values() for t in d.past.values())
-    weights = [job.model.get_submodule(path)._parameters.get("weight") for path in job.adapter.deltas]
+    weights = [job.base.network.get_submodule(path)._parameters.get("weight") for path in job.adapter.deltas]
     assert found.base == (sum(w.nbytes for w in weights if w is not None) if storage == "dense" else 0)
 
 

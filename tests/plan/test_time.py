@@ -17,7 +17,7 @@ from veneer.plan.meta_model import Plain
 from veneer.plan.time import Times, times
 from veneer.plan.workload import load_of
 from veneer.recipe.settings import Recipe
-from veneer.train.setup import order_of_steps, read_examples
+from veneer.train.job import order_of_steps, read_job
 
 Make = Callable[..., Recipe]
 PLAIN = Pieces(outside=0.5, forward=1.0, backward=2.0, head=0.01, head_forward=0.003, change=0.1)
@@ -46,7 +46,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def foreseen(recipe: Recipe) -> tuple[Times, Any, Any]:
-    rows = read_examples(recipe)
+    rows = read_job(recipe)
     order = order_of_steps([len(e) for e in rows.examples], recipe.train, packing=recipe.data.packing)
     found = estimate(recipe, rows, order, 100 << 20)
     return times(recipe, rows, order, found), rows, order
@@ -157,7 +157,7 @@ def test_paged_inputs_are_written_and_read_beside_the_blocks(
 
 def test_state_without_room_is_moved_in_every_step(recipe: Make, measured: list[Any], tmp_path: Path) -> None:
     made = recipe(**same_rows(tmp_path), **{"optimizer.paged": True})
-    rows = read_examples(made)
+    rows = read_job(made)
     order = order_of_steps([len(e) for e in rows.examples], made.train, packing=False)
     found = estimate(made, rows, order, 100 << 20)
     state = found.disk["paged optimizer state"]
@@ -202,7 +202,7 @@ def test_what_was_measured_is_kept_by_what_it_depends_on(recipe: Make, measured:
 def test_nothing_is_faked_with_a_real_clock(recipe: Make) -> None:
     told: list[int] = []
     made = recipe()
-    rows = read_examples(made)
+    rows = read_job(made)
     order = order_of_steps([len(e) for e in rows.examples], made.train, packing=True)
     found = times(made, rows, order, estimate(made, rows, order, 1), told.append)
     assert 0 < found.seconds_a_step < 60 and 0 < found.saving < 60

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from veneer.errors import ConfigError
 from veneer.recipe.aliases import OTHER_MEANING, SAME_MEANING
 from veneer.recipe.load import keys, load_recipe, parse_flags, recipe_from, write_recipe
-from veneer.recipe.settings import Recipe
+from veneer.recipe.settings import LEFT_OUT, Recipe
 
 GOOD = """\
 model: tiny
@@ -185,6 +185,8 @@ def sample(key: str) -> tuple[str, Any]:
         "method.exclude": (".*k_proj", ".*k_proj"),
         "method.layers": ("[0, 1]", (0, 1)),
         "prompt.name": ("prefix", "prefix"),
+        "task": ("causal-lm", "causal-lm"),
+        "device": ("cuda:1", "cuda:1"),
         "optimizer.name": ("adamw", "adamw"),
         "optimizer.bits": ("8", 8),
         "optimizer.paged": ("true", True),
@@ -291,7 +293,22 @@ def test_what_is_written_is_read_back_as_it_was(file: Any) -> None:
     assert set(keys()) <= {f"{s}.{k}" for s, v in yaml.safe_load(text).items() if isinstance(v, dict) for k in v} | {
         "model",
         "run",
+        *LEFT_OUT,
     }
+
+
+def test_keys_that_earlier_runs_lack_are_written_only_where_they_are_set(file: Any) -> None:
+    plain, placed = (load_recipe(file(GOOD), parse_flags(flags)) for flags in ([], ["--device", "cpu"]))
+    assert set(yaml.safe_load(write_recipe(placed))) - set(yaml.safe_load(write_recipe(plain))) == {"device"}
+    assert load_recipe(file(write_recipe(placed))).device == "cpu"
+    assert not set(LEFT_OUT) & set(yaml.safe_load(write_recipe(plain)))
+
+
+def test_unknown_tasks_and_devices_are_refused_with_close_matches(file: Any) -> None:
+    assert complaint(file(GOOD + "task: causal_lm\ndevice: cdua:1\n")) == [
+        "FILE, line 12: there is no task 'causal_lm'. Did you mean 'causal-lm'? Known: causal-lm.",
+        "FILE, line 13: device is 'cdua:1'. Did you mean 'cuda'? Give auto, cpu, cuda, cuda:N or mps.",
+    ]
 
 
 TEXTS = st.text(min_size=1, max_size=12)

@@ -10,13 +10,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from veneer import machine
 from veneer.adapters.attach import attach
+from veneer.base.base import Base
 from veneer.data.example import Example
 from veneer.data.pack import collate
 from veneer.errors import ConfigError, ModelError
 from veneer.methods.base import config_from
 from veneer.models.attention import use_veneer_attention
+from veneer.tasks.lm_loss import backward, hidden_states
 from veneer.train.activation_checkpointing import TRIMMED, Wanted, chosen_blocks, recomputing
-from veneer.train.loss import backward, head_of, hidden_states
 
 LLAMA = LlamaConfig(
     vocab_size=64,
@@ -41,8 +42,8 @@ def gradients(config: Any, wanted: Wanted, packed: bool) -> tuple[list[Tensor], 
     examples = [Example(rng.integers(3, 64, n).astype(np.int32), np.arange(n) > 1, "x", 1) for n in (12, 5, 9)]
     batch = collate(examples if packed else examples[:1])
     torch.manual_seed(1)
-    with recomputing(model, wanted):
-        backward(hidden_states(model, batch, packed=packed), batch.targets, head_of(model), 64, 5)
+    with recomputing(Base(model), wanted):
+        backward(Base(model), hidden_states(Base(model), batch, packed=packed), batch.targets, 5)
     return [p.grad for p in adapter.parameters()], model
 
 
@@ -64,7 +65,7 @@ def test_freed_memory_is_given_back_every_few_blocks(monkeypatch: pytest.MonkeyP
     for number, block in enumerate(model.model.layers):
         block.register_forward_hook(lambda *_, number=number: ran.append(number))
     monkeypatch.setattr(machine, "trim_memory", lambda: given_back.append(len(ran)))
-    with recomputing(model, True):
+    with recomputing(Base(model), True):
         model.model(torch.arange(4)[None])
     assert given_back == [TRIMMED - 1, 2 * TRIMMED - 1]
 
@@ -76,16 +77,16 @@ def llama() -> Any:
 def test_a_count_means_the_first_blocks_and_a_list_those_numbers() -> None:
     model = llama()
     layers = list(model.model.layers)
-    assert chosen_blocks(model, False) == []
-    assert chosen_blocks(model, True) == layers
-    assert chosen_blocks(model, 2) == layers[:2]
-    assert chosen_blocks(model, [2, 0, 2]) == [layers[0], layers[2]]
+    assert chosen_blocks(Base(model), False) == []
+    assert chosen_blocks(Base(model), True) == layers
+    assert chosen_blocks(Base(model), 2) == layers[:2]
+    assert chosen_blocks(Base(model), [2, 0, 2]) == [layers[0], layers[2]]
 
 
 @pytest.mark.parametrize(("wanted", "absent"), [(4, "3"), ([0, 7], "7"), ([-1], "-1")], ids=str)
 def test_blocks_that_are_not_there_are_named(wanted: Wanted, absent: str) -> None:
     with pytest.raises(ConfigError, match=rf"has 3 blocks, 0 to 2; there is no block {absent}$"):
-        chosen_blocks(llama(), wanted)
+        chosen_blocks(Base(llama()), wanted)
 
 
 def test_activations_of_blocks_are_not_kept() -> None:
@@ -103,7 +104,7 @@ def test_the_model_is_as_it_was() -> None:
     _, model = gradients(LLAMA, True, True)
     assert not any(m.training for m in model.modules())
     assert not any("forward" in vars(m) for m in model.modules())
-    with pytest.raises(RuntimeError, match="stop"), recomputing(model, True):
+    with pytest.raises(RuntimeError, match="stop"), recomputing(Base(model), True):
         assert any("forward" in vars(m) for m in model.modules())
         raise RuntimeError("stop")
     assert not any("forward" in vars(m) for m in model.modules())
@@ -112,8 +113,8 @@ def test_the_model_is_as_it_was() -> None:
 def test_a_model_without_blocks_is_refused() -> None:
     with (
         pytest.raises(ModelError, match=r"Linear has no blocks.*set train.recompute to false"),
-        recomputing(nn.Linear(2, 2), True),
+        recomputing(Base(nn.Linear(2, 2)), True),
     ):
         pass
-    with recomputing(nn.Linear(2, 2), False):
+    with recomputing(Base(nn.Linear(2, 2)), False):
         pass

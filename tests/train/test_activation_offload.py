@@ -4,18 +4,20 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.autograd.graph import save_on_cpu
 
+from veneer.base.device import Device
 from veneer.disk.scratch import ENDING
 from veneer.errors import ConfigError, DiskError
 from veneer.recipe.settings import Recipe
 from veneer.train import activation_offload
 from veneer.train.activation_offload import ActivationFile
-from veneer.train.loop import train
+from veneer.train.job import read_job
+from veneer.train.run import open_run, train_recipe
+from veneer.train.setup import set_up
 
 Make = Callable[..., Recipe]
 PAGED = {"train.recompute": True, "memory": {"page_activations": True}}
@@ -75,23 +77,23 @@ def test_a_run_is_the_same_and_leaves_nothing(job: Make, monkeypatch: pytest.Mon
         files.append(self)
 
     monkeypatch.setattr(ActivationFile, "__init__", seen)
-    plain, _ = train(job("plain", **{"train.recompute": True}))
+    plain, _ = train_recipe(job("plain", **{"train.recompute": True}))
     recipe = job("paged", **PAGED)
     Path(recipe.run).mkdir()
     (Path(recipe.run) / f".dead{ENDING}").write_bytes(b"left by a killed run")
-    paged, done = train(recipe)
+    paged, done = train_recipe(recipe)
     assert done is not None and len(files) == 1
-    micro_batches = sum(len(step) for step in done.plan)
+    micro_batches = sum(len(step) for step in done.job.steps)
     assert files[0].stored == 2 * micro_batches  # 2 blocks
     one, two = (Path(o.adapter, "adapter_model.safetensors").read_bytes() for o in (plain, paged))
     assert one == two
     assert not list(Path(recipe.run).rglob(f"*{ENDING}"))
 
 
-def test_a_model_on_cuda_keeps_them_in_pinned_memory(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_off_the_cpu_they_are_kept_in_host_memory(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as a CPU goes: everything passes through torch's own hooks, nothing through a file, and the run is the
     same, bit for bit."""
-    plain, _ = train(job("plain", **{"train.recompute": True}))
+    plain, _ = train_recipe(job("plain", **{"train.recompute": True}))
     asked: list[bool] = []
     real = save_on_cpu.__init__
 
@@ -100,24 +102,22 @@ def test_a_model_on_cuda_keeps_them_in_pinned_memory(job: Make, monkeypatch: pyt
         real(self, pin_memory)
 
     monkeypatch.setattr(save_on_cpu, "__init__", seen)
-    monkeypatch.setattr(activation_offload, "on_cuda", lambda model: True)
+    monkeypatch.setattr(Device, "is_cpu", False)
     monkeypatch.setattr(activation_offload, "ActivationFile", None)
-    pinned, done = train(job("pinned", **PAGED))
-    assert done is not None and asked == [True] * 2 * sum(len(step) for step in done.plan)  # 2 blocks
+    with open_run(job("pinned", **PAGED)) as session:
+        done = set_up(read_job(session.recipe))
+        monkeypatch.setattr(Device, "random_state", lambda self: {"random": torch.get_rng_state()})
+        pinned = session.train(done)
+    assert asked == [False] * 2 * sum(len(step) for step in done.job.steps)  # 2 blocks, not on CUDA
     one, two = (Path(o.adapter, "adapter_model.safetensors").read_bytes() for o in (plain, pinned))
     assert one == two
-
-
-def test_where_a_model_computes() -> None:
-    for device in ("cpu", "meta", "cuda"):
-        assert activation_offload.on_cuda(SimpleNamespace(device=torch.device(device))) is (device == "cuda")
 
 
 def test_a_disk_without_room_ends_before_the_first_step(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activation_offload, "PAGE", 1 << 58)
     recipe = job(**PAGED)
     with pytest.raises(DiskError, match=r"the disk is full|failed"):
-        train(recipe)
+        train_recipe(recipe)
     assert not (Path(recipe.run) / "events.jsonl").read_text()
 
 

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import prepared
 from tests.train.test_loop import interrupted
 from veneer.errors import TrainingError
 from veneer.methods.base import METHODS
 from veneer.recipe.settings import Recipe
-from veneer.train import backward
+from veneer.tasks import causal_lm
 from veneer.train.checkpoint import TrainState
-from veneer.train.loop import train
 from veneer.train.optim import build_optimizer
-from veneer.train.setup import Job, prepare
+from veneer.train.run import train_recipe
+from veneer.train.setup import Training
 from veneer.train.step import optimizer_step
 
 Make = Callable[..., Recipe]
@@ -32,16 +33,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
 
 
-def begun(recipe: Recipe) -> tuple[Job, TrainState]:
+def begun(recipe: Recipe) -> tuple[Training, TrainState]:
     torch.manual_seed(0)
-    job = prepare(recipe)
+    job = prepared(recipe)
     job.adapter.train()
-    return job, TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
+    return job, TrainState(job.base, job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
 
 
 def stepped(recipe: Recipe, steps: int = 3) -> tuple[list[Any], list[torch.Tensor]]:
     job, state = begun(recipe)
-    figures = [optimizer_step(recipe, job, state) for _ in range(steps)]
+    figures = [optimizer_step(job, state) for _ in range(steps)]
     told = [(f["loss"], f["gradient_norm"]) for f in figures]
     return told, [p.detach().clone() for p in job.adapter.parameters()] + [torch.get_rng_state()]
 
@@ -65,10 +66,10 @@ def test_a_graph_is_gone_before_the_next_forward_pass(
         made.append(weakref.ref(hidden))
         return hidden
 
-    forward = backward.hidden_states
-    monkeypatch.setattr(backward, "hidden_states", hidden_states)
+    forward = causal_lm.hidden_states
+    monkeypatch.setattr(causal_lm, "hidden_states", hidden_states)
     recipe = job(**changes, **{"train.clip": 1.0})
-    optimizer_step(recipe, *begun(recipe))
+    optimizer_step(*begun(recipe))
     assert len(made) > 1
 
 
@@ -103,7 +104,7 @@ def test_a_head_that_is_computed_in_chunks(
     job: Make, made_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float
 ) -> None:
     """Its gradients come in several passes; where it is the embedding too, also from below."""
-    monkeypatch.setattr("veneer.train.loss.CHUNK_BYTES", 1)
+    monkeypatch.setattr("veneer.tasks.lm_loss.CHUNK_BYTES", 1)
     for tied in (False, True):
         model = made_model(tmp_path / f"model-{tied}", tie_word_embeddings=tied)
         for targets in (["lm_head"], ["lm_head", "embed_tokens", "q_proj"]):
@@ -113,9 +114,9 @@ def test_a_head_that_is_computed_in_chunks(
 
 def test_an_interrupted_run_ends_with_the_same_bytes(job: Make) -> None:
     whole, broken = job("whole", method=LORA, **ON), job("broken", method=LORA, **ON)
-    train(whole)
+    train_recipe(whole)
     interrupted(broken, 3)
-    assert train(broken)[0].resumed_from == 3
+    assert train_recipe(broken)[0].resumed_from == 3
     a, b = (Path(r.run, "adapter", "adapter_model.safetensors").read_bytes() for r in (whole, broken))
     assert a == b
 
@@ -124,11 +125,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(job: Make) -> None:
 def test_a_loss_that_is_not_finite_changes_nothing(job: Make, clip: float) -> None:
     recipe = job(method=LORA, **{**ON, "train.clip": clip})
     ready, state = begun(recipe)
-    norm = ready.model.model.norm
+    norm = ready.base.network.model.norm
     norm.weight = nn.Parameter(torch.full_like(norm.weight, float("nan")), requires_grad=False)
     before = [p.detach().clone() for p in ready.adapter.parameters()]
     with pytest.raises(TrainingError, match=r"step 1: the loss is nan, in a micro-batch of the rows "):
-        optimizer_step(recipe, ready, state)
+        optimizer_step(ready, state)
     assert all(torch.equal(a, b) for a, b in zip(before, ready.adapter.parameters(), strict=True))
 
 
@@ -136,9 +137,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(job: Make, clip: float) -> No
 def test_a_parameter_the_loss_does_not_reach_is_named(job: Make, clip: float) -> None:
     recipe = job(method=LORA, **{**ON, "train.clip": clip})
     ready, state = begun(recipe)
-    ready.model.model.layers[1].mlp.forward = lambda x: torch.zeros_like(x)
+    ready.base.network.model.layers[1].mlp.forward = lambda x: torch.zeros_like(x)
     with pytest.raises(TrainingError, match=r"6 of 28 parameters get no gradient.*model.layers.1.mlp.gate_proj a, "):
-        optimizer_step(recipe, ready, state)
+        optimizer_step(ready, state)
 
 
 def test_with_a_limit_a_gradient_that_is_not_finite_changes_nothing(job: Make) -> None:
@@ -148,5 +149,5 @@ def test_with_a_limit_a_gradient_that_is_not_finite_changes_nothing(job: Make) -
     first.register_hook(lambda g: g * float("inf"))  # type: ignore[no-untyped-call]
     before = [p.detach().clone() for p in ready.adapter.parameters()]
     with pytest.raises(TrainingError, match=r"step 1: the gradient's norm is (inf|nan); try a lower optimizer.lr"):
-        optimizer_step(recipe, ready, state)
+        optimizer_step(ready, state)
     assert all(torch.equal(a, b) for a, b in zip(before, ready.adapter.parameters(), strict=True))

@@ -11,28 +11,29 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import prepared
 from veneer.disk.tensors import TensorWriter
 from veneer.errors import DiskError, TrainingError
 from veneer.recipe.settings import Recipe
 from veneer.train.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from veneer.train.optim import build_optimizer
-from veneer.train.setup import Job, prepare
+from veneer.train.setup import Training
 from veneer.train.step import optimizer_step
 
 Make = Callable[..., Recipe]
 
 
-def begun(recipe: Recipe, steps: int = 0) -> tuple[Job, TrainState]:
+def begun(recipe: Recipe, steps: int = 0) -> tuple[Training, TrainState]:
     torch.manual_seed(0)
-    job = prepare(recipe)
-    state = TrainState(job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
+    job = prepared(recipe)
+    state = TrainState(job.base, job.adapter, build_optimizer(job.adapter.named(), recipe.optimizer))
     go_on(recipe, job, state, steps)
     return job, state
 
 
-def go_on(recipe: Recipe, job: Job, state: TrainState, steps: int) -> list[float]:
+def go_on(recipe: Recipe, job: Training, state: TrainState, steps: int) -> list[float]:
     job.adapter.train()
-    return [optimizer_step(recipe, job, state)["loss"] for _ in range(steps)]
+    return [optimizer_step(job, state)["loss"] for _ in range(steps)]
 
 
 def everything(state: TrainState) -> list[Any]:
@@ -124,7 +125,7 @@ def test_another_base_is_refused(saved: tuple[Path, TrainState], job: Make) -> N
     folder, state = saved
     with torch.no_grad():
         state.adapter.model.get_parameter("model.layers.0.mlp.up_proj.weight").add_(0.5)
-    state = TrainState(state.adapter, state.optimizer)
+    state = TrainState(state.base, state.adapter, state.optimizer)
     with pytest.raises(
         TrainingError, match=r"the base model's weights are not those of checkpoint .*step-1; put the old"
     ):

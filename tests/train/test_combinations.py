@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import mean_loss
 from tests.train.test_loop import events, interrupted
 from veneer.adapters.attach import load_adapter
 from veneer.base.load import load_model
@@ -15,8 +16,7 @@ from veneer.cli.main import invoke
 from veneer.errors import ConfigError
 from veneer.recipe.load import load_recipe, parse_flags, recipe_from, write_recipe
 from veneer.recipe.settings import Recipe
-from veneer.train.eval_loss import mean_loss
-from veneer.train.loop import train
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 LORA = {"name": "lora", "rank": 4, "dropout": 0.2}
@@ -37,25 +37,25 @@ def test_it_learns_and_is_the_same_after_an_interruption(
     whole, broken = (
         job(name, method=method, prompt={"name": prompt, "tokens": 5}, **more) for name in ("whole", "broken")
     )
-    outcome, ready = train(whole)
+    outcome, ready = train_recipe(whole)
     assert ready is not None
     losses = [e["loss"] for e in events(whole, "evaluation")]
     assert losses[-1] < losses[0]
     rates = events(whole)[0]["lr"]
     assert rates["prompt full"] == pytest.approx(0.1) and set(rates) <= {"prompt full", "in", "out"}
     interrupted(broken, 3)
-    assert train(broken)[0].resumed_from == 3
+    assert train_recipe(broken)[0].resumed_from == 3
     assert tensors(broken.run + "/adapter") == tensors(outcome.adapter)
     assert len(tensors(outcome.adapter)) == (1 if method["name"] == "none" else 2)
     loaded = load_model(whole.model, dtype="float32")
     change = load_adapter(loaded.network, outcome.adapter)
     assert change.n_params() == outcome.trained_parameters
-    assert mean_loss(loaded.network, ready.held_out, whole) == pytest.approx(losses[-1], abs=1e-6)
+    assert mean_loss(loaded.network, ready.job.held_out, whole) == pytest.approx(losses[-1], abs=1e-6)
 
 
 def test_verbs_take_what_was_trained(job: Make, rows: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = job(method=LORA, prompt={"name": "prefix", "tokens": 5}, storage={"name": "nf4"}, **{"train.steps": 2})
-    train(recipe)
+    train_recipe(recipe)
     adapter = f"{recipe.run}/adapter"
     asked = ["generate", recipe.model, "--prompt", "city", "--max-tokens", "4", "--json"]
     assert invoke([*asked, "--adapter", adapter]) == 0
@@ -122,7 +122,7 @@ def test_a_row_that_is_too_long_with_the_prompt_in_front(job: Make, tmp_path: Pa
     data = {"data.train": str(tmp_path / "long.jsonl"), "data.too_long": "truncate", "train.max_length": 250}
     with pytest.raises(ConfigError, match=r"250 tokens and 10 of the prompt in front, but the model reads at most 256; "
                                           r"set train.max_length to 246"):  # fmt: skip
-        train(job(prompt={"name": "prefix", "tokens": 10}, **data))
+        train_recipe(job(prompt={"name": "prefix", "tokens": 10}, **data))
 
 
 def test_texts_that_reach_beyond_the_last_position(tiny_model: Path) -> None:
@@ -142,5 +142,5 @@ def test_texts_that_reach_beyond_the_last_position(tiny_model: Path) -> None:
 def test_on_a_base_whose_embeddings_are_quantized_too(job: Make, prompt: str) -> None:
     storage = {"name": "nf4", "embeddings": True}
     recipe = job(prompt={"name": prompt, "tokens": 3}, method={"name": "none"}, storage=storage, **{"train.steps": 2})
-    outcome, ready = train(recipe)
+    outcome, ready = train_recipe(recipe)
     assert ready is not None and outcome.trained_parameters == 3 * {"prompt": 32, "prefix": 2 * 2 * 2 * 8}[prompt]

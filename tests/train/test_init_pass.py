@@ -11,27 +11,27 @@ import torch
 import yaml
 from torch import Tensor
 
+from tests.conftest import prepared
 from tests.train.test_loop import interrupted, weights
 from veneer.adapters.attach import load_adapter
 from veneer.base.load import load_model
 from veneer.methods.base import MethodConfig
 from veneer.methods.init.eva import EVA, Directions
 from veneer.recipe.settings import Recipe
-from veneer.train import setup as prepare_module
-from veneer.train.init_pass import looking
-from veneer.train.loop import train
-from veneer.train.setup import prepare
+from veneer.train import setup
+from veneer.train.init_pass import init_pass
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 
 
 def fed(job: Make, tokens: int, *, packing: bool) -> list[list[int]]:
-    ready = prepare(job(**{"data.packing": packing}))
+    ready = prepared(job(**{"data.packing": packing}))
     seen: list[list[int]] = []
-    hook = ready.model.get_input_embeddings().register_forward_pre_hook(lambda m, x: seen.append(x[0][0].tolist()))
-    looking(ready.model, ready.examples, ready.plan, tokens, packed=packing)()
+    hook = ready.base.embedding.register_forward_pre_hook(lambda m, x: seen.append(x[0][0].tolist()))
+    init_pass(ready.base, ready.job, tokens)()
     hook.remove()
-    first = [ready.examples[i].tokens.tolist() for step in ready.plan for members in step for i in members]
+    first = [ready.job.examples[i].tokens.tolist() for step in ready.job.steps for members in step for i in members]
     assert [t for row in seen for t in row] == [t for row in first for t in row][: sum(map(len, seen))]
     return seen
 
@@ -51,14 +51,14 @@ def test_eva_trains_starts_from_the_rows_and_is_the_same_after_an_interruption(
     whole, broken = (job(name, method=method) for name in ("whole", "broken"))
     looked = []
     monkeypatch.setattr(Directions, "see", counted(Directions.see, looked))
-    outcome, ready = train(whole)
+    outcome, ready = train_recipe(whole)
     assert looked and ready is not None
     ranks = {path: len(delta.a) for path, delta in ready.adapter.deltas.items()}  # type: ignore[arg-type]
     assert len(set(ranks.values())) > 1 and sum(ranks.values()) == 4 * 14
     interrupted(broken, 2)
     looked.clear()
     monkeypatch.setattr(EVA, "settle", None)  # ranks are not shared out a second time
-    assert train(broken)[0].steps == 6
+    assert train_recipe(broken)[0].steps == 6
     assert looked == []
     assert weights(broken) == weights(whole)
     loaded = load_model(whole.model, dtype="float32")
@@ -72,7 +72,7 @@ def test_a_run_of_the_first_version_goes_on_to_the_same_bytes(job: Make) -> None
     old = {"name": "eva", "rank": 4, "dropout": 0.2, "look": 200}
     whole, broken = job("whole", method=new), job("broken", method=old)
     assert broken.method == whole.method
-    train(whole)
+    train_recipe(whole)
     interrupted(broken, 2)
     folder = Path(broken.run)
     tree = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -83,18 +83,18 @@ def test_a_run_of_the_first_version_goes_on_to_the_same_bytes(job: Make) -> None
     facts = json.loads(state.read_text())
     settings = {**facts["begun"]["settings"], "init": "uniform", "most": 2.0, "look": 200}
     state.write_text(json.dumps({**facts, "begun": {**facts["begun"], "method": "eva", "settings": settings}}))
-    assert train(job("broken", method=old))[0].resumed_from == 2
+    assert train_recipe(job("broken", method=old))[0].resumed_from == 2
     assert weights(broken) == weights(whole)
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["method"]["init"] == new["init"]
 
 
 def test_the_same_rows_begin_it_the_same_way(job: Make) -> None:
     method = {"name": "lora", "rank": 4, "init": {"name": "eva", "look": 200}}
-    first, second = (prepare(job(name, method=method)).adapter for name in ("one", "two"))
+    first, second = (prepared(job(name, method=method)).adapter for name in ("one", "two"))
     assert asdict(first.settings) == asdict(second.settings)  # type: ignore[call-overload]
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
-    other = prepare(job("three", method=method, **{"train.seed": 1})).adapter
+    other = prepared(job("three", method=method, **{"train.seed": 1})).adapter
     assert not all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=False))
 
 
@@ -102,8 +102,8 @@ def test_nobody_else_looks(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("looked")
 
-    monkeypatch.setattr(prepare_module, "looking", lambda *a, **k: refuse)
-    assert prepare(job()).adapter.attached
+    monkeypatch.setattr(setup, "init_pass", lambda *a, **k: refuse)
+    assert prepared(job()).adapter.attached
     assert MethodConfig().data_init is None
 
 
@@ -128,6 +128,6 @@ def test_progress_is_told_of_every_micro_batch(job: Make, monkeypatch: pytest.Mo
         yield told.append
 
     monkeypatch.setattr(look_module, "showing", showing)
-    ready = prepare(job())
-    looking(ready.model, ready.examples, ready.plan, 300, packed=True)()
+    ready = prepared(job())
+    init_pass(ready.base, ready.job, 300)()
     assert told[0][0] == "looking at the training rows: micro-batches" and told[1:] == [1] * told[0][1]

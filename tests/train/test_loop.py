@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import mean_loss
 from veneer.adapters.attach import load_adapter
 from veneer.base.load import load_model
 from veneer.disk.tensors import TensorWriter
 from veneer.errors import ConfigError, DataError, DiskError, TrainingError
 from veneer.recipe.load import load_recipe, write_recipe
 from veneer.recipe.settings import Recipe
-from veneer.train import loop
-from veneer.train.eval_loss import mean_loss
+from veneer.train import loop, run
 from veneer.train.events import Event
-from veneer.train.loop import train
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 
@@ -56,14 +56,14 @@ def interrupt_after(step: int, times: int = 1) -> Callable[[Event], None]:
 
 def interrupted(recipe: Recipe, step: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, [interrupt_after(step)])
+        train_recipe(recipe, [interrupt_after(step)])
 
 
 def test_a_run_learns_and_says_what_it_did(job: Make, rows: Path) -> None:
     method = {"name": "lora", "rank": 8}
     recipe = job(**{"train.steps": 30, "data": {"train": str(rows), "rows": 6, "eval": str(rows)}, "method": method})
     told: list[Event] = []
-    outcome, job_done = train(recipe, [told.append])
+    outcome, job_done = train_recipe(recipe, [told.append])
     assert job_done is not None
     assert [e["step"] for e in events(recipe)] == [e.step for e in told if e.kind == "step"] == list(range(1, 31))
     assert events(recipe)[-1]["loss"] < 0.5 * events(recipe)[0]["loss"]
@@ -76,22 +76,22 @@ def test_a_run_learns_and_says_what_it_did(job: Make, rows: Path) -> None:
     facts = json.loads((Path(outcome.adapter) / "veneer.json").read_text())
     assert facts["metrics"] == {"loss": outcome.loss, "eval_loss": outcome.eval_loss}
     layouts = {"prompt -> completion": 6}
-    assert facts["data"] == {"sha256": job_done.data_hash, "rows": 6, "layouts": layouts}
+    assert facts["data"] == {"sha256": job_done.job.data_hash, "rows": 6, "layouts": layouts}
 
 
 def test_what_is_saved_is_what_was_trained(job: Make, rows: Path) -> None:
     recipe = job(**{"data.eval": str(rows)})
-    outcome, done = train(recipe)
+    outcome, done = train_recipe(recipe)
     assert done is not None
     fresh = load_model(recipe.model, dtype="float32").network
     adapter = load_adapter(fresh, outcome.adapter)
     assert all(torch.equal(a, b) for a, b in zip(adapter.parameters(), done.adapter.parameters(), strict=True))
-    assert mean_loss(fresh, done.held_out, recipe) == outcome.eval_loss  # and its dropout was off
+    assert mean_loss(fresh, done.job.held_out, recipe) == outcome.eval_loss  # and its dropout was off
 
 
 def test_the_recipe_in_the_folder_is_the_run(job: Make) -> None:
     recipe = job()
-    train(recipe)
+    train_recipe(recipe)
     kept = load_recipe(Path(recipe.run) / "recipe.yaml")
     assert kept == recipe
     assert write_recipe(kept) in (Path(recipe.run) / "recipe.yaml").read_text()
@@ -100,26 +100,26 @@ def test_the_recipe_in_the_folder_is_the_run(job: Make) -> None:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_detached_the_model_is_what_it_was(job: Make, recompute: bool) -> None:
     recipe = job(**{"train.recompute": recompute, "train.steps": 2})
-    _, done = train(recipe)
+    _, done = train_recipe(recipe)
     assert done is not None
     assert not any(d.training for d in done.adapter.deltas.values())
     fresh = load_model(recipe.model, dtype="float32").network
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
-        assert not torch.equal(done.model(input_ids=ids).logits, fresh(input_ids=ids).logits)
+        assert not torch.equal(done.base.network(input_ids=ids).logits, fresh(input_ids=ids).logits)
         done.adapter.detach()
-        assert torch.equal(done.model(input_ids=ids).logits, fresh(input_ids=ids).logits)
+        assert torch.equal(done.base.network(input_ids=ids).logits, fresh(input_ids=ids).logits)
     want = fresh.state_dict()
-    assert all(torch.equal(v, want[k]) for k, v in done.model.state_dict().items())
-    assert not any(p.requires_grad for p in done.model.parameters())
-    assert done.model.config._attn_implementation == fresh.config._attn_implementation
-    assert [m.training for m in done.model.modules()] == [m.training for m in fresh.modules()]
+    assert all(torch.equal(v, want[k]) for k, v in done.base.network.state_dict().items())
+    assert not any(p.requires_grad for p in done.base.network.parameters())
+    assert done.base.network.config._attn_implementation == fresh.config._attn_implementation
+    assert [m.training for m in done.base.network.modules()] == [m.training for m in fresh.modules()]
 
 
 def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(job: Make) -> None:
     same, again, other = job("a"), job("b"), job("c", **{"train.seed": 1})
     for recipe in (same, again, other):
-        train(recipe)
+        train_recipe(recipe)
     assert weights(same) == weights(again) != weights(other)
 
 
@@ -130,16 +130,16 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(job: Make)
 )
 def test_watching_a_run_does_not_change_it(job: Make, rows: Path, changes: dict[str, Any]) -> None:
     plain, watched = job("plain", **{"data.eval": str(rows)}), job("watched", **{"data.eval": str(rows), **changes})
-    train(plain)
-    train(watched)
+    train_recipe(plain)
+    train_recipe(watched)
     assert weights(plain) == weights(watched)
 
 
 def test_packing_changes_the_speed_alone(job: Make) -> None:
     changes: dict[str, Any] = {"method": {"name": "lora", "rank": 4}}
     packed, single = job("packed", **changes), job("single", **changes, **{"data.packing": False})
-    train(packed)
-    train(single)
+    train_recipe(packed)
+    train_recipe(single)
     for a, b in zip(events(packed), events(single), strict=True):
         assert (a["tokens"], a["supervised"]) == (b["tokens"], b["supervised"])
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
@@ -150,12 +150,12 @@ def test_interrupted_and_started_again_it_ends_with_the_same_bytes(job: Make, ro
     """Two steps and a half are an epoch; dropout draws chance in every step."""
     changes: dict[str, Any] = {"data.eval": str(rows), "train.eval_every": 2, "train.checkpoint_every": 4}
     straight, broken = job("straight", **changes), job("broken", **changes)
-    straight_outcome, _ = train(straight)
+    straight_outcome, _ = train_recipe(straight)
     for stop in stops:
         interrupted(broken, stop)
         assert checkpoints(broken) == [f"step-{stop}"]
         assert not (Path(broken.run) / "adapter").exists()
-    outcome, _ = train(broken)
+    outcome, _ = train_recipe(broken)
     assert weights(broken) == weights(straight)
     assert [e["step"] for e in events(broken)] == [1, 2, 3, 4, 5, 6]
     assert [e["loss"] for e in events(broken)] == [e["loss"] for e in events(straight)]
@@ -169,19 +169,19 @@ def test_interrupted_and_started_again_it_ends_with_the_same_bytes(job: Make, ro
 def test_a_crash_goes_on_from_the_last_checkpoint(job: Make) -> None:
     changes = {"train.checkpoint_every": 2}
     straight, broken = job("straight", **changes), job("broken", **changes)
-    train(straight)
+    train_recipe(straight)
 
     def crash(event: Event) -> None:
         if event.step == 5:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        train(broken, [crash])
+        train_recipe(broken, [crash])
     assert [e["step"] for e in events(broken)] == [1, 2, 3, 4, 5]
     said: list[str] = []
-    outcome, _ = train(broken, say=said.append)
+    outcome, _ = train_recipe(broken, say=said.append)
     assert outcome.resumed_from == 4
-    assert said[-1] == "going on after step 4"
+    assert said[-1] == "resuming after step 4"
     assert [e["step"] for e in events(broken)] == [1, 2, 3, 4, 5, 6]
     assert weights(broken) == weights(straight)
 
@@ -189,28 +189,28 @@ def test_a_crash_goes_on_from_the_last_checkpoint(job: Make) -> None:
 def test_a_second_press_stops_at_once(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"train.checkpoint_every": 2}
     straight, broken = job("straight", **changes), job("broken", **changes)
-    train(straight)
+    train_recipe(straight)
     step = loop.optimizer_step
 
-    def pressed_twice(recipe: Recipe, ready: Any, state: Any) -> dict[str, Any]:
+    def pressed_twice(training: Any, state: Any) -> dict[str, Any]:
         if state.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        return step(recipe, ready, state)
+        return step(training, state)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "optimizer_step", pressed_twice)
-        train(broken)
+        train_recipe(broken)
     assert [e["step"] for e in events(broken)] == [1, 2, 3]
     assert checkpoints(broken) == ["step-2"]
-    train(broken)
+    train_recipe(broken)
     assert weights(broken) == weights(straight)
 
 
 def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"train.checkpoint_every": 2}
     straight, broken = job("straight", **changes), job("broken", **changes)
-    train(straight)
+    train_recipe(straight)
     write = TensorWriter.write
 
     def filling(writer: TensorWriter, name: str, tensor: torch.Tensor) -> None:
@@ -220,33 +220,33 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(job: Make, monkeypat
 
     with monkeypatch.context() as patch, pytest.raises(DiskError, match=r"the disk is full: .*step-4"):
         patch.setattr(TensorWriter, "write", filling)
-        train(broken)
+        train_recipe(broken)
     assert checkpoints(broken) == ["step-2"]
-    train(broken)
+    train_recipe(broken)
     assert weights(broken) == weights(straight)
 
 
 def test_a_run_that_is_done_says_so_and_loads_nothing(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = job(**{"train.steps": 2})
-    outcome, _ = train(recipe)
-    monkeypatch.setattr(loop, "prepare", lambda *_: pytest.fail("the model was loaded"))
+    outcome, _ = train_recipe(recipe)
+    monkeypatch.setattr(run, "set_up", lambda *_: pytest.fail("the model was loaded"))
     said: list[str] = []
-    again, done = train(recipe, say=said.append)
+    again, done = train_recipe(recipe, say=said.append)
     assert asdict(again) == asdict(outcome)
     assert done is None
     assert said == [f"{recipe.run} is done already"]
 
 
 def test_another_recipe_in_the_same_folder_is_refused(job: Make) -> None:
-    train(job(**{"train.steps": 2}))
+    train_recipe(job(**{"train.steps": 2}))
     with pytest.raises(ConfigError, match=r"another recipe:\n  train.steps is 2 there, 3 here\nGive this"):
-        train(job(**{"train.steps": 3}))
+        train_recipe(job(**{"train.steps": 3}))
 
 
 def test_a_recipe_that_failed_before_its_first_step_may_be_corrected(job: Make) -> None:
     with pytest.raises(DataError):
-        train(job(data={"train": "/nowhere.jsonl"}))
-    train(job(**{"train.steps": 1}))
+        train_recipe(job(data={"train": "/nowhere.jsonl"}))
+    train_recipe(job(**{"train.steps": 1}))
 
 
 def test_changed_rows_are_refused_when_going_on(job: Make, rows: Path, tmp_path: Path) -> None:
@@ -257,24 +257,24 @@ def test_changed_rows_are_refused_when_going_on(job: Make, rows: Path, tmp_path:
     lines = own.read_text().splitlines(keepends=True)
     own.write_text("".join([*lines[:-1], lines[0]]))
     with pytest.raises(TrainingError, match=r"rows are not those of checkpoint .*step-2; put the old file"):
-        train(recipe)
+        train_recipe(recipe)
     own.write_bytes(rows.read_bytes())
-    train(recipe)
+    train_recipe(recipe)
 
 
 def test_a_folder_of_something_else_is_refused_before_anything_is_loaded(job: Make, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds other files \(thesis.tex\)"):
-        train(job(model="/nowhere"))
+        train_recipe(job(model="/nowhere"))
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match=r"file cannot be a run's folder"):
-        train(job("file", model="/nowhere"))
+        train_recipe(job("file", model="/nowhere"))
 
 
 def test_the_newest_checkpoints_are_kept(job: Make) -> None:
     recipe = job(**{"train.checkpoint_every": 1, "train.keep_checkpoints": 2})
-    train(recipe)
+    train_recipe(recipe)
     assert checkpoints(recipe) == ["step-4", "step-5"]  # after the last step there is the adapter
 
 
@@ -282,7 +282,7 @@ def test_lost_events_do_not_lose_the_adapter(job: Make) -> None:
     recipe = job()
     interrupted(recipe, 6)
     (Path(recipe.run) / "events.jsonl").unlink()
-    outcome, _ = train(recipe)
+    outcome, _ = train_recipe(recipe)
     assert outcome.loss != outcome.loss  # not a number: nobody knows it any more
     assert outcome.adapter_bytes > 0
 
@@ -291,7 +291,7 @@ KILLED_AGAIN_AND_AGAIN = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from veneer.train.loop import train
+from veneer.train.run import train_recipe
 from veneer.recipe.load import load_recipe
 
 torch.set_num_threads(1)
@@ -299,7 +299,7 @@ recipe, rng, kills = load_recipe(sys.argv[1]), random.Random(int(sys.argv[2])), 
 while True:
     child = os.fork()
     if child == 0:
-        train(recipe)
+        train_recipe(recipe)
         os._exit(0)
     if kills < 6:
         time.sleep(rng.uniform(0.1, 0.6))
@@ -316,7 +316,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(job: Make, tmp_path: P
     """One process loads torch, its children train and are killed by SIGKILL, at up to 6 random moments."""
     changes = {"train.checkpoint_every": 1, "train.steps": 8}
     straight, broken = job("straight", **changes), job("broken", **changes)
-    train(straight)
+    train_recipe(straight)
     (tmp_path / "recipe.yaml").write_text(write_recipe(broken))
     arguments = [KILLED_AGAIN_AND_AGAIN, str(tmp_path / "recipe.yaml"), str(random.randrange(1000))]
     ended = subprocess.run(
@@ -345,8 +345,8 @@ def test_ctrl_c_to_the_command_and_the_same_command_again(job: Make, tmp_path: P
     done = len(events(broken))
     assert 3 <= done < steps
     assert checkpoints(broken) == [f"step-{done}"]
-    outcome, _ = train(load_recipe(tmp_path / "recipe.yaml"))
+    outcome, _ = train_recipe(load_recipe(tmp_path / "recipe.yaml"))
     assert outcome.resumed_from == done
     assert [e["step"] for e in events(broken)] == list(range(1, steps + 1))
-    train(straight)
+    train_recipe(straight)
     assert weights(broken) == weights(straight)

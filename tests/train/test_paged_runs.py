@@ -10,7 +10,7 @@ from veneer.disk import readahead
 from veneer.errors import ConfigError, DiskError
 from veneer.recipe.settings import Recipe
 from veneer.train.events import Event
-from veneer.train.loop import train
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 BOTH = {"page_weights": True, "page_activations": True}
@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def adapter_of(recipe: Recipe) -> bytes:
-    outcome, _ = train(recipe)
+    outcome, _ = train_recipe(recipe)
     return Path(outcome.adapter, "adapter_model.safetensors").read_bytes()
 
 
@@ -57,8 +57,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(job: Make, base: Path, row
 
     recipe = job("paged", **given, memory=BOTH)
     with pytest.raises(RuntimeError, match="stop"):
-        train(recipe, [stop])
-    outcome, _ = train(recipe)
+        train_recipe(recipe, [stop])
+    outcome, _ = train_recipe(recipe)
     assert outcome.resumed_from == 2
     assert Path(outcome.adapter, "adapter_model.safetensors").read_bytes() == whole
 
@@ -77,9 +77,9 @@ def test_a_file_that_cannot_be_read_ends_the_run_by_name(
     monkeypatch.setattr(readahead._File, "read", failing)
     recipe = job(model=str(base), storage="nf4", memory=BOTH, **{"train.recompute": True})
     with pytest.raises(DiskError, match=r"model\.safetensors cannot be read: Input/output error"):
-        train(recipe)
+        train_recipe(recipe)
 
 
 def test_dense_weights_are_refused(job: Make) -> None:
     with pytest.raises(ConfigError, match="is dense; set storage"):
-        train(job(memory={"page_weights": True}, **{"train.recompute": True}))
+        train_recipe(job(memory={"page_weights": True}, **{"train.recompute": True}))

@@ -13,7 +13,7 @@ from veneer.cli.main import invoke
 from veneer.errors import ConfigError
 from veneer.recipe.load import load_recipe, parse_flags
 from veneer.recipe.settings import Recipe
-from veneer.train.loop import train
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 
@@ -31,9 +31,9 @@ def said(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def test_a_run_on_nf4(job: Make, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = job(storage={"name": "nf4", "block": 128}, **{"train.steps": 20, "data.eval": str(rows), "data.rows": 6})
     told: list[str] = []
-    outcome, done = train(recipe, [], told.append)
+    outcome, done = train_recipe(recipe, [], told.append)
     assert done is not None
-    assert storage_of(done.model) == base_storage({"name": "nf4", "block": 128})
+    assert storage_of(done.base.network) == base_storage({"name": "nf4", "block": 128})
     assert any(line.startswith("quantizing") for line in told)
     facts = json.loads((Path(outcome.adapter) / "veneer.json").read_text())
     assert facts["base"]["storage"]["block"] == 128 and facts["recipe"]["storage"]["block"] == 128
@@ -64,15 +64,15 @@ def test_the_same_run_twice_is_the_same_adapter(job: Make) -> None:
     bytes_ = []
     for name in ("one", "two"):
         recipe = job(name, storage={"name": "nf4"}, **{"train.steps": 2})
-        outcome, _ = train(recipe)
+        outcome, _ = train_recipe(recipe)
         bytes_.append((Path(outcome.adapter) / "adapter_model.safetensors").read_bytes())
     assert bytes_[0] == bytes_[1]
 
 
 def test_bfloat16_compute(job: Make) -> None:
     recipe = job(storage={"name": "nf4"}, **{"train.steps": 2, "train.dtype": "bfloat16", "train.recompute": True})
-    _, done = train(recipe)
-    assert done is not None and done.model.dtype == torch.bfloat16
+    _, done = train_recipe(recipe)
+    assert done is not None and done.base.network.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in done.adapter.parameters())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import mean_loss
 from tests.methods.parity import fresh, logits, peft_loads
 from tests.train.test_combinations import tensors
 from tests.train.test_loop import events, interrupted
@@ -16,8 +17,7 @@ from veneer.adapters.attach import load_adapter
 from veneer.base.load import load_model
 from veneer.cli.main import invoke
 from veneer.recipe.settings import Recipe
-from veneer.train.eval_loss import mean_loss
-from veneer.train.loop import train
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 Said = pytest.CaptureFixture[str]
@@ -39,7 +39,7 @@ def asked(said: Said, *words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("method", METHODS)
 def test_verbs_take_what_was_trained(job: Make, rows: Path, tmp_path: Path, capsys: Said, method: str) -> None:
     recipe = job(method=METHODS[method], restarts=TWICE, **{"data.eval": str(rows)})
-    outcome, _ = train(recipe)
+    outcome, _ = train_recipe(recipe)
     capsys.readouterr()
     use = [recipe.model, "--adapter", outcome.adapter]
     said = [asked(capsys, "generate", *w, "--prompt", "city", "--max-tokens", "6") for w in (use, use[:1])]
@@ -57,7 +57,7 @@ def test_verbs_take_what_was_trained(job: Make, rows: Path, tmp_path: Path, caps
 def test_peft_says_the_same(job: Make, tmp_path: Path, capsys: Said, method: str) -> None:
     """LoRA's folder as it is; MoRA's squares of several groupings as the LoRA that they are together."""
     recipe = job(method=METHODS[method], restarts=TWICE)
-    outcome, _ = train(recipe)
+    outcome, _ = train_recipe(recipe)
     capsys.readouterr()
     model, folder = fresh(Path(recipe.model)), Path(outcome.adapter)
     plain = logits(model)
@@ -78,12 +78,12 @@ def test_state_in_8_bits(job: Make, rows: Path, reset: str) -> None:
     """Pruned and resumed as in 32 bits, to about the same loss."""
     more = {"data.eval": str(rows), "train.steps": 8, "train.eval_every": 8}
     settings = {"method": METHODS["lora"], "restarts": {**TWICE, "reset": reset}, **more}
-    losses = [train(job(f"{bits}", **{**settings, "optimizer.bits": bits}))[0].eval_loss for bits in (32, 8)]
+    losses = [train_recipe(job(f"{bits}", **{**settings, "optimizer.bits": bits}))[0].eval_loss for bits in (32, 8)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     broken = job("broken", **{**settings, "optimizer.bits": 8})
     for step in (3, 4):  # in the middle of a cycle, and where the next begins
         interrupted(broken, step)
-    train(broken)
+    train_recipe(broken)
     assert tensors(broken.run + "/adapter") == tensors(broken.run.replace("broken", "8") + "/adapter")
     restarts = events(broken, "restart")
     assert [e["step"] for e in restarts] == [2, 4, 6]
@@ -96,7 +96,7 @@ def test_gradients_used_at_once_end_with_the_same_bytes(job: Make, method: str) 
     """Whose parameters lie in one buffer, which a restart has to write into in place."""
     whole = {"method": METHODS[method], "restarts": TWICE, "train.micro_batch_tokens": 512}
     kept, at_once = job("kept", **whole), job("at-once", **whole, **{"optimizer.in_backward": True})
-    assert tensors(train(kept)[0].adapter) == tensors(train(at_once)[0].adapter)
+    assert tensors(train_recipe(kept)[0].adapter) == tensors(train_recipe(at_once)[0].adapter)
 
 
 @pytest.mark.parametrize("prompt", ["prompt", "prefix"])
@@ -104,12 +104,12 @@ def test_gradients_used_at_once_end_with_the_same_bytes(job: Make, method: str) 
 def test_a_prompt_beside_it_goes_on_through_restarts(job: Make, rows: Path, method: str, prompt: str) -> None:
     settings = {"method": METHODS[method], "prompt": {"name": prompt, "tokens": 3}, "restarts": TWICE}
     whole, broken = (job(run, **settings, **{"data.eval": str(rows)}) for run in ("whole", "broken"))
-    outcome, done = train(whole)
+    outcome, done = train_recipe(whole)
     assert done is not None
     interrupted(broken, 4)
-    train(broken)
+    train_recipe(broken)
     assert tensors(broken.run + "/adapter") == tensors(outcome.adapter)
     assert [e["folded"] > 0 for e in events(whole, "restart")] == [True, True]
     fresh_model = load_model(whole.model, dtype="float32").network
     load_adapter(fresh_model, outcome.adapter)
-    assert mean_loss(fresh_model, done.held_out, whole) == pytest.approx(outcome.eval_loss, abs=2e-6)
+    assert mean_loss(fresh_model, done.job.held_out, whole) == pytest.approx(outcome.eval_loss, abs=2e-6)

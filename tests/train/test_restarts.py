@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import mean_loss
 from veneer.adapters.adapter import Adapter
 from veneer.adapters.attach import load_adapter
 from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage
 from veneer.errors import ConfigError
 from veneer.recipe.settings import Recipe, RestartSettings
-from veneer.train.eval_loss import mean_loss
 from veneer.train.events import Event
-from veneer.train.loop import train
+from veneer.train.job import read_job
 from veneer.train.restarts import restart_steps
+from veneer.train.run import open_run, train_recipe
+from veneer.train.setup import set_up
 
 Make = Callable[..., Recipe]
 EVERY_2 = {"every": 2, "warmup": 1}
@@ -53,16 +55,16 @@ def test_what_is_saved_is_what_was_trained(job: Make, rows: Path, method: str, f
     """On the unchanged base, in a folder of the method's own."""
     settings = of(method, targets=["q_proj", "down_proj"])
     recipe = job(method=settings, restarts={**EVERY_2, "fold": fold}, **{"data.eval": str(rows)})
-    outcome, done = train(recipe)
+    outcome, done = train_recipe(recipe)
     assert done is not None
     assert [(e["step"], e["cycle"]) for e in restarts_of(recipe)] == [(2, 2), (4, 3)]
     fresh = load_model(recipe.model, dtype="float32").network
-    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), done.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), done.base.network.parameters(), strict=True))
     adapter = load_adapter(fresh, outcome.adapter)
     config = json.loads((Path(outcome.adapter) / "adapter_config.json").read_text())
     want = {"peft_type": "LORA", **FORMS[method]}
     assert {k: config[k] for k in want} == want
-    assert mean_loss(fresh, done.held_out, recipe) == pytest.approx(outcome.eval_loss, abs=2e-6)
+    assert mean_loss(fresh, done.job.held_out, recipe) == pytest.approx(outcome.eval_loss, abs=2e-6)
     for path, delta in done.adapter.deltas.items():
         w = fresh.get_submodule(path).weight.detach()
         assert torch.allclose(adapter.deltas[path].fold(w), delta.fold(w), atol=1e-6)
@@ -77,7 +79,7 @@ def test_the_summed_change_outgrows_the_rank(job: Make, method: str, want: list[
     ranks = []
     for steps in (3, 5, 7):
         recipe = job(f"run-{steps}", method=of(method), restarts=EVERY_2, **{"train.steps": steps})
-        _, done = train(recipe)
+        _, done = train_recipe(recipe)
         assert done is not None
         ranks.append(
             int(torch.linalg.matrix_rank(update_of(done.adapter, "model.layers.0.self_attn.q_proj"), rtol=1e-5))
@@ -102,7 +104,7 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(job: Make, metho
         )
 
     whole = make("whole")
-    train(whole)
+    train_recipe(whole)
     broken = make("broken")
     for at in [("step", 2), ("step", 3), ("restart", 3), ("step", 4), ("restart", 5), ("step", 7)]:
 
@@ -111,8 +113,8 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(job: Make, metho
                 raise Killed
 
         with pytest.raises(Killed):
-            train(broken, [kill])
-    train(broken)
+            train_recipe(broken, [kill])
+    train_recipe(broken)
     one, other = (Path(r.run) / "adapter" / "adapter_model.safetensors" for r in (whole, broken))
     assert one.read_bytes() == other.read_bytes()
     assert [e["step"] for e in restarts_of(broken)] == [3, 5, 7]
@@ -125,7 +127,7 @@ def test_a_run_that_is_killed_anywhere_ends_with_the_same_bytes(job: Make, metho
 @pytest.mark.parametrize(("storage", "folded"), [("dense", True), ("nf4", False), ("int8", False)])
 def test_only_dense_weights_take_the_change_in(job: Make, storage: str, folded: bool) -> None:
     recipe = job(storage=storage, method={"name": "lora", "rank": 2}, restarts=EVERY_2)
-    outcome, done = train(recipe)
+    outcome, done = train_recipe(recipe)
     assert done is not None
     assert [bool(e["folded"]) for e in restarts_of(recipe)] == [folded, folded]
     for event in restarts_of(recipe):
@@ -136,7 +138,7 @@ def test_only_dense_weights_take_the_change_in(job: Make, storage: str, folded: 
 
 def test_in_bfloat16_rounding_is_bounded_and_does_not_add_up(job: Make) -> None:
     recipe = job(restarts={"every": 1, "warmup": 0}, **{"train.dtype": "bfloat16", "train.steps": 8, "train.warmup": 0})
-    train(recipe)
+    train_recipe(recipe)
     found = [e["rounding"] for e in restarts_of(recipe)]
     assert len(found) == 7
     assert all(0 < f <= 2**-9 for f in found)
@@ -149,7 +151,7 @@ def test_a_step_after_a_restart_is_made_from_the_folded_weights(job: Make, rows:
     for fold in ("weight", "beside"):
         recipe = job(fold, restarts={**EVERY_2, "fold": fold}, **{"data.eval": str(rows), "train.eval_every": 1})
         told: list[Event] = []
-        train(recipe, [told.append])
+        train_recipe(recipe, [told.append])
         losses.append([e.figures["loss"] for e in told if e.kind != "restart"])
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
 
@@ -165,15 +167,10 @@ def test_after_a_restart_the_model_says_what_it_said_before(job: Make, rows: Pat
             losses[f"after {event.step}"] = mean_loss(model, held_out, recipe)
             assert losses[f"after {event.step}"] == pytest.approx(losses["before"], abs=2e-6)
 
-    from veneer.train import loop
-
-    prepared = loop.prepare(recipe)
-    model, held_out = prepared.model, prepared.held_out
-    original, loop.prepare = loop.prepare, lambda *_: prepared
-    try:
-        train(recipe, [listen])
-    finally:
-        loop.prepare = original
+    with open_run(recipe) as session:
+        training = set_up(read_job(session.recipe))
+        model, held_out = training.base.network, training.job.held_out
+        session.train(training, [listen])
     assert {"after 2", "after 4"} <= losses.keys()
 
 
@@ -190,7 +187,7 @@ def test_after_a_restart_the_model_says_what_it_said_before(job: Make, rows: Pat
 )
 def test_restarts_that_do_not_fit_the_run_are_refused(job: Make, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        train(job(**changes))
+        train_recipe(job(**changes))
 
 
 def test_steps_of_restarts() -> None:

@@ -4,11 +4,14 @@ Memory, random state, synchronization and number types answer the same calls on 
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from veneer import machine
 from veneer.errors import ConfigError, did_you_mean
@@ -30,6 +33,11 @@ class Device:
     @property
     def is_cpu(self) -> bool:
         return self.torch_device.type == "cpu"
+
+    @property
+    def is_accelerator(self) -> bool:
+        """Whether kernels are launched on it one by one while the CPU goes on."""
+        return self.torch_device.type not in ("cpu", "meta")
 
     @property
     def _module(self) -> Any:
@@ -78,6 +86,10 @@ class Device:
         if not self.is_cpu and hasattr(self._module, "synchronize"):
             self._module.synchronize()
 
+    def offloading(self) -> saved_tensors_hooks:
+        """Inside, tensors that autograd saves are kept in host memory, pinned where the device copies from it."""
+        return save_on_cpu(pin_memory=self.torch_device.type == "cuda")
+
     def random_state(self) -> dict[str, Tensor]:
         """The state of every generator that a run on this device draws from, by name."""
         state = {"random": torch.get_rng_state()}
@@ -88,6 +100,15 @@ class Device:
         torch.set_rng_state(state["random"])
         if not self.is_cpu and "random.device" in state:
             self._module.set_rng_state(state["random.device"])
+
+    @contextmanager
+    def keeping_random_state(self) -> Iterator[None]:
+        """Draw random numbers inside, and continue afterwards as if none had been drawn."""
+        state = self.random_state()
+        try:
+            yield
+        finally:
+            self.set_random_state(state)
 
 
 CPU = Device(torch.device("cpu"))
@@ -102,11 +123,10 @@ def find_device(word: "str | torch.device | Device" = "auto") -> Device:
         return word
     if isinstance(word, torch.device):
         return Device(word)
+    refuse_device_word(word)
     if word == "auto":
         return Device(torch.device("cuda", 0)) if torch.cuda.is_available() else CPU
     kind, _, index = word.partition(":")
-    if kind not in KINDS or not re.fullmatch(r"[a-z]+(:\d+)?", word) or (index and kind != "cuda"):
-        raise ConfigError(f"device is {word!r}{did_you_mean(word, KINDS)} Give {NAMES}.")
     if kind == "cuda" and int(index or 0) >= (count := torch.cuda.device_count()):
         raise ConfigError(
             f"device is {word}, but this machine has {count} CUDA devices that torch can use; give cpu or auto, or "
@@ -115,3 +135,11 @@ def find_device(word: "str | torch.device | Device" = "auto") -> Device:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device is mps, but torch finds no MPS here; give cpu or auto")
     return Device(torch.device(kind, int(index or 0)) if kind == "cuda" else torch.device(kind))
+
+
+def refuse_device_word(word: str) -> None:
+    """Raise ConfigError for a word that names no kind of device; whether this machine has it is not asked."""
+    kind, _, index = word.partition(":")
+    known = word == "auto" or (kind in KINDS and re.fullmatch(r"[a-z]+(:\d+)?", word) and (not index or kind == "cuda"))
+    if not known:
+        raise ConfigError(f"device is {word!r}{did_you_mean(word, KINDS)} Give {NAMES}.")

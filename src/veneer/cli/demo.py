@@ -62,7 +62,7 @@ def command(
     from veneer.cli.train import TrainProgress
     from veneer.machine import peak_rss_bytes
     from veneer.recipe.load import load_recipe
-    from veneer.train.loop import train
+    from veneer.train.run import train_recipe
 
     refuse_unusable(folder)
     people = stderr if as_json else stdout
@@ -80,7 +80,7 @@ def command(
     del base
     try:
         with TrainProgress() as progress:
-            outcome, _ = train(recipe, [progress])
+            outcome, _ = train_recipe(recipe, [progress])
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"`veneer train {recipe_file}` goes on with the training.") from None
     say("4. After")

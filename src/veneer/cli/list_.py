@@ -1,4 +1,4 @@
-"""List what there is to choose from: methods, inits, prompts, storages, metrics, models, schedules, optimizers."""
+"""List methods, inits, prompts, storages, tasks, metrics, models, schedules and optimizers."""
 
 import ast
 import inspect
@@ -23,7 +23,7 @@ def command(
     kind: Annotated[str | None, typer.Argument(metavar="KIND", help="methods, metrics, ...; all if absent.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what there is to choose from: methods, inits, prompts, storages, metrics, models, schedules, optimizers.
+    """List methods, inits, prompts, storages, tasks, metrics, models, schedules and optimizers.
 
     With a KIND, the settings that each of them has are listed too. Example: veneer list methods
     """
@@ -68,6 +68,13 @@ def storages() -> list[Item]:
     return _with_settings(STORAGES)
 
 
+def tasks() -> list[Item]:
+    """The kinds of thing to learn."""
+    from veneer.tasks import TASKS
+
+    return [{"name": name, "summary": summary(TASKS, name)} for name in TASKS]
+
+
 def metrics() -> list[Item]:
     """What `veneer eval` measures."""
     from veneer.evaluate.metrics import METRICS
@@ -104,7 +111,7 @@ def optimizers() -> list[Item]:
 
 
 KINDS: dict[str, Callable[[], list[Item]]] = {
-    f.__name__: f for f in (methods, inits, prompts, storages, metrics, models, schedules, optimizers)
+    f.__name__: f for f in (methods, inits, prompts, storages, tasks, metrics, models, schedules, optimizers)
 }
 
 

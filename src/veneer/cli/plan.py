@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from veneer.plan.memory import Estimate, Room
     from veneer.plan.time import Times
     from veneer.recipe.settings import Recipe
-    from veneer.train.setup import Plan, Rows
+    from veneer.train.job import BatchPlan, Job
 
 ENOUGH = 10.0
 """Seconds after which no other recipe that would fit is timed."""
@@ -47,14 +47,14 @@ def command(
     from veneer.recipe.load import load_recipe, parse_flags
     from veneer.recipe.overrides import with_changes
     from veneer.train.compatibility import check_suited
-    from veneer.train.setup import read_examples, steps_of, with_dtype
+    from veneer.train.job import read_job, steps_of, with_dtype
 
     if recipe.startswith("--"):
         raise ConfigError(f"the recipe comes first: veneer plan RECIPE {recipe} ...")
     settings = with_dtype(load_recipe(recipe, parse_flags(context.args)))
     check_suited(settings)
-    rows = read_examples(settings, remark)
-    order = steps_of(settings, rows.examples)
+    rows = read_job(settings, remark)
+    order = rows.steps
     check_sound(settings, rows, order)
     found, room = estimate(settings, rows, order), room_for(settings)
     problems = verdict(found, room)
@@ -120,10 +120,10 @@ def _left(room: "Room") -> str:
     return f"{room.source} leaves {memory} of memory; {format_bytes(room.disk)} of disk are free{cache}"
 
 
-def _each_timed(settings: "Recipe", rows: "Rows", fits: "list[Fit]", room: int | None) -> list[float | None]:
+def _each_timed(settings: "Recipe", rows: "Job", fits: "list[Fit]", room: int | None) -> list[float | None]:
     """Seconds a step of each recipe that would fit; None for those whose turn comes after `ENOUGH` seconds."""
     from veneer.recipe.overrides import with_changes
-    from veneer.train.setup import steps_of
+    from veneer.train.job import steps_of
 
     began, found = time.perf_counter(), []
     for fit in fits:
@@ -140,7 +140,7 @@ def _costs(fit: "Fit", seconds: float | None) -> str:
     return peak if seconds is None else f"{peak}, {format_seconds(seconds)} a step"
 
 
-def _timed(settings: "Recipe", rows: "Rows", order: "Plan", found: "Estimate", room: int | None) -> "Times":
+def _timed(settings: "Recipe", rows: "Job", order: "BatchPlan", found: "Estimate", room: int | None) -> "Times":
     """The seconds, with progress if they take some to measure."""
     from veneer.data.progress import showing
     from veneer.plan.batch_time import most_runs

@@ -1,4 +1,4 @@
-"""Train an adapter from a recipe, or go on with an interrupted run."""
+"""Train an adapter from a recipe, or resume an interrupted run."""
 
 import time
 from dataclasses import asdict
@@ -28,33 +28,42 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Train even if the memory or disk will not do.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train an adapter. The same command starts a run, goes on with it after an interruption, or says it is done.
+    """Train an adapter. The same command starts a run, resumes it, or prints the result if it is finished.
 
     Example:
 
         veneer train recipe.yaml --train.epochs 2 --optimizer.lr 1e-3
     """
-    from veneer.plan.gate import refusing
-    from veneer.train.loop import train
+    from veneer.plan.gate import fit
+    from veneer.train.compatibility import check_suited
+    from veneer.train.job import read_job
+    from veneer.train.run import open_run
+    from veneer.train.setup import set_up
 
     if recipe.startswith("--"):
         raise ConfigError(f"the recipe comes first: veneer train RECIPE {recipe} ...")
     settings = load_recipe(recipe, parse_flags(context.args))
     try:
-        with TrainProgress() as progress:
-            outcome, _ = train(settings, [progress], remark, refusing(remark, force=force))
+        with open_run(settings, remark) as session, TrainProgress() as progress:
+            run = session.finished
+            if run is None:
+                check_suited(session.recipe)
+                job = read_job(session.recipe, remark)
+                job = fit(job, fixed=session.fixed, force=force, say=remark)
+                training = set_up(job, session.init, remark)
+                run = session.train(training, [progress], remark)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"The same command goes on with the run in {settings.run}.") from None
+        raise KeyboardInterrupt(f"The same command resumes the run in {settings.run}.") from None
     if as_json:
-        emit_json(asdict(outcome))
+        emit_json(asdict(run))
         return
     lines = [
-        f"{outcome.steps} steps in {format_seconds(outcome.seconds)} ({outcome.tokens_per_second:.0f} tokens/s), "
-        f"loss {outcome.loss:.4f}"
-        + (f", evaluation loss {outcome.eval_loss:.4f}" if outcome.eval_loss is not None else "")
-        + f", peak memory {format_bytes(outcome.peak_bytes)}",
-        *[f"memory.auto picked {key} {value}" for key, value in outcome.picked.items()],
-        f"adapter: {outcome.adapter} ({format_bytes(outcome.adapter_bytes)})",
+        f"{run.steps} steps in {format_seconds(run.seconds)} ({run.tokens_per_second:.0f} tokens/s), "
+        f"loss {run.loss:.4f}"
+        + (f", evaluation loss {run.eval_loss:.4f}" if run.eval_loss is not None else "")
+        + f", peak memory {format_bytes(run.peak_bytes)}",
+        *[f"memory.auto picked {key} {value}" for key, value in run.picked.items()],
+        f"adapter: {run.adapter} ({format_bytes(run.adapter_bytes)})",
     ]
     stdout.print("\n".join(lines), markup=False, soft_wrap=True)
 

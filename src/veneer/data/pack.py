@@ -5,7 +5,7 @@ by `starts`. The plan is a pure function of its arguments, so a resumed run find
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -31,6 +31,13 @@ class Batch:
     """(M,) int64, rising: positions whose next token is a trained target; never a document's last."""
     targets: Tensor
     """(M,) int64: the token after each of `supervised`."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy to `device`, except `starts`, which the layout of documents needs on the CPU."""
+        if device.type == "cpu":
+            return self
+        names = ("input_ids", "position_ids", "supervised", "targets")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
 def plan_batches(

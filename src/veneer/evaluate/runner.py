@@ -7,13 +7,15 @@ from time import monotonic
 from typing import Any
 
 from veneer.base.base import Base
+from veneer.data.example import Example
 from veneer.data.render import Renderer
 from veneer.data.sources import Row
-from veneer.errors import ConfigError, DataError, did_you_mean
+from veneer.errors import ConfigError, DataError, ModelError, did_you_mean
 from veneer.evaluate.metrics import METRICS, MetricOptions
-from veneer.evaluate.perplexity import likelihood
 from veneer.generate.engine import generate
 from veneer.generate.sampler import Sampler, greedy
+from veneer.tasks.base import HeldOutLoss
+from veneer.tasks.causal_lm import CausalLM
 
 OF_THE_MODEL = ("loss", "perplexity")
 """Metrics of the model itself; all others are of its answers."""
@@ -26,7 +28,7 @@ ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int], None]
 class EvalSettings:
     """What is measured and how.  Raises ConfigError for unknown metrics and counts below 1, all at once."""
 
-    metrics: tuple[str, ...] = ("loss", "perplexity", "exact_match")
+    metrics: tuple[str, ...] = CausalLM.metrics
     """Names of metrics: loss, perplexity, or of METRICS."""
     max_new_tokens: int = 128
     """Most tokens of an answer, at least 1."""
@@ -108,8 +110,8 @@ def evaluate(
         rendered = renderer.render_all(rows)
         dropped = rendered.report.dropped
         with progress("measuring the loss", len(rendered.examples)) as advance:
-            measured = likelihood(base, rendered.examples, advance)
-        values = {"loss": measured.loss, "perplexity": measured.perplexity}
+            measured = measure_loss(base, rendered.examples, renderer.max_length, advance)
+        values = {"loss": measured.mean, "perplexity": measured.perplexity}
         metrics |= {name: values[name] for name in settings.metrics if name in values}
     predictions: list[dict[str, Any]] = []
     if settings.of_answers:
@@ -123,6 +125,22 @@ def evaluate(
             place = {"source": row.source, "line": row.line}
             predictions.append({**place, "prompt": asked, "prediction": text, "reference": reference, "scores": own})
     return Evaluation(metrics, len(rows), predictions, truncated, dropped, monotonic() - start)
+
+
+def measure_loss(
+    base: Base, examples: Sequence[Example], max_length: int, done: Callable[[int], object]
+) -> HeldOutLoss:
+    """The loss over examples: packed, or one by one where the network cannot keep packed documents apart.
+
+    Raises ModelError for a network whose logits are not computed from its last hidden states by its output head.
+    """
+    task, packed = CausalLM(), True
+    try:
+        task.selftest(base, examples, packed=True)
+    except ModelError:
+        task.selftest(base, examples, packed=False)
+        packed = False
+    return task.held_out_loss(base, examples, packed=packed, max_length=max_length, done=done)
 
 
 def references_of(rows: Sequence[Row], renderer: Renderer, column: str | None = None) -> list[Any]:

@@ -45,6 +45,13 @@ def max_positions(network: Any) -> int | None:
     return limit
 
 
+def attends_ahead(network: Any) -> bool:
+    """Whether tokens attend to later ones, as in an encoder; an attention that does not say is taken as causal."""
+    text = type(text_config(network))  # a vision tower's attention has another config
+    attentions = [m for m in network.modules() if type(getattr(m, "config", None)) is text and hasattr(m, "is_causal")]
+    return bool(attentions) and not any(m.is_causal for m in attentions)
+
+
 def name_in_files(network: Any, name: str, names: Container[str]) -> str | None:
     """The name in a checkpoint's files of the network's parameter `name`: the base model's prefix may be missing there,
     or in the network.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from veneer.adapters.adapter import Adapter
+from veneer.base.base import Base
 from veneer.data.example import Example
 from veneer.data.pack import Batch, collate
 from veneer.errors import ModelError, VeneerError
@@ -17,11 +18,11 @@ from veneer.plan.memory_tracker import Ledger
 from veneer.plan.meta_attention import attending_fused_
 from veneer.plan.meta_model import Plain
 from veneer.recipe.settings import Recipe
+from veneer.tasks.causal_lm import ROUND
+from veneer.tasks.lm_loss import backward, chunk_rows, hidden_states
 from veneer.train.activation_checkpointing import recomputing
 from veneer.train.activation_offload import BEHIND
-from veneer.train.loss import backward, chunk_rows, head_of, hidden_states
-from veneer.train.setup import Plan
-from veneer.train.step import ROUND
+from veneer.train.job import BatchPlan
 
 TRACED = 3
 """Blocks."""
@@ -45,12 +46,14 @@ class Step:
     """Kept on disk instead."""
 
 
-def largest_batches(recipe: Recipe, examples: Sequence[Example], plan: Plan, *, rounded: bool = True) -> list[Batch]:
+def largest_batches(
+    recipe: Recipe, examples: Sequence[Example], steps: BatchPlan, *, rounded: bool = True
+) -> list[Batch]:
     """The micro-batches that may take most: of the most tokens, and of the most room for attention.
 
     rounded    packed ones are filled up, as training does
     """
-    members = {tuple(m) for step in plan for m in step}
+    members = {tuple(m) for step in steps for m in step}
     longest = {m: max(len(examples[i]) for i in m) for m in members}
     tokens = {m: sum(len(examples[i]) for i in m) for m in members}
     chosen = {max(members, key=lambda m: (tokens[m], m)), max(members, key=lambda m: (len(m) * longest[m] ** 2, m))}
@@ -121,15 +124,14 @@ def _trace(plain: Plain, batch: Batch, again: bool, alike: bool) -> tuple[Step, 
     for parameter in seen.change.parameters():  # gradients go into a buffer of their own as soon as they are there
         parameter.register_post_accumulate_grad_hook(_forget)  # type: ignore[no-untyped-call]
     seen.change.train()
-    there = on_meta(batch)
-    vocab_size = model.config.get_text_config().vocab_size
-    with ledger, recomputing(model, again):
-        hidden = hidden_states(model, there, packed=plain.recipe.data.packing)
+    there, base = on_meta(batch), Base(model)
+    with ledger, recomputing(base, again):
+        hidden = hidden_states(base, there, packed=plain.recipe.data.packing)
         kept, forward = ledger.live, ledger.mark()
         last = range(TRACED - 1, len(after), TRACED)  # a prompt passes through the blocks first
         slope = sum(after[i] - after[i - 1] for i in last)
-        two_chunks = there.targets[: 2 * chunk_rows(vocab_size)]  # more of them take no more
-        backward(hidden.detach(), two_chunks, head_of(model), vocab_size, 1)
+        two_chunks = there.targets[: 2 * chunk_rows(base)]  # more of them take no more
+        backward(base, hidden.detach(), two_chunks, 1)
         head = ledger.mark()
         if hidden.requires_grad:  # not so where only the head is changed
             torch.autograd.backward(hidden, torch.zeros_like(hidden))

@@ -10,7 +10,7 @@ from veneer.plan.meta_model import Plain
 from veneer.plan.preflight import check_sound
 from veneer.recipe.overrides import Changes, with_changes
 from veneer.recipe.settings import NONE, Recipe
-from veneer.train.setup import Rows, steps_of
+from veneer.train.job import Job, steps_of
 
 MOST = 3
 """Recipes that are shown."""
@@ -29,7 +29,7 @@ class Fit:
         return " ".join(f"--{key} {str(value).lower()}" for key, value in self.changes.items())
 
 
-def nearest(recipe: Recipe, rows: Rows, room: Room, runtime: int) -> list[Fit]:
+def nearest(recipe: Recipe, rows: Job, room: Room, runtime: int) -> list[Fit]:
     """At most `MOST` recipes that fit in `room`, the cheapest change first; empty if none was found.
 
     runtime    bytes that the process holds before the weights are read
@@ -49,7 +49,7 @@ def _key(changes: Changes) -> tuple[tuple[str, Any], ...]:
     return tuple(changes.items())
 
 
-def _steps(recipe: Recipe, rows: Rows) -> Iterator[Changes]:
+def _steps(recipe: Recipe, rows: Job) -> Iterator[Changes]:
     """Single changes by what they cost: nothing but some time first, then what alters the result, then the disk."""
     longest = max(map(len, rows.examples))
     tokens = recipe.train.micro_batch_tokens or max(recipe.train.max_length, 2048)
@@ -75,7 +75,7 @@ def _steps(recipe: Recipe, rows: Rows) -> Iterator[Changes]:
         yield {"optimizer.paged": True}
 
 
-def _tried(recipe: Recipe, rows: Rows, room: Room, runtime: int, changes: Changes) -> list[Fit]:
+def _tried(recipe: Recipe, rows: Job, room: Room, runtime: int, changes: Changes) -> list[Fit]:
     """One fit, or none."""
     try:
         other = with_changes(recipe, changes)

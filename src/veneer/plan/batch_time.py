@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from veneer.base.base import Base
 from veneer.data.pack import Batch
 from veneer.disk.readahead import BUFFERS
 from veneer.kernels import native
@@ -14,9 +15,9 @@ from veneer.plan.meta_model import Plain
 from veneer.plan.timing_cache import kept
 from veneer.plan.workload import Load, batch_of, line_through, load_of, representatives
 from veneer.recipe.settings import Recipe
+from veneer.tasks.causal_lm import ROUND
 from veneer.train.activation_checkpointing import chosen_blocks
-from veneer.train.setup import Plan, Rows
-from veneer.train.step import ROUND
+from veneer.train.job import BatchPlan, Job
 
 Ran = Callable[[int], None]
 
@@ -24,12 +25,12 @@ Ran = Callable[[int], None]
 class Clock:
     """Times of one recipe's micro-batches."""
 
-    def __init__(self, recipe: Recipe, rows: Rows, order: Plan, ran: Ran) -> None:
+    def __init__(self, recipe: Recipe, rows: Job, order: BatchPlan, ran: Ran) -> None:
         self.recipe, self.rows, self.order, self._ran = recipe, rows, order, ran
         self.plain = Plain.of(recipe)
         self.model = self.plain.model()
         self.blocks = len(blocks_of(self.model))
-        again = len(chosen_blocks(self.model, recipe.train.recompute))
+        again = len(chosen_blocks(Base(self.model), recipe.train.recompute))
         self.counts = {kind: n for kind, n in ((False, self.blocks - again), (True, again)) if n}
         self.multiple = ROUND if recipe.data.packing else 1
         loads = {tuple(m): self.load(m, rows.examples) for step in order for m in step}

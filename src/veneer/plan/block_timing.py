@@ -14,12 +14,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from veneer.adapters.adapter import Adapter
+from veneer.base.base import Base
 from veneer.data.pack import Batch
 from veneer.models.blocks import blocks_of
 from veneer.plan.meta_model import Plain
 from veneer.plan.synthetic_model import made_model
+from veneer.tasks.lm_loss import backward_below, chunk_rows, head_backward, hidden_states, summed_loss
 from veneer.train.activation_checkpointing import recomputing
-from veneer.train.loss import backward_below, chunk_rows, head_backward, head_of, hidden_states, summed_loss
 from veneer.train.optim import build_optimizer
 
 CHUNKS = 4
@@ -93,7 +94,7 @@ def pieces(plain: Plain, batch: Batch, again: bool, ran: Callable[[int], None] =
     # its hooks take each gradient, as in training
     optimizer = build_optimizer(change.named(), plain.recipe.optimizer.model_copy(update={"paged": False}))
     found: list[Pieces] = []
-    with recomputing(model, again):
+    with recomputing(Base(model), again):
         spans = Spans(model)
         began = time.perf_counter()
         while len(found) < 3 or (len(found) <= RUNS and time.perf_counter() - began < ENOUGH):
@@ -107,21 +108,21 @@ def pieces(plain: Plain, batch: Batch, again: bool, ran: Callable[[int], None] =
 
 
 def _run(plain: Plain, model: Any, change: Adapter, batch: Batch, blocks: int, spans: Spans) -> Pieces:
-    vocab_size, head = model.config.get_text_config().vocab_size, head_of(model)
-    targets = batch.targets[: CHUNKS * chunk_rows(vocab_size)]
+    base, lean = Base(model), plain.recipe.lean
+    targets = batch.targets[: CHUNKS * chunk_rows(base)]
     spans.forget()
     at = [time.perf_counter()]
-    hidden = hidden_states(model, batch, packed=plain.recipe.data.packing)
+    hidden = hidden_states(base, batch, packed=plain.recipe.data.packing)
     at.append(time.perf_counter())
-    _, gradient = head_backward(hidden, targets, head, vocab_size, max(len(targets), 1), plain.recipe.lean)
+    _, gradient = head_backward(base, hidden, targets, max(len(targets), 1), lean=lean)
     at.append(time.perf_counter())
-    backward_below(hidden, gradient, plain.recipe.lean)
+    backward_below(base, hidden, gradient, lean=lean)
     at.append(time.perf_counter())
     if (penalty := change.penalty()) is not None:
         penalty.backward()  # type: ignore[no-untyped-call]
     change.stepped_(1, 2)
     at.append(time.perf_counter())
-    summed_loss(hidden, targets, head, vocab_size)
+    summed_loss(base, hidden, targets)
     at.append(time.perf_counter())
     forward, head_both, backward, beside, head_alone = (b - a for a, b in pairwise(at))
     block_forward, block_backward = spans.blocks(at[2], at[3])

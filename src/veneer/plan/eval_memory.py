@@ -8,20 +8,22 @@ from typing import Any
 
 import torch
 
+from veneer.base.base import Base
 from veneer.data.pack import Batch
 from veneer.methods.restartable import restartable
 from veneer.plan.activation_trace import TRACED, Followed, Step, foreseeing, largest_batches, on_meta
 from veneer.plan.meta_model import Plain
-from veneer.train.eval_loss import batch_loss, micro_batches
+from veneer.tasks.base import held_out_batches
+from veneer.tasks.causal_lm import CausalLM
+from veneer.train.job import Job, held_out_settings
 from veneer.train.restarts import restart_steps
-from veneer.train.setup import Rows
 
 
-def evaluations(plain: Plain, rows: Rows, blocks: int) -> list[Step]:
+def evaluations(plain: Plain, rows: Job, blocks: int) -> list[Step]:
     """The held-out micro-batches that may take most, in a model of so many blocks; none without held-out rows."""
     if not rows.held_out:
         return []
-    order = [micro_batches(rows.held_out, plain.recipe)]
+    order = [held_out_batches(rows.held_out, **held_out_settings(plain.recipe))]
     largest = largest_batches(plain.recipe, rows.held_out, order, rounded=False)
     with foreseeing(plain.recipe):
         return [_evaluated(plain, batch, blocks) for batch in largest]
@@ -38,7 +40,7 @@ def _evaluated(plain: Plain, batch: Batch, blocks: int) -> Step:
     seen.model.get_output_embeddings().register_forward_pre_hook(begun)
     seen.change.eval()
     with seen.ledger:
-        batch_loss(seen.model, on_meta(batch), packed=plain.recipe.data.packing)
+        CausalLM().summed_loss(Base(seen.model), on_meta(batch), packed=plain.recipe.data.packing)
     kept, forward = at_head[0]
     slope = seen.after[-1] - seen.after[-2]  # keys and values of a prefix
     return Step(kept + slope * (blocks - TRACED), forward - kept, seen.ledger.peak - kept, 0)

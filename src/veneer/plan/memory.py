@@ -23,8 +23,8 @@ from veneer.plan.meta_model import Plain, base_bytes, largest_tensor
 from veneer.plan.restart_memory import cycles_of
 from veneer.plan.startup_time import files_to_load
 from veneer.recipe.settings import NONE, Recipe
+from veneer.train.job import BatchPlan, Job
 from veneer.train.optim.param_groups import NOT_DECAYED
-from veneer.train.setup import Plan, Rows
 from veneer.units import format_bytes as size
 from veneer.units import parse_bytes
 
@@ -85,7 +85,7 @@ class Estimate:
         return sum(self.disk.values())
 
 
-def estimate(recipe: Recipe, rows: Rows, order: Plan, runtime: int | None = None) -> Estimate:
+def estimate(recipe: Recipe, rows: Job, order: BatchPlan, runtime: int | None = None) -> Estimate:
     """What `recipe` takes on these rows in this order of steps.
 
     runtime   bytes that the process holds before the weights are read; None is what this one holds now

@@ -11,7 +11,7 @@ from torch import nn
 from veneer.adapters.part import NamedParameter
 from veneer.recipe.settings import Recipe
 from veneer.train.optim import build_optimizer
-from veneer.train.optim.step_in_backward import AtOnce
+from veneer.train.optim.step_in_backward import StepInBackward
 
 MOST = 1 << 23
 """Numbers that are stepped at most: far more than a processor's cache holds."""
@@ -30,14 +30,14 @@ def optimizer_seconds(recipe: Recipe, like: list[NamedParameter], trained: int, 
     named = [replace(n, parameter=nn.Parameter(torch.zeros(n.parameter.shape))) for _ in range(copies) for n in like]
     parameters = [n.parameter for n in named]
     optimizer, ones = build_optimizer(named, settings, folder), [torch.ones_like(p) for p in parameters]
-    at_once, taken = getattr(optimizer, "at_once", None), []
+    in_backward, taken = getattr(optimizer, "step_in_backward", None), []
     for _ in range(1 + RUNS):
         optimizer.zero_grad(set_to_none=True)
-        if isinstance(at_once, AtOnce):
-            at_once.begin()
+        if isinstance(in_backward, StepInBackward):
+            in_backward.begin()
         torch.autograd.backward(parameters, ones)
         began = time.perf_counter()
-        if at_once is None:
+        if in_backward is None:
             torch.nn.utils.clip_grad_norm_(parameters, recipe.train.clip or float("inf"))
         optimizer.step()
         taken.append(time.perf_counter() - began)

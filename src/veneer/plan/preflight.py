@@ -3,8 +3,10 @@
 The checks are those of training, on the model and the change on torch's meta device.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
+from veneer.base.base import Base
 from veneer.base.device import CPU
 from veneer.base.load import refuse_paging
 from veneer.disk.scratch import refuse_memory
@@ -12,14 +14,15 @@ from veneer.plan.activation_trace import foreseeing
 from veneer.plan.meta_model import Plain
 from veneer.recipe.settings import Recipe
 from veneer.train.activation_checkpointing import chosen_blocks
+from veneer.train.job import BatchPlan, Job
 from veneer.train.optim.adamw import refuse_idle_bits
 from veneer.train.optim.param_groups import parameter_groups
 from veneer.train.optim.step_in_backward import check_in_backward
 from veneer.train.restarts import check_restarts
-from veneer.train.setup import Plan, Rows, check_lengths
+from veneer.train.setup import check_lengths
 
 
-def check_sound(recipe: Recipe, rows: Rows, order: Plan) -> None:
+def check_sound(recipe: Recipe, rows: Job, order: BatchPlan) -> None:
     """Raise what training on these rows in this order of steps would raise before its first step.
 
     Not looked for is what `check_suited` finds, which needs no rows.  Raises ModelError for a model that cannot be
@@ -29,8 +32,9 @@ def check_sound(recipe: Recipe, rows: Rows, order: Plan) -> None:
         plain = Plain.of(recipe)
         _check_places(plain)
         model = plain.model()
-        check_lengths(model, recipe, rows)
-        chosen_blocks(model, recipe.train.recompute)
+        base = Base(model)
+        check_lengths(replace(rows, recipe=recipe), base)
+        chosen_blocks(base, recipe.train.recompute)
         change = plain.change(model)
         check_restarts(recipe, change, len(order))
         check_in_backward(recipe, change, order)

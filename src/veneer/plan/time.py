@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from veneer import machine
+from veneer.base.base import Base
 from veneer.plan.batch_time import Clock, Ran, facts
 from veneer.plan.disk_bandwidth import SAMPLE, read_rate, write_rate
 from veneer.plan.io_time import Disk, Needs, paging
@@ -24,10 +25,10 @@ from veneer.plan.startup_time import (
 )
 from veneer.plan.timing_cache import kept
 from veneer.recipe.settings import Recipe
+from veneer.tasks.base import held_out_batches
 from veneer.train.activation_offload import largest_input
-from veneer.train.eval_loss import micro_batches
+from veneer.train.job import BatchPlan, Job, held_out_settings
 from veneer.train.restarts import restart_steps
-from veneer.train.setup import Plan, Rows
 
 LOADED = 1 << 26
 """Bytes that the rate of loading is measured on."""
@@ -79,7 +80,7 @@ class Times:
 
 
 def times(
-    recipe: Recipe, rows: Rows, order: Plan, found: Estimate, ran: Ran = lambda _: None, room: int | None = None
+    recipe: Recipe, rows: Job, order: BatchPlan, found: Estimate, ran: Ran = lambda _: None, room: int | None = None
 ) -> Times:
     """What the recipe takes here on these rows in this order of steps.
 
@@ -94,7 +95,7 @@ def times(
     files, fresh = files_to_load(clock.plain)
     rate, paged = read_rate(max(files, key=_size), SAMPLE if recipe.memory.page_weights else LOADED), recipe.memory
     block = base_bytes(clock.model)["blocks"] // clock.blocks if paged.page_weights else 0
-    inputs = largest_input(clock.model, rows.examples, order)
+    inputs = largest_input(Base(clock.model), rows.examples, order)
     disk, needs = paging(recipe, found, folder, weights=(block, rate), inputs=inputs, room=room)
     steps, waits = _steps(clock, needs, stepping)
     writes = write_rate(folder)
@@ -174,7 +175,7 @@ def _evaluating(clock: Clock, needs: Needs) -> float:
         return 0.0
     often = -(-total // every) if every else 1
     forward, head = clock.forward(needs), clock.mean("head_forward")
-    loads = [clock.load(members, rows) for members in micro_batches(rows, clock.recipe)]
+    loads = [clock.load(members, rows) for members in held_out_batches(rows, **held_out_settings(clock.recipe))]
     return often * sum(forward(load.work) + head * load.supervised for load in loads)
 
 

@@ -23,7 +23,7 @@ from veneer.recipe.aliases import (
     switch,
 )
 from veneer.recipe.settings import Recipe
-from veneer.recipe.validation import fields, keys, of_method, of_prompt, of_storage, of_types, takes, truths
+from veneer.recipe.validation import fields, keys, of_method, of_prompt, of_storage, of_types, of_words, takes, truths
 from veneer.recipe.yaml_io import read_tree, read_value, write_tree
 
 __all__ = ["keys", "load_recipe", "parse_flags", "recipe_from", "respelled", "write_recipe"]
@@ -87,7 +87,7 @@ def parse_flags(flags: Sequence[str]) -> dict[str, Any]:
 
 def write_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every key under its own name with its value in force."""
-    return write_tree(recipe.model_dump(mode="json"))
+    return write_tree(recipe.tree())
 
 
 def _read(path: Path) -> str:
@@ -157,7 +157,7 @@ def _checked(tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, 
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:
         problems += of_types(error, {*places, *keys()})
-    problems += [*of_method(settings), *of_prompt(settings), *of_storage(settings)]
+    problems += [*of_method(settings), *of_prompt(settings), *of_storage(settings), *of_words(settings)]
     if problems:
         known = dict.fromkeys(f"{_place(key, places) or where}: {message}" for key, message in problems)
         raise ConfigError("\n".join(known))

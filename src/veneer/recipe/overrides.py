@@ -15,7 +15,7 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     tree = recipe.model_dump(mode="json")
     for dotted, value in changes.items():
         section, _, key = dotted.rpartition(".")
-        tree[section][key] = value
+        (tree[section] if section else tree)[key] = value
     return recipe_from(tree)
 
 

@@ -12,6 +12,9 @@ from veneer.units import parse_bytes
 NONE = "none"
 """In the place of a method or a prompt: there is none."""
 
+LEFT_OUT = ("task", "device")
+"""Keys that runs of earlier versions lack; `Recipe.tree` leaves them out at their defaults, so that those resume."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -36,7 +39,7 @@ class StorageSettings(BaseModel):
     """Whose 4-bit kernels compute: auto is bitsandbytes on CUDA, veneer's elsewhere."""
 
 
-class Named(BaseModel):
+class NamedSettings(BaseModel):
     """Something registered by name, with its own settings beside."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
@@ -47,7 +50,7 @@ class Named(BaseModel):
         return dict(self.model_extra or {})
 
 
-class MethodSettings(Named):
+class MethodSettings(NamedSettings):
     """How layers change: the method's name, its own settings (`veneer list methods`), and where it applies."""
 
     name: str = "lora"
@@ -60,7 +63,7 @@ class MethodSettings(Named):
     """Only these block numbers; empty for all."""
 
 
-class PromptSettings(Named):
+class PromptSettings(NamedSettings):
     """What is trained in front of the tokens, with a method or alone: its name and own settings."""
 
     name: str = NONE
@@ -234,6 +237,15 @@ class Recipe(Section):
     """How long, in what portions, and what is written on the way."""
     memory: MemorySettings = MemorySettings()
     """What is kept on disk between its uses."""
+    task: str = "causal-lm"
+    """What is learned: causal-lm, the next token."""
+    device: str = "auto"
+    """Where the model computes: auto (CUDA if there is any, else the CPU), cpu, cuda, cuda:N or mps."""
+
+    def tree(self) -> dict[str, Any]:
+        """The recipe as plain data, as it is written to disk."""
+        kept = self.model_dump(mode="json")
+        return {k: v for k, v in kept.items() if k not in LEFT_OUT or v != type(self).model_fields[k].default}
 
     @property
     def lean(self) -> bool:

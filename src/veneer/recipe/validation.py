@@ -116,6 +116,21 @@ def of_storage(settings: Mapping[Any, Any]) -> list[Problem]:
     return []
 
 
+def of_words(settings: Mapping[Any, Any]) -> list[Problem]:
+    """Unknown tasks and devices."""
+    from veneer.base.device import refuse_device_word  # not at import: brings torch
+    from veneer.tasks import TASKS
+
+    problems = []
+    for key, check in (("task", TASKS.__getitem__), ("device", refuse_device_word)):
+        try:
+            if isinstance(word := settings.get(key), str):
+                check(word)
+        except ConfigError as error:
+            problems.append((key, str(error)))
+    return problems
+
+
 def _by_setting(section: str, error: ConfigError, naming: str) -> list[Problem]:
     """Each line of a registered thing's refusal, under the setting it speaks of; `naming` finds one that it has."""
     problems = []

@@ -10,9 +10,8 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
-from veneer import machine
+from veneer.base.base import Base
 from veneer.errors import ConfigError, ModelError
-from veneer.models.blocks import blocks_of
 from veneer.train.activation_offload import Inputs
 
 Wanted = bool | int | Sequence[int]
@@ -22,15 +21,15 @@ TRIMMED = 4
 
 
 @contextmanager
-def recomputing(model: Any, wanted: Wanted, inputs: Inputs | None = None) -> Iterator[None]:
+def recomputing(base: Base, wanted: Wanted, inputs: Inputs | None = None) -> Iterator[None]:
     """Inside, chosen blocks' activations are recomputed in the backward pass, with the same dropout as before.
 
     inputs    where the blocks' inputs are kept meanwhile; None is memory
-    Raises ModelError if the model has no blocks that can be, ConfigError for a block it does not have.
+    Raises ModelError if the base has no blocks, ConfigError for a block it does not have.
     """
-    blocks = chosen_blocks(model, wanted)
+    blocks = chosen_blocks(base, wanted)
     for number, block in enumerate(blocks, 1):
-        block.forward = _recomputed(block.forward, inputs, trims=number % TRIMMED == 0)
+        block.forward = _recomputed(block.forward, base, inputs, trims=number % TRIMMED == 0)
     try:
         yield
     finally:
@@ -38,33 +37,33 @@ def recomputing(model: Any, wanted: Wanted, inputs: Inputs | None = None) -> Ite
             del block.forward  # the class's own is seen again
 
 
-def chosen_blocks(model: Any, wanted: Wanted) -> list[Any]:
+def chosen_blocks(base: Base, wanted: Wanted) -> list[Any]:
     """The blocks that `wanted` means, in the model's order; raises as `recomputing` does.
 
     A count means the first ones: when their turn comes in the backward pass, what the later ones kept is free again.
     """
     if wanted is False:
         return []
-    blocks = list(blocks_of(model).values())
+    blocks = list(base.blocks.values())
     if not blocks:
-        raise ModelError(f"{type(model).__name__} has no blocks that can be recomputed; set train.recompute to false")
+        raise ModelError(f"{base.kind} has no blocks that can be recomputed; set train.recompute to false")
     if wanted is True:
         return blocks
     numbers = range(wanted) if isinstance(wanted, int) else sorted(set(wanted))
     if absent := [n for n in numbers if not 0 <= n < len(blocks)]:
         raise ConfigError(
-            f"train.recompute is {wanted if isinstance(wanted, int) else list(wanted)}, but {type(model).__name__} has "
+            f"train.recompute is {wanted if isinstance(wanted, int) else list(wanted)}, but {base.kind} has "
             f"{len(blocks)} blocks, 0 to {len(blocks) - 1}; there is no block {', '.join(map(str, absent[:4]))}"
         )
     return [blocks[n] for n in numbers]
 
 
-def _recomputed(forward: Callable[..., Any], inputs: Inputs | None, *, trims: bool) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], base: Base, inputs: Inputs | None, *, trims: bool) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with nullcontext() if inputs is None else inputs.saving():
             out = checkpoint(forward, *args, use_reentrant=False, **kwargs)
         if trims:
-            machine.trim_memory()
+            base.device.trim()
         return out
 
     return run

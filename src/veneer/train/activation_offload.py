@@ -1,7 +1,7 @@
 """Inputs of recomputed blocks kept in a scratch file from the forward pass to the backward pass.
 
-One thread writes each as it comes and reads it back one block ahead of its use, in the reverse order.  Those of a model
-on CUDA go to pinned host memory instead; nothing here was run on a GPU.
+One thread writes each as it comes and reads it back one block ahead of its use, in the reverse order.  Those of a base
+on an accelerator go to host memory instead.
 """
 
 import mmap
@@ -10,21 +10,23 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
+from torch.autograd.graph import saved_tensors_hooks
 
+from veneer.base.base import Base
+from veneer.base.device import Device
 from veneer.data.example import Example
 from veneer.disk.readahead import PAGE, pages
 from veneer.disk.scratch import no_room, open_scratch, refuse_memory
 from veneer.errors import DiskError
-from veneer.models.blocks import blocks_of
-from veneer.recipe.settings import Recipe
-from veneer.train.setup import Job, Plan
-from veneer.train.step import ROUND
+from veneer.tasks.causal_lm import ROUND
+from veneer.train.job import BatchPlan
+from veneer.train.setup import Training
 
 BEHIND = 2
 """Tensors that may wait to be written."""
@@ -37,11 +39,14 @@ class Inputs(Protocol):
         """Inside, tensors that autograd saves are kept there."""
 
 
-class PinnedMemory:
-    """Host memory that a GPU copies to and from by itself."""
+@dataclass(frozen=True)
+class HostMemory:
+    """The inputs of a base on an accelerator, kept in the memory of the CPU."""
+
+    device: Device
 
     def saving(self) -> saved_tensors_hooks:
-        return save_on_cpu(pin_memory=True)
+        return self.device.offloading()
 
 
 class Kept:
@@ -141,31 +146,27 @@ class ActivationFile:
 
 
 @contextmanager
-def paged_inputs(recipe: Recipe, job: Job, folder: Path) -> Iterator[Inputs | None]:
-    """What `memory.page_activations` asks for, a file as large as the largest micro-batch needs; else None.
+def paged_inputs(training: Training, folder: Path) -> Iterator[Inputs | None]:
+    """What `memory.page_activations` asks for: a file with room for the largest micro-batch; else None.
 
-    Pinned memory where the model is on CUDA.
+    Host memory if the base is on an accelerator.
     """
-    if not recipe.memory.page_activations:
+    job, base = training.job, training.base
+    if not job.recipe.memory.page_activations:
         yield None
-    elif on_cuda(job.model):
-        yield PinnedMemory()
+    elif not base.device.is_cpu:
+        yield HostMemory(base.device)
     else:
         refuse_memory(folder, "memory.page_activations", "put the run on a disk")
-        file = ActivationFile(folder, len(blocks_of(job.model)), largest_input(job.model, job.examples, job.plan))
+        file = ActivationFile(folder, len(base.blocks), largest_input(base, job.examples, job.steps))
         try:
             yield file
         finally:
             file.close()
 
 
-def on_cuda(model: Any) -> bool:
-    """Whether the model computes on a GPU."""
-    return bool(model.device.type == "cuda")
-
-
-def largest_input(model: Any, examples: Sequence[Example], plan: Plan) -> int:
+def largest_input(base: Base, examples: Sequence[Example], steps: BatchPlan) -> int:
     """Bytes of a block's input in the micro-batch of the most tokens, filled up as packed ones are."""
-    longest = max(sum(len(examples[i]) for i in members) for step in plan for members in step)
+    longest = max(sum(len(examples[i]) for i in members) for step in steps for members in step)
     rows = -(-longest // ROUND) * ROUND
-    return int(rows * model.config.get_text_config().hidden_size * model.dtype.itemsize)
+    return int(rows * base.hidden_size * base.dtype.itemsize)

@@ -1,9 +1,9 @@
-"""The middle of an optimizer step, in two schemes that give the same bits: all gradients kept, or each used at once.
+"""Backward pass and step, in two schemes with the same result, bit for bit: step afterwards, or in the backward pass.
 
-Kept: every micro-batch adds to the gradients, the whole is clipped, then all parameters step.  At once
-(`optimizer.in_backward`, one micro-batch): without a limit on the norm each parameter steps as soon as its gradient is
-whole.  With one (`train.clip`) the pass over the model is made twice, from the same random state: the first leaves
-nothing but norms, the second steps with the scale that they give.
+Afterwards: every micro-batch adds to the gradients, they are clipped together, then all parameters step.  In the
+backward pass (`optimizer.in_backward`, one micro-batch): without a limit on the norm each parameter steps as soon as
+its gradient is complete.  With one (`train.clip`) the pass is made twice, from the same random state: the first records
+each gradient's norm and discards it, the second steps with the scale that the norms give.
 """
 
 from collections.abc import Sequence
@@ -12,101 +12,91 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from veneer.data.example import Example
 from veneer.data.pack import Batch
 from veneer.errors import TrainingError
-from veneer.recipe.settings import Recipe
+from veneer.tasks.base import Loss
 from veneer.train.checkpoint import TrainState
-from veneer.train.loss import backward, backward_below, head_backward, head_of, hidden_states
-from veneer.train.optim.step_in_backward import AtOnce
-from veneer.train.setup import Job
+from veneer.train.optim.step_in_backward import StepInBackward
+from veneer.train.setup import Training
 
 
-def step_with(recipe: Recipe, job: Job, state: TrainState, batches: Sequence[Batch]) -> tuple[float, float]:
+def backward_and_step(training: Training, state: TrainState, batches: Sequence[Batch]) -> tuple[float, float]:
     """Step with the gradients of a step's batches; returns the summed loss in nats and the gradient's norm.
 
     Raises TrainingError as `optimizer_step` does.
     """
-    at_once = getattr(state.optimizer, "at_once", None)
-    if isinstance(at_once, AtOnce):
-        return _at_once(recipe, job, state, batches[0], at_once)
-    return _kept(recipe, job, state, batches)
+    in_backward = getattr(state.optimizer, "step_in_backward", None)
+    if isinstance(in_backward, StepInBackward):
+        return _in_backward(training, state, batches[0], in_backward)
+    return _afterwards(training, state, batches)
 
 
-def _kept(recipe: Recipe, job: Job, state: TrainState, batches: Sequence[Batch]) -> tuple[float, float]:
-    supervised = sum(len(b.targets) for b in batches)
-    head, vocab_size, loss = head_of(job.model), job.model.config.get_text_config().vocab_size, 0.0
+def _afterwards(training: Training, state: TrainState, batches: Sequence[Batch]) -> tuple[float, float]:
+    """Keep all gradients, clip them, then step."""
+    supervised, total, adapter = sum(len(b.targets) for b in batches), 0.0, training.adapter
     state.optimizer.zero_grad(set_to_none=True)
     for number, batch in enumerate(batches):
-        hidden = hidden_states(job.model, batch, packed=recipe.data.packing)
-        part = backward(hidden, batch.targets, head, vocab_size, supervised, recipe.lean)
-        del hidden  # its graph, in thousands of small pieces, would lie between the next pass's tensors
-        _refuse_loss(part, job, state, number)
-        loss += part
-    penalty = job.adapter.penalty()
+        loss = _loss(training, state, batch, supervised, number)
+        loss.backward()
+        total += loss.value
+        del loss  # its graph, in thousands of small pieces, would lie between the next pass's tensors
+    penalty = adapter.penalty()
     if penalty is not None:
         penalty.backward()  # type: ignore[no-untyped-call]
-    _refuse_unreached(job, {n.parameter for n in job.adapter.named() if n.parameter.grad is not None})
-    norm = torch.nn.utils.clip_grad_norm_(job.adapter.parameters(), recipe.train.clip or float("inf"))
+    _refuse_unreached(training, {n.parameter for n in adapter.named() if n.parameter.grad is not None})
+    norm = torch.nn.utils.clip_grad_norm_(adapter.parameters(), training.job.recipe.train.clip or float("inf"))
     _refuse_norm(norm, state)
     state.optimizer.step()
-    return loss, float(norm)
+    return total, float(norm)
 
 
-def _at_once(recipe: Recipe, job: Job, state: TrainState, batch: Batch, at_once: AtOnce) -> tuple[float, float]:
-    scale, devices = None, {p.device for p in at_once.parameters if p.is_cuda}
-    if recipe.train.clip:
-        with torch.random.fork_rng(list(devices)):
-            hidden, rows, _ = _begun(recipe, job, state, batch, at_once)
-            with at_once.measuring():
-                backward_below(hidden, rows, recipe.lean)
-        del hidden, rows
-        _refuse_unreached(job, set(at_once.norms))
-        norm = _norm(job, at_once)
+def _in_backward(
+    training: Training, state: TrainState, batch: Batch, in_backward: StepInBackward
+) -> tuple[float, float]:
+    """Step each parameter when its gradient is complete; with a limit on the norm, measure that in a pass before."""
+    scale, clip = None, training.job.recipe.train.clip
+    if clip:
+        with training.base.device.keeping_random_state():
+            in_backward.begin()
+            loss = _loss(training, state, batch, len(batch.targets))
+            with in_backward.measuring():
+                loss.backward()
+        del loss
+        _refuse_unreached(training, set(in_backward.norms))
+        norm = _norm(training, in_backward)
         _refuse_norm(norm, state)
-        scale = (recipe.train.clip / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_ has it
-    hidden, rows, loss = _begun(recipe, job, state, batch, at_once)
-    with at_once.stepping(scale):
-        backward_below(hidden, rows, recipe.lean)
-    _refuse_unreached(job, set(at_once.norms))
-    norm = _norm(job, at_once)
+        scale = (clip / (norm + 1e-6)).clamp(max=1.0)  # as in torch's clip_grad_norm_
+    in_backward.begin()
+    loss = _loss(training, state, batch, len(batch.targets))
+    with in_backward.stepping(scale):
+        loss.backward()
+    _refuse_unreached(training, set(in_backward.norms))
+    norm = _norm(training, in_backward)
     state.optimizer.step()
-    return loss, float(norm)
+    return loss.value, float(norm)
 
 
-def _begun(
-    recipe: Recipe, job: Job, state: TrainState, batch: Batch, at_once: AtOnce
-) -> tuple[Tensor, Tensor | None, float]:
-    """Forward pass and the head's backward pass: hidden states, their gradient, and the loss, which is finite."""
-    at_once.begin()
-    hidden = hidden_states(job.model, batch, packed=recipe.data.packing)
-    vocab_size = job.model.config.get_text_config().vocab_size
-    head = head_of(job.model)
-    loss, rows = head_backward(hidden, batch.targets, head, vocab_size, len(batch.targets), recipe.lean)
-    _refuse_loss(loss, job, state, 0)
-    return hidden, rows, loss
-
-
-def _norm(job: Job, at_once: AtOnce) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([at_once.norms[p] for p in job.adapter.parameters()]))
-    return norm
-
-
-def _refuse_loss(loss: float, job: Job, state: TrainState, number: int) -> None:
-    """Raise TrainingError if the loss of a step's micro-batch of this number is not finite."""
-    if isfinite(loss):
-        return
-    examples: list[Example] = [job.examples[i] for i in job.plan[state.step][number]]
-    rows = ", ".join(f"{e.source}:{e.line}" for e in examples[:8])
+def _loss(training: Training, state: TrainState, batch: Batch, supervised: int, number: int = 0) -> Loss:
+    """The loss of a step's micro-batch.  Raises TrainingError, which names its rows, if it is not finite."""
+    job = training.job
+    loss = job.task.loss(training.base, batch, supervised, packed=job.recipe.data.packing, lean=job.recipe.lean)
+    if isfinite(loss.value):
+        return loss
+    rows = ", ".join(f"{e.source}:{e.line}" for e in (job.examples[i] for i in job.steps[state.step][number][:8]))
     raise TrainingError(
-        f"step {state.step + 1}: the loss is {loss}, in a micro-batch of the rows {rows}; look at those rows, or try a "
-        "lower optimizer.lr. The last checkpoint is whole."
+        f"step {state.step + 1}: the loss is {loss.value}, in a micro-batch of the rows {rows}; look at those rows, or "
+        "try a lower optimizer.lr. The last checkpoint is whole."
     )
 
 
-def _refuse_unreached(job: Job, reached: set[Tensor]) -> None:
+def _norm(training: Training, in_backward: StepInBackward) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([in_backward.norms[p] for p in training.adapter.parameters()]))
+    return norm
+
+
+def _refuse_unreached(training: Training, reached: set[Tensor]) -> None:
     """Raise TrainingError for parameters that the loss does not reach."""
-    named = job.adapter.named()
+    named = training.adapter.named()
     unreached = [f"{n.path} {n.name}" for n in named if n.parameter not in reached]
     if unreached:
         raise TrainingError(

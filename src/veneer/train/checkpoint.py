@@ -1,7 +1,7 @@
 """Checkpoints: everything the next step depends on, so that an interrupted run ends with the same bytes.
 
-Parameters, optimizer state and the state of the random generator are safetensors; the rest is JSON. The order of rows
-is a pure function of the seed, so the step's number is its position.
+Parameters, optimizer state and the states of the random generators are safetensors; the rest is JSON.  The order of
+rows is a pure function of the seed, so the step's number is the position in it.
 """
 
 import json
@@ -15,20 +15,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from veneer.adapters.adapter import Adapter
-from veneer.base.fingerprint import base_fingerprint
+from veneer.base.base import Base
 from veneer.disk.atomic import replacing_folder
 from veneer.disk.tensors import writing_tensors
 from veneer.errors import ConfigError, DiskError, TrainingError
 from veneer.methods.base import config_from
 from veneer.methods.restartable import restartable
 from veneer.recipe.aliases import as_init
-from veneer.train.setup import Begun
+from veneer.train.setup import InitState
 
 
 @dataclass
 class TrainState:
     """All that changes from step to step."""
 
+    base: Base
     adapter: Adapter
     optimizer: torch.optim.Optimizer
     step: int = 0
@@ -37,11 +38,11 @@ class TrainState:
     """Tokens seen."""
     seconds: float = 0.0
     """Spent in training, over all sessions of the run."""
-    base: str = field(init=False)
-    """The fingerprint of the base's weights, which restarts change for the length of a session."""
+    fingerprint: str = field(init=False)
+    """Of the base's weights before training, which restarts change for the length of a session."""
 
     def __post_init__(self) -> None:
-        self.base = base_fingerprint(self.adapter.model)
+        self.fingerprint = self.base.fingerprint
 
 
 def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
@@ -49,15 +50,15 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
     tensors = _own(state.adapter) | _past(state.adapter)
     for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
-    tensors["random"] = torch.get_rng_state()
+    tensors |= state.base.device.random_state()
     facts = {
         "step": state.step,
         "tokens": state.tokens,
         "seconds": state.seconds,
         "threads": torch.get_num_threads(),
         "data": data,
-        "base": state.base,
-        "begun": _began(state.adapter),
+        "base": state.fingerprint,
+        "begun": _init_state(state.adapter),
     }
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with replacing_folder(folder) as temporary:
@@ -67,16 +68,16 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
         (temporary / "state.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def begun_in(folder: Path) -> Begun | None:
-    """How the run of a checkpoint began, if its init looked at data; raises DiskError for a damaged checkpoint."""
+def init_state_in(folder: Path) -> InitState | None:
+    """What a checkpoint's init settled from data, if it did.  Raises DiskError for a damaged checkpoint."""
     try:
         facts = json.loads((folder / "state.json").read_text(encoding="utf-8")).get("begun")
-        return facts and Begun(config_from(*as_init(facts["method"], facts["settings"])), list(facts["paths"]))
+        return facts and InitState(config_from(*as_init(facts["method"], facts["settings"])), list(facts["paths"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise _unreadable(folder, error) from error
 
 
-def _began(adapter: Adapter) -> dict[str, Any] | None:
+def _init_state(adapter: Adapter) -> dict[str, Any] | None:
     config = adapter.settings
     if config is None or config.data_init is None:
         return None
@@ -91,7 +92,7 @@ def _unreadable(folder: Path, error: Exception) -> DiskError:
 
 
 def load_checkpoint(folder: Path, state: TrainState, data: str) -> str | None:
-    """Put the state back in place; returns what keeps the run from ending with the same bytes, if anything does.
+    """Restore the state; returns the reason why the run may not end with the same bytes, if there is one.
 
     Raises TrainingError if the rows, the base model or the parameters are not those of the checkpoint, DiskError if it
     is damaged; the state is then as it was.
@@ -99,21 +100,23 @@ def load_checkpoint(folder: Path, state: TrainState, data: str) -> str | None:
     try:
         tensors = load_file(folder / "state.safetensors")
         facts: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        random, step, tokens, seconds = tensors["random"], facts["step"], facts["tokens"], facts["seconds"]
+        random = {name: t for name, t in tensors.items() if name in ("random", "random.device")}
+        step, tokens, seconds = facts["step"], facts["tokens"], facts["seconds"]
         rows, base = facts["data"], facts["base"]
+        _ = random["random"]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _unreadable(folder, error) from error
     if rows != data:
         raise TrainingError(
             f"the training rows are not those of checkpoint {folder}; put the old file back, or start a new run"
         )
-    if base != state.base:
+    if base != state.fingerprint:
         raise TrainingError(
             f"the base model's weights are not those of checkpoint {folder}; put the old ones back, or start a new run"
         )
-    _restore_adapter(folder, state.adapter, tensors)
+    _restore_adapter(folder, state, tensors)
     _restore_optimizer(state.optimizer, tensors)
-    torch.set_rng_state(random)
+    state.base.device.set_random_state(random)
     state.step, state.tokens, state.seconds = step, tokens, seconds
     return _other_threads(facts.get("threads"))
 
@@ -143,7 +146,8 @@ def _past(adapter: Adapter) -> dict[str, Tensor]:
     return {f"past.{path}:{name}": t for path, delta in deltas.items() for name, t in delta.past.items()}
 
 
-def _restore_adapter(folder: Path, adapter: Adapter, tensors: dict[str, Tensor]) -> None:
+def _restore_adapter(folder: Path, state: TrainState, tensors: dict[str, Tensor]) -> None:
+    adapter, device = state.adapter, state.base.device.torch_device
     named = _own(adapter)
     saved = {k: t for k, t in tensors.items() if k.startswith(("parameter.", "buffer."))}
     differing = sorted(named.keys() ^ saved.keys()) + [
@@ -155,7 +159,7 @@ def _restore_adapter(folder: Path, adapter: Adapter, tensors: dict[str, Tensor])
         tensor.copy_(saved[key])
     for path, delta in restartable(adapter.deltas).items():
         own = f"past.{path}:"
-        delta.past = {k.removeprefix(own): t for k, t in tensors.items() if k.startswith(own)}
+        delta.past = {k.removeprefix(own): t.to(device) for k, t in tensors.items() if k.startswith(own)}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -1,26 +1,23 @@
 """The pass over the first training rows before training, for an init that looks at the layers' inputs (EVA)."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from veneer.data.example import Example
-from veneer.data.pack import collate
+from veneer.base.base import Base
 from veneer.data.progress import showing
-from veneer.train.loss import hidden_states
+from veneer.train.job import Job
 
 
-def looking(
-    model: Any, examples: Sequence[Example], plan: Sequence[Sequence[Sequence[int]]], tokens: int, *, packed: bool
-) -> Callable[[], None]:
-    """A function that runs the model on the first micro-batches of the run, until at least `tokens` tokens were fed."""
+def init_pass(base: Base, job: Job, tokens: int) -> Callable[[], None]:
+    """A function that runs the base on the run's first micro-batches, until at least `tokens` tokens were fed."""
 
-    def look() -> None:
-        micro_batches = [members for step in plan for members in step]
-        lengths = [sum(len(examples[i]) for i in members) for members in micro_batches]
+    def run() -> None:
+        micro_batches = [members for step in job.steps for members in step]
+        lengths = [sum(len(job.examples[i]) for i in members) for members in micro_batches]
         enough = next((n for n in range(1, len(lengths)) if sum(lengths[:n]) >= tokens), len(lengths))
         with showing("looking at the training rows: micro-batches", enough) as advance:
             for members in micro_batches[:enough]:
-                hidden_states(model, collate([examples[i] for i in members]), packed=packed)
+                batch = job.task.batch([job.examples[i] for i in members], base)
+                job.task.forward(base, batch, packed=job.recipe.data.packing)
                 advance(1)
 
-    return look
+    return run

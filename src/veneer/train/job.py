@@ -9,11 +9,12 @@ from typing import Any
 from veneer.base.device import find_device
 from veneer.data.example import Example
 from veneer.data.pack import plan_batches
-from veneer.data.render import Renderer, RenderReport
+from veneer.data.render import RenderReport
 from veneer.data.sources import read_rows
 from veneer.models.skeleton import load_tokenizer
 from veneer.models.sources import resolve
 from veneer.recipe.settings import Recipe, TrainSettings
+from veneer.tasks import TASKS, Task
 
 BatchPlan = list[list[list[int]]]
 """Steps of micro-batches of example numbers."""
@@ -35,19 +36,25 @@ class Job:
     data_hash: str
     """sha256 of the training examples."""
 
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return TASKS[self.recipe.task]()
+
     def with_recipe(self, recipe: Recipe) -> "Job":
         """The same rows under another recipe, with its own steps."""
         return replace(self, recipe=recipe, steps=steps_of(recipe, self.examples))
 
 
-def read_job(recipe: Recipe, say: Say = lambda _: None) -> Job:
+def read_job(recipe: Recipe, say: Say = lambda _: None, tokenizer: Any = None) -> Job:
     """Read and tokenize the rows and lay out all steps.
 
+    tokenizer    None for the model's
     Raises DataError for rows that cannot be used, ModelError for a model that is not found.
     """
     say(f"reading {recipe.data.train}")
-    tokenizer = load_tokenizer(resolve(recipe.model))
-    renderer = Renderer(tokenizer, recipe.data, recipe.train.max_length)
+    tokenizer = tokenizer or load_tokenizer(resolve(recipe.model))
+    renderer = TASKS[recipe.task]().renderer(tokenizer, recipe.data, recipe.train.max_length)
     rendered = renderer.render_all(read_rows(recipe.data.train, split=recipe.data.split, limit=recipe.data.rows))
     held_out: list[Example] = []
     if recipe.data.eval is not None:
@@ -83,9 +90,19 @@ def order_of_steps(lengths: Sequence[int], train: TrainSettings, *, packing: boo
     return plan[: train.steps]
 
 
+def held_out_settings(recipe: Recipe) -> dict[str, Any]:
+    """How held-out examples are put into batches: arguments of `Task.held_out_loss` and `held_out_batches`."""
+    train = recipe.train
+    return {
+        "packed": recipe.data.packing,
+        "max_length": train.max_length,
+        "micro_batch_tokens": train.micro_batch_tokens,
+    }
+
+
 def with_dtype(recipe: Recipe) -> Recipe:
     """The recipe with its compute dtype chosen, so that a resumed run keeps the one it began with."""
-    dtype = str(find_device("auto").dtype(recipe.train.dtype)).removeprefix("torch.")
+    dtype = str(find_device(recipe.device).dtype(recipe.train.dtype)).removeprefix("torch.")
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"dtype": dtype})})
 
 

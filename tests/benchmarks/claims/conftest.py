@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.conftest import prepared
 from veneer.recipe.load import recipe_from
-from veneer.train.setup import Job, prepare
 
 ROWS = [{"question": f"How many are {a} and {b}?", "equation": f"{a} + {b}"} for a, b in ((1, 2), (30, 4), (5, 66))]
 
@@ -27,7 +28,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job(model: Path, rows: Path) -> Job:
+def training(model: Path, rows: Path) -> Any:
     """With a delta on block 1 that changes something."""
     tree = {
         "model": str(model),
@@ -36,4 +37,4 @@ def job(model: Path, rows: Path) -> Job:
         "train": {"dtype": "float32"},
         "run": "nowhere",
     }
-    return prepare(recipe_from(tree))
+    return prepared(recipe_from(tree))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.claims import relora
-from benchmarks.claims.trained_model import Training
+from benchmarks.claims.trained_model import Trained
 
 TEXT = "To be, or not to be, that is the question: whether it is nobler in the mind to suffer. "
 
@@ -21,8 +21,8 @@ def test_rank_counts_what_is_not_small() -> None:
 
 def test_a_spike_is_over_the_perplexity_at_the_restart() -> None:
     curve = [{"step": s, "perplexity": p} for s, p in ((0, 99), (6, 12), (8, 8), (10, 20), (16, 9), (18, 7))]
-    assert relora.spike(Training(1, curve=curve), 8) == 2.5
-    assert relora.spike(Training(1, curve=curve), 20) == 1.0
+    assert relora.spike(Trained(1, curve=curve), 8) == 2.5
+    assert relora.spike(Trained(1, curve=curve), 20) == 1.0
 
 
 def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

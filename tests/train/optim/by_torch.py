@@ -11,8 +11,8 @@ from tests.train.optim.test_adamw import run, shapes
 from tests.train.test_loop import interrupted
 from veneer.errors import ConfigError
 from veneer.recipe.settings import OptimizerSettings, Recipe
-from veneer.train.loop import train
 from veneer.train.optim import build_optimizer
+from veneer.train.run import train_recipe
 
 Make = Callable[..., Recipe]
 
@@ -36,9 +36,9 @@ class ByTorch:
 
     def test_an_interrupted_run_ends_with_the_same_bytes(self, job: Make) -> None:
         whole, broken = (job(run, optimizer={**self.own, "lr": 0.01}) for run in ("whole", "broken"))
-        train(whole)
+        train_recipe(whole)
         interrupted(broken, 3)
-        assert train(broken)[0].resumed_from == 3
+        assert train_recipe(broken)[0].resumed_from == 3
         a, b = (Path(r.run, "adapter", "adapter_model.safetensors").read_bytes() for r in (whole, broken))
         assert a == b
 

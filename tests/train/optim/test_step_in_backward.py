@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import prepared
 from tests.train.optim.test_adamw import EIGHT, SETTINGS, shapes
 from veneer.errors import ConfigError, TrainingError
 from veneer.recipe.settings import OptimizerSettings, Recipe
 from veneer.train.optim import build_optimizer
 from veneer.train.optim.adamw import FlatAdamW
-from veneer.train.optim.step_in_backward import AtOnce
-from veneer.train.setup import prepare
+from veneer.train.optim.step_in_backward import StepInBackward
 
 Make = Callable[..., Recipe]
 
@@ -29,11 +29,11 @@ def test_it_steps_as_with_all_gradients_kept(settings: OptimizerSettings, paged:
     more = {"in_backward": True, "paged": paged}
     optimizer = build_optimizer(ours, settings.model_copy(update=more), tmp_path)
     ordinary = build_optimizer(kept, settings)
-    assert isinstance(optimizer, FlatAdamW) and optimizer.at_once is not None
+    assert isinstance(optimizer, FlatAdamW) and optimizer.step_in_backward is not None
     assert optimizer.flat.gradients.numel() == 0
     for step in range(3):
-        optimizer.at_once.begin()
-        with optimizer.at_once.stepping():
+        optimizer.step_in_backward.begin()
+        with optimizer.step_in_backward.stepping():
             loss_of([n.parameter for n in ours], step).backward()  # type: ignore[no-untyped-call]
         assert all(n.parameter.grad is None for n in ours)
         optimizer.step()
@@ -55,7 +55,7 @@ def test_never_more_than_one_gradient_is_alive() -> None:
         alive.append(sum(p.grad is not None for p in parameters))
         stepped.append(index)
 
-    at_once = AtOnce(parameters, step)
+    at_once = StepInBackward(parameters, step)
     x = torch.ones(50, 50)
     for p in parameters:
         x = torch.tanh(x @ p)
@@ -67,7 +67,7 @@ def test_never_more_than_one_gradient_is_alive() -> None:
 def test_what_several_passes_left_is_used_once_and_whole() -> None:
     used: list[tuple[int, float]] = []
     tied, below = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
-    at_once = AtOnce([tied, below], lambda index, gradient: used.append((index, float(gradient.sum()))))
+    at_once = StepInBackward([tied, below], lambda index, gradient: used.append((index, float(gradient.sum()))))
     for _ in range(2):  # the head, in two chunks
         tied.sum().backward()  # type: ignore[no-untyped-call]
     assert not used
@@ -88,14 +88,14 @@ def test_what_several_passes_left_is_used_once_and_whole() -> None:
 def test_a_missing_gradient_and_one_that_is_not_finite() -> None:
     named = shapes()
     optimizer = build_optimizer(named, SETTINGS.model_copy(update={"in_backward": True}))
-    assert isinstance(optimizer, FlatAdamW) and optimizer.at_once is not None
+    assert isinstance(optimizer, FlatAdamW) and optimizer.step_in_backward is not None
     named[0].parameter.grad = torch.ones(8, 64)
     with pytest.raises(TrainingError, match="2 of 3 parameters have no gradient to step with"):
         optimizer.step()
     before = named[0].parameter.detach().clone()
     with (
         pytest.raises(TrainingError, match=r"norm of a gradient is inf, and other.*go on from the last checkpoint"),
-        optimizer.at_once.stepping(),
+        optimizer.step_in_backward.stepping(),
     ):
         (named[0].parameter * float("inf")).sum().backward()  # type: ignore[no-untyped-call]
     assert torch.equal(before, named[0].parameter)
@@ -108,8 +108,8 @@ def test_what_cannot_be_used_at_once_is_refused(job: Make) -> None:
         match=r"adds up those of \d+ micro-batches; raise train.micro_batch_tokens, or lower "
         r"train.tokens_per_step \(256\)",
     ):
-        prepare(job(**at_once))
+        prepared(job(**at_once))
     with pytest.raises(ConfigError, match=r"of \d+ micro-batches; set data.packing to true, or lower"):
-        prepare(job(**at_once, **{"data.packing": False, "train.micro_batch_tokens": 512}))
+        prepared(job(**at_once, **{"data.packing": False, "train.micro_batch_tokens": 512}))
     with pytest.raises(ConfigError, match=r"keeps no gradients, but adalora uses all of them"):
-        prepare(job(**at_once, **{"method": {"name": "adalora"}, "train.micro_batch_tokens": 512}))
+        prepared(job(**at_once, **{"method": {"name": "adalora"}, "train.micro_batch_tokens": 512}))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from veneer import machine
+from veneer.base.device import Device
 from veneer.errors import ConfigError, TrainingError
 from veneer.kernels.adamw8 import Rates
 from veneer.recipe.settings import OptimizerSettings
@@ -21,7 +22,7 @@ from veneer.train.optim.adamw_state import Part, State, State8, State32, from_bi
 from veneer.train.optim.flat_params import Flat
 from veneer.train.optim.paged_state import Pages
 from veneer.train.optim.param_groups import NOT_DECAYED, OPTIMIZERS, Groups
-from veneer.train.optim.step_in_backward import AtOnce
+from veneer.train.optim.step_in_backward import StepInBackward
 
 CHUNK = 2**22
 """Numbers that are stepped at a time where state is paged."""
@@ -48,7 +49,7 @@ class FlatAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(groups, {"betas": betas, "eps": eps})
         self.flat = Flat([p for group in self.param_groups for p in group["params"]], gradients=not in_backward)
-        self.at_once = AtOnce(self.flat.parameters, self._step_one) if in_backward else None
+        self.step_in_backward = StepInBackward(self.flat.parameters, self._step_one) if in_backward else None
         self._before: tuple[Tensor, ...] = ()
         self.spans = self.flat.spans([len(group["params"]) for group in self.param_groups])
         self.steps = [torch.zeros(()) for _ in self.flat.parameters]
@@ -67,7 +68,18 @@ class FlatAdamW(torch.optim.Optimizer):
                 self.state[p] = {"step": steps, **kept.entries(part)}
 
     def _paged(self, paged: bool | Literal["auto"], bits: int, folder: Path | None) -> Pages | None:
-        """Where the state lies if not in memory; auto is half of what is available."""
+        """The scratch file of paged state, None for state in memory; auto pages what would take half of what is free.
+
+        Raises ConfigError where paging is asked for and the parameters are not on the CPU.
+        """
+        device = Device(self.flat.device)
+        if not device.is_cpu:
+            if paged is True:
+                raise ConfigError(
+                    f"optimizer.paged is true, but state is paged from the CPU's memory only, and the adapter is on "
+                    f"{device}; set it to false, or optimizer.bits to 8"
+                )
+            return None
         need = sum(state_type(group["role"], bits).nbytes(len(span)) for group, span in self._groups())
         available = machine.available_bytes()
         if paged is False or (paged == "auto" and (available is None or need <= available // 2)):
@@ -88,16 +100,16 @@ class FlatAdamW(torch.optim.Optimizer):
 
         Counts the step.
         """
-        if self.at_once is None:
+        if self.step_in_backward is None:
             gradients = self.flat.gather()
             for (group, span), kept in zip(self._groups(), self.kept, strict=True):
                 part = slice(span.start, span.stop)
                 self._advance(group, kept, slice(0, len(span)), self.flat.values[part], gradients[part])
         else:
-            with self.at_once.stepping():
+            with self.step_in_backward.stepping():
                 pass
-            missing = len(self.flat.parameters) - len(self.at_once.norms)
-            self.at_once.begin()
+            missing = len(self.flat.parameters) - len(self.step_in_backward.norms)
+            self.step_in_backward.begin()
             if missing:
                 raise TrainingError(
                     f"{missing} of {len(self.flat.parameters)} parameters have no gradient to step with"
@@ -176,11 +188,9 @@ def state_type(role: str, bits: int) -> type[State32 | State8]:
 def adamw(groups: Groups, settings: OptimizerSettings, folder: Path | None) -> torch.optim.Optimizer:
     """AdamW; the groups bring their own rate and decay.
 
-    Raises ConfigError for 8 bits where nothing would be kept in them.
+    Raises ConfigError for 8 bits where nothing would be kept in them, and for paged state off the CPU.
     """
     refuse_idle_bits(groups, settings)
-    if groups[0]["params"][0].is_cuda and (settings.bits == 8 or settings.paged is True):
-        return on_cuda(groups, settings)
     betas, paged = settings.betas or BETAS, settings.paged
     return FlatAdamW(groups, betas, settings.eps, settings.bits, paged, folder, settings.in_backward)
 
@@ -193,18 +203,3 @@ def refuse_idle_bits(groups: Groups, settings: OptimizerSettings) -> None:
             f"optimizer.bits is 8, but this method trains only {' and '.join(sorted(roles))} parameters, whose state "
             "stays in 32 bits; leave it at 32"
         )
-
-
-def on_cuda(groups: Groups, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """bitsandbytes' AdamW, whose paged state is managed memory.  Not run on CUDA by our tests."""
-    if settings.in_backward:
-        raise ConfigError("optimizer.in_backward does not go with 8-bit or paged state on CUDA; set it to false")
-    try:
-        from bitsandbytes import optim
-    except ImportError as error:
-        raise ConfigError("8-bit and paged optimizer state on CUDA need bitsandbytes: install veneer[cuda]") from error
-    name = f"{'Paged' if settings.paged is True else ''}AdamW{settings.bits}bit"
-    made: torch.optim.Optimizer = getattr(optim, name)(
-        groups, lr=settings.lr, betas=settings.betas or BETAS, eps=settings.eps
-    )
-    return made

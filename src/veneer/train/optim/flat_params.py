@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from veneer import machine
+from veneer.base.device import Device
 from veneer.errors import TrainingError
 
 ALIGN = 256
@@ -53,7 +53,7 @@ class Flat:
             self.values[start + p.numel() : stop] = 0
             p.data = view
             if start // TRIMMED != stop // TRIMMED:
-                machine.trim_memory()  # what it took before goes back, so that both are never there as a whole
+                Device(self.device).trim()  # what it took before goes back, so that both are never there as a whole
         self.gradients = torch.zeros(self.size if gradients else 0, device=self.device)
         self._gradients = self.views(self.gradients) if gradients else []
         for index, p in enumerate(self.parameters if gradients else ()):

@@ -1,8 +1,8 @@
-"""Each gradient used as soon as it is whole, and let go: no buffer of gradients (the idea of LOMO, arXiv:2306.09782).
+"""Step each parameter when its gradient is complete and discard the gradient (the idea of LOMO, arXiv:2306.09782).
 
-A parameter's gradient is whole when autograd has added up all of a backward pass.  The loss makes several passes over
-the output head, in chunks, and one over all below it: the hooks sleep in the first, so what the head's pass leaves is
-added to, or used at the end.
+A gradient is complete when autograd has added up all of a backward pass.  The loss makes several passes over the output
+head, in chunks, and one over everything below it: hooks do nothing in the former, so gradients of the head are added to
+in the latter, or used at its end.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +20,13 @@ from veneer.methods.base import METHODS, Delta
 from veneer.recipe.settings import Recipe
 
 
-class AtOnce:
-    """What becomes of each gradient inside `measuring` and `stepping`; outside they add up as usual."""
+class StepInBackward:
+    """Hooks that use each gradient inside `measuring` and `stepping`; outside, gradients add up as usual."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], step_: Callable[[int, Tensor], None]) -> None:
         self.parameters, self._step = list(parameters), step_
         self.norms: dict[Tensor, Tensor] = {}
-        """Of every gradient that was used since `begin`, before any scaling."""
+        """Of every gradient used since `begin`, before scaling."""
         self._use: Callable[[int, Tensor], None] | None = None
         for index, p in enumerate(self.parameters):
             p.register_post_accumulate_grad_hook(partial(self._whole, index))  # type: ignore[no-untyped-call]
@@ -39,15 +39,15 @@ class AtOnce:
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Inside, a gradient leaves only its norm; at the end, so do those that were there before."""
+        """Inside, record each gradient's norm, then discard it; at the end, do so with earlier gradients."""
         with self._using(lambda index, gradient: None):
             yield
 
     @contextmanager
     def stepping(self, scale: Tensor | None = None) -> Iterator[None]:
-        """Inside, a gradient times `scale` steps its parameter; at the end, so do those that were there before.
+        """Inside, each gradient times `scale` steps its parameter; at the end, earlier gradients do.
 
-        Raises TrainingError for a gradient that is not finite: its parameter is as it was, those before it are not.
+        Raises TrainingError for a gradient that is not finite: its parameter is unchanged, those before it are stepped.
         """
 
         def use(index: int, gradient: Tensor) -> None:
@@ -83,7 +83,7 @@ class AtOnce:
 
 
 def check_in_backward(recipe: Recipe, adapter: Adapter, plan: Sequence[Sequence[Any]]) -> None:
-    """Raise ConfigError, before the first step, where a gradient cannot be used as soon as it is there."""
+    """Raise ConfigError, before the first step, where a step needs all gradients at once."""
     if not recipe.optimizer.in_backward:
         return
     most = max(len(micro_batches) for micro_batches in plan)

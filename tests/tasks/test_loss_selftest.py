@@ -17,10 +17,11 @@ from transformers import (
     LlamaConfig,
 )
 
+from veneer.base.base import Base
 from veneer.data.example import Example
 from veneer.errors import ModelError
 from veneer.models.attention import use_veneer_attention
-from veneer.train.loss_selftest import TOKENS, check_fast_paths
+from veneer.tasks.loss_selftest import TOKENS, check_fast_paths
 
 SIZES = {
     "vocab_size": 64,
@@ -53,8 +54,8 @@ def examples(*lengths: int) -> list[Example]:
     ids=["llama", "gpt2", "granite"],
 )
 def test_what_is_equal_passes(config: Any, packed: bool, dtype: torch.dtype) -> None:
-    check_fast_paths(made(config, dtype), examples(9, 200, 7), packed=packed)
-    check_fast_paths(made(config, dtype), examples(1), packed=packed)
+    check_fast_paths(Base(made(config, dtype)), examples(9, 200, 7), packed=packed)
+    check_fast_paths(Base(made(config, dtype)), examples(1), packed=packed)
 
 
 def test_logits_made_in_an_unknown_way_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,14 +69,14 @@ def test_logits_made_in_an_unknown_way_are_refused(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(model, "forward", shifted)
     with pytest.raises(ModelError, match=r"LlamaForCausalLM: .* differs .* by 0.02 .*logits in a way not known here"):
-        check_fast_paths(model, examples(9, 7), packed=False)
+        check_fast_paths(Base(model), examples(9, 7), packed=False)
 
 
 def test_attention_that_is_capped_cannot_be_packed_but_can_be_trained_alone() -> None:
     model = made(Gemma2Config(**SIZES, intermediate_size=48, num_key_value_heads=2, head_dim=8))
     with pytest.raises(ModelError, match=r"softcap.*set data.packing to false"):
-        check_fast_paths(model, examples(9, 7), packed=True)
-    check_fast_paths(model, examples(9, 7), packed=False)
+        check_fast_paths(Base(model), examples(9, 7), packed=True)
+    check_fast_paths(Base(model), examples(9, 7), packed=False)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_attention_that_is_capped_cannot_be_packed_but_can_be_trained_alone() ->
 def test_models_that_know_no_documents_are_told_to_train_without_packing(config: Any) -> None:
     model = made(config)
     with pytest.raises(ModelError, match=r"set data.packing to false"):
-        check_fast_paths(model, examples(9, 7), packed=True)
+        check_fast_paths(Base(model), examples(9, 7), packed=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -104,13 +105,13 @@ def test_a_convolution_over_tokens_mixes_documents_and_is_seen(dtype: torch.dtyp
     )
     model = made(config, dtype)
     with pytest.raises(ModelError, match=r"Lfm2ForCausalLM: the loss computed the fast way.*set data.packing to false"):
-        check_fast_paths(model, examples(100, 70), packed=True)
-    check_fast_paths(model, examples(100, 70), packed=False)
+        check_fast_paths(Base(model), examples(100, 70), packed=True)
+    check_fast_paths(Base(model), examples(100, 70), packed=False)
 
 
 def test_only_the_beginning_of_long_rows_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = made(LLAMA), []
     plain = model.forward
     monkeypatch.setattr(model, "forward", lambda **k: seen.append(k["input_ids"].shape) or plain(**k))
-    check_fast_paths(model, examples(300, 10, 300), packed=True)
+    check_fast_paths(Base(model), examples(300, 10, 300), packed=True)
     assert seen == [(1, TOKENS), (1, 10)]

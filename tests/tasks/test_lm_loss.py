@@ -13,14 +13,15 @@ from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Grani
 
 from veneer import machine
 from veneer.adapters.attach import attach
+from veneer.base.base import Base
 from veneer.base.load import load_model
 from veneer.data.example import Example
-from veneer.data.pack import collate
+from veneer.data.pack import Batch, collate
 from veneer.methods.base import config_from
 from veneer.models.attention import use_veneer_attention
 from veneer.models.skeleton import load_tokenizer
-from veneer.train import loss as module
-from veneer.train.loss import backward, head_of, hidden_states, summed_loss
+from veneer.tasks import lm_loss as module
+from veneer.tasks.lm_loss import backward, head_of, hidden_states, summed_loss
 
 SHAPE = {
     "vocab_size": 64,
@@ -67,6 +68,12 @@ def plain_loss(model: Any, examples: list[Example]) -> Tensor:
     return total
 
 
+def trained(model: Any, batch: Batch, divisor: int, *, packed: bool = True, lean: bool = False) -> float:
+    """The summed loss of a batch, its gradients accumulated."""
+    base = Base(model)
+    return backward(base, hidden_states(base, batch, packed=packed), batch.targets, divisor, lean=lean)
+
+
 def gradients(adapter: Any) -> list[Tensor]:
     found = [p.grad.clone() for p in adapter.parameters()]
     for p in adapter.parameters():
@@ -102,7 +109,7 @@ def examples_of(shapes: list[tuple[int, int]]) -> list[Example]:
 def test_the_packed_loss_is_that_of_one_document_at_a_time(shapes: list[tuple[int, int]]) -> None:
     examples = examples_of(shapes)
     batch = collate(examples)
-    ours = backward(hidden_states(LLAMA, batch, packed=True), batch.targets, head_of(LLAMA), 64, 7)
+    ours = trained(LLAMA, batch, 7)
     gradients(LORA)
     assert ours == pytest.approx(plain_loss(LLAMA, examples).item(), rel=1e-5)
 
@@ -113,7 +120,7 @@ def test_the_packed_gradient_is_that_of_one_document_at_a_time(shapes: list[tupl
     """In float64: in float32 both ways are 1e-4 from it, each by its own rounding."""
     examples = examples_of(shapes)
     batch = collate(examples)
-    backward(hidden_states(DOUBLE, batch, packed=True), batch.targets, head_of(DOUBLE), 64, 7)
+    trained(DOUBLE, batch, 7)
     packed = gradients(LORA_OF_DOUBLE)
     (plain_loss(DOUBLE, examples) / 7).backward()
     assert close(packed, gradients(LORA_OF_DOUBLE), 1e-9)
@@ -123,17 +130,15 @@ def test_each_document_of_a_pack_has_its_own_loss() -> None:
     examples = [example(n, n) for n in (9, 2, 30, 4)]
     batch = collate(examples)
     with torch.no_grad():
-        hidden = hidden_states(LLAMA, batch, packed=True)
-        losses = F.cross_entropy(head_of(LLAMA)(hidden), batch.targets, reduction="none")
+        hidden = hidden_states(Base(LLAMA), batch, packed=True)
+        losses = F.cross_entropy(head_of(Base(LLAMA))(hidden), batch.targets, reduction="none")
         for e, part in zip(examples, losses.split([len(e) - 1 for e in examples]), strict=True):
             assert part.sum().item() == pytest.approx(plain_loss(LLAMA, [e]).item(), rel=1e-5)
 
 
 def test_one_document_by_the_models_own_attention_is_the_same() -> None:
     batch = collate([example(20, 0, 4)])
-    a, b = (
-        backward(hidden_states(LLAMA, batch, packed=p), batch.targets, head_of(LLAMA), 64, 1) for p in (True, False)
-    )
+    a, b = (trained(LLAMA, batch, 1, packed=p) for p in (True, False))
     gradients(LORA)
     assert a == pytest.approx(b, rel=1e-6)
 
@@ -141,27 +146,23 @@ def test_one_document_by_the_models_own_attention_is_the_same() -> None:
 @pytest.mark.parametrize("rows", [16, 17, 40, 1000])
 def test_chunking_does_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = collate([example(60, 0), example(41, 1)])
-    whole = backward(hidden_states(LLAMA, batch, packed=True), batch.targets, head_of(LLAMA), 64, 1)
+    whole = trained(LLAMA, batch, 1)
     expected = gradients(LORA)
     monkeypatch.setattr(module, "CHUNK_BYTES", rows * 10 * 64)
-    chunks = module._chunks(torch.zeros(99, 32), batch.targets, 64)
+    chunks = module._chunks(Base(LLAMA), torch.zeros(99, 32), batch.targets)
     assert [len(t) for _, t in chunks] == [min(rows, 99 - i) for i in range(0, 99, rows)]
-    hidden = hidden_states(LLAMA, batch, packed=True)
-    assert backward(hidden, batch.targets, head_of(LLAMA), 64, 1) == pytest.approx(whole, rel=1e-6)
+    hidden = hidden_states(Base(LLAMA), batch, packed=True)
+    assert backward(Base(LLAMA), hidden, batch.targets, 1) == pytest.approx(whole, rel=1e-6)
     assert close(gradients(LORA), expected)
-    assert float(summed_loss(hidden, batch.targets, head_of(LLAMA), 64)) == pytest.approx(whole, rel=1e-6)
+    assert float(summed_loss(Base(LLAMA), hidden, batch.targets)) == pytest.approx(whole, rel=1e-6)
 
 
 def test_logits_of_prompts_are_never_made() -> None:
     batch = collate([example(50, 0, prompt=45)])
-    rows = []
-    head = head_of(LLAMA)
-
-    def watched(hidden: Tensor) -> Tensor:
-        rows.append(len(hidden))
-        return head(hidden)
-
-    backward(hidden_states(LLAMA, batch, packed=True), batch.targets, watched, 64, 1)
+    rows: list[int] = []
+    hook = LLAMA.lm_head.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    trained(LLAMA, batch, 1)
+    hook.remove()
     gradients(LORA)
     assert rows == [4]
 
@@ -170,9 +171,9 @@ def test_logits_of_prompts_are_never_made() -> None:
 def test_heads_that_scale_or_cap_are_the_models_own(config: Any) -> None:
     model = made(config)
     batch = collate([example(20, 0)])
-    hidden = hidden_states(model, batch, packed=False)
+    hidden = hidden_states(Base(model), batch, packed=False)
     own = model(input_ids=batch.input_ids).logits[0, :-1]
-    assert torch.allclose(head_of(model)(hidden), own, atol=1e-6)
+    assert torch.allclose(head_of(Base(model))(hidden), own, atol=1e-6)
     assert not torch.allclose(model.get_output_embeddings()(hidden), own, atol=1e-2)  # so there was something to do
 
 
@@ -180,7 +181,7 @@ def test_an_adapter_on_the_head_alone_gets_its_gradient() -> None:
     model = made(LlamaConfig(**SHAPE))
     adapter, examples = adapted(model, ("lm_head",)), [example(9, 0), example(5, 1)]
     batch = collate(examples)
-    backward(hidden_states(model, batch, packed=True), batch.targets, head_of(model), 64, 2)
+    trained(model, batch, 2)
     ours = gradients(adapter)
     (plain_loss(model, examples) / 2).backward()
     assert close(ours, gradients(adapter))
@@ -199,8 +200,8 @@ def test_the_real_model_packed_has_the_losses_of_its_documents_alone(smollm2: An
     examples = [Example(t, np.arange(len(t)) > 0, "x", i) for i, t in enumerate(tokens)]
     batch = collate(examples, 64)
     with torch.no_grad():
-        hidden = hidden_states(model, batch, packed=True)
-        losses = F.cross_entropy(head_of(model)(hidden), batch.targets, reduction="none")
+        hidden = hidden_states(Base(model), batch, packed=True)
+        losses = F.cross_entropy(head_of(Base(model))(hidden), batch.targets, reduction="none")
         for e, part in zip(examples, losses.split([len(e) - 1 for e in examples]), strict=True):
             assert part.sum().item() == pytest.approx(plain_loss(model, [e]).item(), rel=1e-5)
 
@@ -212,7 +213,7 @@ def test_filling_up_to_a_round_number_changes_nothing() -> None:
     assert filled.input_ids.shape == (1, 64)
     losses = []
     for batch in (plain, filled):
-        losses.append(backward(hidden_states(DOUBLE, batch, packed=True), batch.targets, head_of(DOUBLE), 64, 3))
+        losses.append(trained(DOUBLE, batch, 3))
         losses.append(gradients(LORA_OF_DOUBLE))
     assert losses[0] == pytest.approx(losses[2], rel=1e-7)
     assert close(losses[1], losses[3], 1e-9)
@@ -220,9 +221,9 @@ def test_filling_up_to_a_round_number_changes_nothing() -> None:
 
 def test_nothing_to_predict_is_a_loss_of_zero() -> None:
     batch = collate([example(5, 0, prompt=9)])
-    hidden = hidden_states(LLAMA, batch, packed=True)
-    assert backward(hidden, batch.targets, head_of(LLAMA), 64, 1) == 0.0
-    assert float(summed_loss(hidden, batch.targets, head_of(LLAMA), 64)) == 0.0
+    hidden = hidden_states(Base(LLAMA), batch, packed=True)
+    assert backward(Base(LLAMA), hidden, batch.targets, 1) == 0.0
+    assert float(summed_loss(Base(LLAMA), hidden, batch.targets)) == 0.0
 
 
 @pytest.mark.parametrize(("lean", "times"), [(True, 3), (False, 0)])
@@ -232,5 +233,5 @@ def test_freed_memory_goes_back_after_each_pass_only_where_memory_comes_first(
     calls: list[int] = []
     monkeypatch.setattr(machine, "trim_memory", lambda: calls.append(1))
     batch = collate(examples_of([(9, 3), (5, 2)]))
-    backward(hidden_states(LLAMA, batch, packed=True), batch.targets, head_of(LLAMA), 64, 7, lean)
+    trained(LLAMA, batch, 7, lean=lean)
     assert len(calls) == times
