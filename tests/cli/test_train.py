@@ -95,7 +95,7 @@ def test_ctrl_c_says_how_to_go_on(
     monkeypatch.undo()
     assert invoke(["train", recipe, "--json"]) == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["resumed_from"] == 2 and "going on after step 2" in captured.err
+    assert json.loads(captured.out)["resumed_from"] == 2 and "resuming after step 2" in captured.err
     assert invoke(["train", recipe, "--run", str(tmp_path / "whole")]) == 0
     adapters = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
     assert adapters[0] == adapters[1]
