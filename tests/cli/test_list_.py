@@ -17,6 +17,7 @@ from veneer.methods.init import INITS
 from veneer.models.sources import ALIASES
 from veneer.prompts import PROMPTS
 from veneer.storage import STORAGES
+from veneer.tasks import TASKS
 from veneer.train.optim import OPTIMIZERS
 from veneer.train.schedule import SCHEDULES
 
@@ -26,6 +27,7 @@ NAMES = {
     "inits": set(INITS),
     "prompts": set(PROMPTS),
     "storages": set(STORAGES),
+    "tasks": set(TASKS),
     "metrics": {*METRICS, "loss", "perplexity"},
     "models": set(ALIASES),
     "schedules": set(SCHEDULES),

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, BloomConfig
 from veneer.base.base import Base
 from veneer.data.example import Example
 from veneer.errors import ConfigError
+from veneer.models.attention import use_veneer_attention
 from veneer.tasks import TASKS
 from veneer.tasks.base import HeldOutLoss, held_out_batches
 from veneer.tasks.causal_lm import CausalLM
@@ -21,7 +22,9 @@ from veneer.tasks.causal_lm import CausalLM
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    use_veneer_attention(model)
+    return model
 
 
 def made_examples(n: int) -> list[Example]:

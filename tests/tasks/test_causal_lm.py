@@ -14,6 +14,7 @@ from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.errors import ModelError
 from veneer.methods.base import config_from
+from veneer.models.attention import use_veneer_attention
 from veneer.tasks.causal_lm import ROUND, CausalLM
 
 BERT = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
@@ -21,7 +22,9 @@ BERT = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attent
 
 @pytest.fixture
 def base(tiny_model: Path) -> Base:
-    return Base.of(AutoModelForCausalLM.from_pretrained(tiny_model))
+    network = AutoModelForCausalLM.from_pretrained(tiny_model)
+    use_veneer_attention(network)
+    return Base.of(network)
 
 
 def test_batches_are_rounded_for_training_alone(base: Base) -> None:

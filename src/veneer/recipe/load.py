@@ -29,22 +29,26 @@ from veneer.recipe.yaml_io import read_tree, read_value, write_tree
 __all__ = ["keys", "load_recipe", "parse_flags", "recipe_from", "respelled", "write_recipe"]
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, *, prefix: str = "--") -> Recipe:
     """Read, complete and check a recipe.
 
     overrides    dotted key -> value, as `parse_flags` returns them; they outrank the file
+    prefix       in front of an override's key in messages: "--" where they are flags, "" for arguments
     Raises ConfigError that names file, line and key (or flag) of everything that is wrong.
     """
     path = Path(path)
     tree, lines = read_tree(path, _read(path))
-    recipe = _checked(tree, overrides or {}, str(path), {key: f"{path}, line {line}" for key, line in lines.items()})
+    places = {key: f"{path}, line {line}" for key, line in lines.items()}
+    recipe = _checked(tree, overrides or {}, str(path), places, prefix)
     _refuse_elsewhere(recipe, path.parent)
     return recipe
 
 
-def recipe_from(tree: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
-    """A checked recipe from nested mappings (`where` only words the errors)."""
-    return _checked(tree, {}, where, {})
+def recipe_from(
+    tree: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, where: str = "recipe"
+) -> Recipe:
+    """A checked recipe from nested mappings and dotted overrides (`where` only words the errors)."""
+    return _checked(tree, overrides or {}, where, {}, "")
 
 
 def respelled(text: str) -> str:
@@ -134,13 +138,15 @@ def _value(key: str, text: str) -> Any:
     return None if value is None and text and takes(field, type(None)) else text
 
 
-def _checked(tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, places: dict[str, str]) -> Recipe:
+def _checked(
+    tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, places: dict[str, str], prefix: str
+) -> Recipe:
     """The recipe, or ConfigError with a line for every problem: its place, the key, what was given, what to do."""
     settings, problems = canonical(tree)
     places |= {own_name(key): place for key, place in places.items() if own_name(key) not in places}
     for key in [key for key in SWITCHES if key in overrides]:
         problems += switch(settings, key, overrides)
-        places |= {key: f"--{key}", "storage": f"--{key}"}
+        places |= {key: f"{prefix}{key}", "storage": f"{prefix}{key}"}
     for key, value in overrides.items():
         if key in SWITCHES:
             continue
@@ -151,7 +157,7 @@ def _checked(tree: Mapping[Any, Any], overrides: Mapping[str, Any], where: str, 
             problems.append((key, f"{key}: {OTHER_MEANING[key]}"))
         else:
             put(settings, dotted, value, outrank=True)
-        places[dotted] = f"--{key}"
+        places[dotted] = f"{prefix}{key}"
     problems += [*inits(settings), *truths(settings)]
     try:
         recipe = Recipe.model_validate(settings)
