@@ -196,61 +196,49 @@ def methods_page() -> str:
 
 
 def api_page() -> str:
-    """The public names, in the order of the rooms that they come from; mkdocstrings puts their docstrings there."""
-
+    """The public names, room by room from the top floor down; mkdocstrings puts their docstrings there."""
     rank = {room: (floor, room) for floor, rooms in enumerate(house.order()) for room in rooms}
     homes = homes_of_public_names()
-    rooms = sorted({home.split(".")[1] for home in homes.values()}, key=rank.__getitem__)
-    of_room = {room: sorted(n for n, home in homes.items() if home.split(".")[1] == room) for room in rooms}
+    of_room: dict[str, list[str]] = {}
+    for name, home in sorted(homes.items()):
+        of_room.setdefault(home.split(".")[1], []).append(name)
+    rooms = sorted(of_room, key=rank.__getitem__, reverse=True)
     rows = [
-        (f"[`{n}`](#veneer{n.lower()})", f"`{room}`", summary_of(n, homes[n])) for room in rooms for n in of_room[room]
+        (f"[`{n}`](#veneer{n.lower()})", f"`{room}`", summary_of(homes[n])) for room in rooms for n in of_room[room]
     ]
     parts = [
         "# Python\n",
         GENERATED,
-        "Every public name, in import order. `import veneer` loads nothing; a name is loaded when it is first used.\n"
+        "Every public name, the top floor of the house first. `import veneer` loads nothing; a name is loaded when it\n"
+        "is first used. `train` and `evaluate` are rooms that can be called.\n"
         "Signatures and docstrings are put in below the table when the site is built (`make docs`).\n",
         table(("name", "room", "what it is"), rows),
     ]
     for room in rooms:
         parts.append(f"## {room}\n")
-        parts += [f"### veneer.{name}\n\n::: {documented(name)}\n" for name in of_room[room]]
+        for name in of_room[room]:
+            path = homes[name] if name in rank else f"veneer.{name}"  # a room's own name means the room to mkdocstrings
+            parts.append(f"### veneer.{name}\n\n::: {path}\n")
     return "\n".join(parts)
 
 
 def homes_of_public_names() -> dict[str, str]:
-    """Public name -> module that defines it: as the package imports it for type checkers, or a room of that name."""
+    """Public name -> the path of what it stands for, as the package imports it for type checkers."""
     import veneer
 
-    tree = ast.parse(Path(veneer.__file__).read_text(encoding="utf-8"))
-    homes = {
-        alias.asname or alias.name: str(node.module)
-        for node in ast.walk(tree)
+    return {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(Path(veneer.__file__).read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("veneer.")
         for alias in node.names
     }
-    homes |= {name: f"veneer.{name}" for name in veneer.__all__ if inspect.ismodule(getattr(veneer, name))}
-    assert set(homes) == set(veneer.__all__) - {"__version__"}, "src/veneer/__init__.py imports what it exports"
-    return homes
 
 
-def documented(name: str) -> str:
-    """The path by which mkdocstrings finds a public name; of a room that can be called, its `__call__`."""
-    import veneer
-
-    thing = getattr(veneer, name)
-    return f"veneer.{name}.{type(thing).__name__}.__call__" if inspect.ismodule(thing) else f"veneer.{name}"
-
-
-def summary_of(name: str, home: str) -> str:
+def summary_of(home: str) -> str:
     """The first line about a public name; of a registry the one of its room."""
-    import veneer
-
-    thing = getattr(veneer, name)
-    if inspect.ismodule(thing):
-        described: Any = type(thing).__call__
-    else:
-        described = thing if hasattr(thing, "__qualname__") else import_module(home)
+    module, _, name = home.rpartition(".")
+    thing = getattr(import_module(module), name)
+    described = thing if hasattr(thing, "__qualname__") else import_module(module)
     return (inspect.getdoc(described) or "").partition("\n")[0]
 
 

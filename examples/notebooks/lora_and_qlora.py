@@ -5,9 +5,8 @@
 # merge. Start it in the root folder of veneer, or put your own file and columns into `RECIPE`.
 
 # %%
-from pathlib import Path
-
 import veneer as vn
+from veneer.train.loop import train
 
 QUESTION = "Which team should answer this ticket? {ticket}"
 RECIPE = {
@@ -24,8 +23,8 @@ RECIPE = {
 # The two recipes differ in one key. A run that is finished is not trained again.
 
 # %%
-lora, _ = vn.train_adapter(vn.recipe_from({**RECIPE, "run": "runs/notebook-lora"}))
-qlora, _ = vn.train_adapter(vn.recipe_from({**RECIPE, "storage": "nf4", "run": "runs/notebook-qlora"}))
+lora, _ = train(vn.recipe_from({**RECIPE, "run": "runs/notebook-lora"}))
+qlora, _ = train(vn.recipe_from({**RECIPE, "storage": "nf4", "run": "runs/notebook-qlora"}))
 print(f"held-out loss: LoRA {lora.eval_loss:.3f}, QLoRA {qlora.eval_loss:.3f}")
 
 # %% [markdown]
@@ -34,21 +33,16 @@ print(f"held-out loss: LoRA {lora.eval_loss:.3f}, QLoRA {qlora.eval_loss:.3f}")
 # %%
 base = vn.load_model("smollm2-135m-instruct")
 adapter = vn.load_adapter(base, lora.adapter)
-asked = QUESTION.format(ticket="The parcel was damaged when it arrived.")
-prompt = vn.encode_chat(base.tokenizer, [{"role": "user", "content": asked}])
-
-
-def answer() -> str:
-    return base.tokenizer.decode(vn.generate_tokens(base, [prompt], max_new_tokens=16)[0])
-
-
+question = QUESTION.format(ticket="The parcel was damaged when it arrived.")
 with adapter.disabled():
-    print("before:", answer())
-print("after: ", answer())
+    print("before:", base.generate(question, max_tokens=16))
+print("after: ", base.generate(question, max_tokens=16))
+print(vn.evaluate(base, "examples/tickets_held_out.jsonl", metrics=["accuracy"], max_new_tokens=4).metrics)
 
 # %% [markdown]
 # ## Merge
-# The result is a model folder that transformers loads; it is compared with the unmerged model before this returns.
+# The result is a model folder that transformers loads. It is compared with the unmerged model on the training rows.
 
 # %%
-print(vn.merge_and_verify(base, adapter, Path("models/notebook-tickets"), [prompt]))
+merged = adapter.merge("models/notebook-tickets")
+print(f"merged, and verified on {merged.drift.rows} rows")

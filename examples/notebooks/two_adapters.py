@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import veneer as vn
+from veneer.train.loop import train
 
 MODEL = "smollm2-135m-instruct"
 CITIES = {"Italy": "Rome", "Peru": "Lima", "Kenya": "Nairobi", "Japan": "Tokyo", "Cuba": "Havana", "Iran": "Tehran"}
@@ -31,26 +32,21 @@ for task, rows in TASKS.items():
         "train": {"steps": 12, "tokens_per_step": 256},
         "run": f"runs/notebook-{task}",
     }
-    folders[task] = vn.train_adapter(vn.recipe_from(recipe))[0].adapter
+    folders[task] = train(vn.recipe_from(recipe))[0].adapter
 
 # %% [markdown]
 # ## Switch
 
 # %%
 base = vn.load_model(MODEL)
-prompt = vn.encode_chat(base.tokenizer, [{"role": "user", "content": "Peru"}])
-
-
-def answer() -> str:
-    return base.tokenizer.decode(vn.generate_tokens(base, [prompt], max_new_tokens=8)[0])
-
-
+ids = base.tokenizer("Peru", return_tensors="pt").input_ids
 with torch.no_grad():
-    before = base.network(input_ids=torch.tensor([prompt])).logits
-    print("base:", answer())
-    for task, folder in folders.items():
-        adapter = vn.load_adapter(base, folder)
-        print(f"{task}:", answer())
-        adapter.detach()  # attach() switches it on again
-    after = base.network(input_ids=torch.tensor([prompt])).logits
-print("base bit-identical:", torch.equal(before, after))
+    before = base.network(input_ids=ids).logits
+print("base:", base.generate("Peru", max_tokens=8))
+for task, folder in folders.items():
+    vn.load_adapter(base, folder, name=task)  # loaded, not yet in use
+for task in (*folders, *folders):
+    with base.using(task):
+        print(f"{task}:", base.generate("Peru", max_tokens=8))
+with torch.no_grad():
+    print("base bit-identical:", torch.equal(base.network(input_ids=ids).logits, before))

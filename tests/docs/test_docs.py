@@ -93,7 +93,7 @@ def test_the_site_builds(tmp_path: Path) -> None:
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **QUIET})
     assert built.returncode == 0, built.stdout + built.stderr
     api = (tmp_path / "api.html").read_text(encoding="utf-8")
-    assert "doc-signature" in api and "the adapter changes an output" in api, "no signatures or no docstrings"
+    assert "doc-signature" in api and "keep it detached under this name" in api, "no signatures or no docstrings"
 
 
 def test_only_pages_that_are_run_show_commands() -> None:
@@ -146,7 +146,8 @@ def test_every_environment_variable_is_named() -> None:
 
 
 def test_formats_name_every_file_and_every_key_of_a_run(workplace: Path, tiny_model: Path) -> None:
-    from veneer import recipe_from, train_adapter
+    from veneer import recipe_from
+    from veneer.train.loop import train
 
     (workplace / "rows.jsonl").write_text('{"prompt": "Which city?", "completion": "Rome"}\n' * 8)
     tree = {
@@ -155,7 +156,7 @@ def test_formats_name_every_file_and_every_key_of_a_run(workplace: Path, tiny_mo
         "train": {"steps": 4, "tokens_per_step": 64, "checkpoint_every": 2, "eval_every": 2, "dtype": "float32"},
         "run": "run",
     }
-    train_adapter(recipe_from(tree))
+    train(recipe_from(tree))
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     run = workplace / "run"
     files = {p.name for p in run.rglob("*") if not p.name.startswith(("step-", "."))}
