@@ -32,6 +32,8 @@ class Adapter:
         """What the caller calls it."""
         self.facts: dict[str, Any] = {}
         """What its folder says of its training: recipe, data, metrics."""
+        self.new_tokens: tuple[str, ...] = ()
+        """Tokens that it adds to the base's vocabulary."""
         self._frozen: list[nn.Parameter] = []
 
     @property
@@ -130,7 +132,7 @@ class Adapter:
 
     def files(self, facts: Mapping[str, Any] | None = None) -> dict[str, AdapterFiles]:
         """The content of the folders that `save` writes, by name."""
-        return to_files(self.parts, self.base_name, facts or {})
+        return to_files(self.parts, self.base_name, self.new_tokens, facts or {})
 
     def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
         """Write an adapter folder in PEFT's layout, with `facts` in veneer.json; returns its bytes.

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from veneer.adapters.adapter import Adapter
+from veneer.adapters.added_tokens import Chosen, Tokens, add_and_choose, read_added_tokens
 from veneer.adapters.deltas import DeltaPart
 from veneer.adapters.layer_view import layer_at
 from veneer.adapters.part import Part
-from veneer.adapters.serialization import read_part
+from veneer.adapters.serialization import read_parts
 from veneer.adapters.targets import ALL_LINEAR, Targeting, choose
+from veneer.adapters.trained_modules import chosen_modules, is_inside, new_trained_modules
+from veneer.adapters.trained_tokens import new_trained_tokens
 from veneer.adapters.virtual_tokens import new_virtual_tokens
 from veneer.base.base import Base
 from veneer.base.device import Device
@@ -27,6 +30,9 @@ def attach(
     targets: Targeting | str | tuple[str, ...] | None = None,
     *,
     prompt: PromptConfig | None = None,
+    trained_modules: Sequence[str] = (),
+    new_tokens: Sequence[str] = (),
+    trained_tokens: Tokens | Mapping[str, Tokens] = (),
     seed: int = 0,
     look: Callable[[], object] | None = None,
     begun: Sequence[str] | None = None,
@@ -34,30 +40,51 @@ def attach(
 ) -> Adapter:
     """Attach a new adapter to `base` and freeze the rest.
 
-    base       a Base, or a network of one's own
-    config     the method's settings; None for a prompt alone
-    targets    a Targeting, or what its field `targets` takes; None: those of `config`, else all linear layers
-    prompt     settings of virtual tokens in front of the text
-    look       runs the network on some training rows; called once, for an init that looks at the layers' inputs (EVA)
-    kind       the class of the result
-    begun      the modules of an adapter that has looked already, with `config` as it was settled then: it goes on from
-               tensors that are put in its place afterwards
+    base               a Base, or a network of one's own
+    config             the method's settings; None for a prompt alone
+    targets            a Targeting, or what its field `targets` takes; None: those of `config`, else all linear layers
+    prompt             settings of virtual tokens in front of the text
+    trained_modules    path endings of modules that are trained in full; they get no delta
+    new_tokens         added to the base's tokenizer and vocabulary; their rows are trained
+    trained_tokens     tokens, as text or ids, whose rows are trained; by module name, if not in the embedding alone
+    look               runs the network on some training rows; called once, for an init that looks at the layers' inputs
+    kind               the class of the result
+    begun              the modules of an adapter that has looked already, with `config` as it was settled then: it goes
+                       on from tensors that are put in its place afterwards
     Raises TargetError or ConfigError, before anything is changed, if the targets do not fit the model or the method, or
     if a pattern of the settings fits no target; ModelError for a model that takes no virtual tokens.
     """
     base = as_base(base)
     parts: list[Part] = []
+    whole = chosen_modules(base, trained_modules) if trained_modules else []
     if config is not None:
-        chosen = targets or config.targets or ALL_LINEAR
-        targeting = chosen if isinstance(chosen, Targeting) else Targeting(targets=_as_endings(chosen))
-        parts.append(_new_deltas(base, config, targeting, seed, look, begun))
+        given = targets or config.targets or ALL_LINEAR
+        targeting = given if isinstance(given, Targeting) else Targeting(targets=_as_endings(given))
+        paths = [p for p in fitting_paths(base.network, config, targeting) if not is_inside(p, whole)]
+    rows = new_tokens or trained_tokens
+    if rows and config is not None:
+        _refuse_rows_of_targets(base, paths)
+    chosen = add_and_choose(base, new_tokens, trained_tokens, whole) if rows else Chosen({}, [])
+    if config is not None:
+        parts.append(_new_deltas(base, config, targeting, paths, seed, look, begun))
+    if whole:
+        parts.append(new_trained_modules(base, whole))
+    if chosen.ids:
+        parts.append(new_trained_tokens(base, chosen.ids, chosen.fresh))
     if prompt is not None:
         parts.append(new_virtual_tokens(base, prompt, seed))
-    return kind(base, parts).attach()
+    adapter = kind(base, parts)
+    adapter.new_tokens = tuple(new_tokens)
+    return adapter.attach()
 
 
 def _as_endings(targets: str | Sequence[str]) -> str | tuple[str, ...]:
     return targets if isinstance(targets, str) else tuple(targets)
+
+
+def _refuse_rows_of_targets(base: Base, paths: Sequence[str]) -> None:
+    if both := [path for path in (base.embedding_path, base.head_path) if path in paths]:
+        raise ConfigError(f"rows of {both[0]} are trained, and it is a target too; leave it out of the targets")
 
 
 def as_base(base: Base | nn.Module) -> Base:
@@ -72,12 +99,12 @@ def _new_deltas(
     base: Base,
     config: MethodConfig,
     targeting: Targeting,
+    paths: list[str],
     seed: int,
     look: Callable[[], object] | None,
     begun: Sequence[str] | None,
 ) -> DeltaPart:
     network, method = base.network, METHODS[config.method]
-    paths = fitting_paths(network, config, targeting)
     config, starts = _looked(network, config, paths, look) if begun is None else (config, {})
     chosen = begun if begun is not None else starts
     paths = [path for path in paths if path in chosen] if chosen else paths
@@ -160,17 +187,20 @@ def load_adapter(
     """
     base, folder = as_base(base), Path(folder)
     folders = parts_of(folder)
-    parts, base_name = [], ""
+    parts: list[Part] = []
+    base_name, facts = "", read_facts(folder)
     for one in folders or [folder]:
         files = read_adapter(one)
         base_name = base_name or str(files.config.get("base_model_name_or_path") or "")
-        parts.append(
-            read_part(base, files, str(one), allow_other_base=allow_other_base, allow_no_effect=allow_no_effect)
-        )
-    if folders and [part.folder for part in parts] != ["method", "prompt"]:
+        parts += read_parts(base, files, str(one), allow_other_base=allow_other_base, allow_no_effect=allow_no_effect)
+    if folders and list(dict.fromkeys(part.folder for part in parts)) != ["method", "prompt"]:
         raise AdapterMismatch(f"{folder} should hold a method's deltas and a prompt, and does not")
+    new_tokens = [str(token) for token in facts.get("new_tokens", [])]
+    if (added := read_added_tokens(base, (folders or [folder])[0], parts)) is not None:
+        added.give_(base)
+        new_tokens = new_tokens or [str(token) for token in added.tokens]
     adapter = kind(base, parts, base_name, folder.name if name is None else name).eval()
-    adapter.facts = read_facts(folder)
+    adapter.facts, adapter.new_tokens = facts, tuple(new_tokens)
     if name is None:
         return adapter.attach()
     base.adapters[name] = adapter

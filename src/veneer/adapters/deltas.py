@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from veneer.adapters.layer_view import is_transposed
-from veneer.adapters.part import PREFIX, NamedParameter, Part
+from veneer.adapters.part import PREFIX, Fold, NamedParameter, Part
 from veneer.adapters.targets import ALL_LINEAR, Targeting, all_matching
 from veneer.base.base import Base
 from veneer.errors import NotFoldable
@@ -81,6 +81,15 @@ class DeltaPart(Part):
                 except NotFoldable as error:
                     raise NotFoldable(f"{path}: {error}") from error
 
+    def folds(self) -> dict[str, Fold]:
+        folds: dict[str, Fold] = {}
+        for path, delta in self._deltas.items():
+            module = self.base.network.get_submodule(path)
+            folds[f"{path}.weight"] = _transposed(delta.fold) if is_transposed(module) else delta.fold
+            if module._parameters.get("bias") is not None:
+                folds[f"{path}.bias"] = delta.fold_bias
+        return folds
+
     def tensors(self) -> dict[str, Tensor]:
         return {f"{PREFIX}{path}.{k}": t for path, d in self._deltas.items() for k, t in d.tensors().items()}
 
@@ -127,6 +136,10 @@ def _task_type(network: nn.Module) -> str | None:
     if not hasattr(network, "lm_head") or not hasattr(network, "prepare_inputs_for_generation"):
         return None
     return "SEQ_2_SEQ_LM" if getattr(getattr(network, "config", None), "is_encoder_decoder", False) else "CAUSAL_LM"
+
+
+def _transposed(fold: Fold) -> Fold:
+    return lambda w: fold(w.T).T
 
 
 def _hook(delta: Delta) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], Tensor], Tensor]:

@@ -1,7 +1,7 @@
 """A part of an adapter: one kind of change of a model, with its own settings and its own place in PEFT's files."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +12,8 @@ from veneer.methods.base import Delta, MethodConfig, Role
 
 Place = Literal["layer", "embedding", "prompt"]
 """Where a parameter works: on a layer, on a token embedding, or in front of the tokens."""
+Fold = Callable[[Tensor], Tensor]
+"""A weight or bias, float32, in the layout that a dense network keeps it in -> the changed one."""
 PREFIX = "base_model.model."
 """Of every tensor's name in PEFT's files."""
 
@@ -75,6 +77,15 @@ class Part(ABC):
 
     def refuse_fold(self) -> None:  # noqa: B027 (most can be folded)
         """Raise NotFoldable, before any weight is read, where it cannot be folded into weights."""
+
+    def folds(self) -> dict[str, Fold]:
+        """For each weight that it changes, by its name in the network, what makes the changed weight of the base's."""
+        return {}
+
+    @property
+    def vocabulary(self) -> int:
+        """How many rows of a token embedding it needs; 0 if it has nothing to do with tokens."""
+        return 0
 
     @property
     def deltas(self) -> Mapping[str, Delta]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from veneer.adapters.deltas import DeltaPart
 from veneer.adapters.layer_view import frozen_layer
 from veneer.adapters.part import PREFIX, Part
 from veneer.adapters.targets import Targeting, matching
+from veneer.adapters.trained_modules import is_inside, read_trained_modules
+from veneer.adapters.trained_tokens import read_trained_tokens
 from veneer.adapters.virtual_tokens import KEY, VirtualTokens, config_of_prompt, new_virtual_tokens
 from veneer.base.base import Base
 from veneer.base.storage_config import DENSE, base_storage
@@ -25,10 +28,17 @@ TRUSTED = 2**24
 """Numbers in a delta that are allocated because adapter_config.json says so, before the tensors are compared."""
 
 
-def to_files(parts: Sequence[Part], base_name: str, facts: Mapping[str, Any]) -> dict[str, AdapterFiles]:
-    """The content of each folder, by its name: PEFT's configuration and tensors, and our own facts beside them."""
-    files = {}
-    base = base_facts(parts[0].base, base_name)
+def to_files(
+    parts: Sequence[Part], base_name: str, new_tokens: Sequence[str], facts: Mapping[str, Any]
+) -> dict[str, AdapterFiles]:
+    """The content of each folder, by its name: PEFT's configuration and tensors, and our own facts beside them.
+
+    An adapter with new tokens has the tokenizer that knows them in its first folder.
+    """
+    files: dict[str, AdapterFiles] = {}
+    base, tokenizer = base_facts(parts[0].base, base_name), parts[0].base.tokenizer
+    if new_tokens:
+        facts = {"new_tokens": list(new_tokens), **facts}
     for folder in dict.fromkeys(part.folder for part in parts):
         config: dict[str, Any] = {}
         own: dict[str, Any] = {"format": FORMAT}
@@ -36,7 +46,8 @@ def to_files(parts: Sequence[Part], base_name: str, facts: Mapping[str, Any]) ->
         for part in (p for p in parts if p.folder == folder):
             config, own, tensors = config | part.peft_fields(), own | part.facts(), tensors | part.tensors()
         config["base_model_name_or_path"] = base_name or None
-        files[folder] = AdapterFiles(config, tensors, {**own, "base": base, **facts})
+        beside = tokenizer.save_pretrained if new_tokens and tokenizer is not None and not files else None
+        files[folder] = AdapterFiles(config, tensors, {**own, "base": base, **facts}, beside)
     return files
 
 
@@ -48,11 +59,13 @@ def base_facts(base: Base, name: str) -> dict[str, Any]:
     return facts
 
 
-def read_part(base: Base, files: AdapterFiles, where: str, *, allow_other_base: bool, allow_no_effect: bool) -> Part:
-    """The part that an adapter folder holds, for `base`; raises AdapterMismatch with every difference."""
+def read_parts(
+    base: Base, files: AdapterFiles, where: str, *, allow_other_base: bool, allow_no_effect: bool
+) -> list[Part]:
+    """The parts that an adapter folder holds, for `base`; raises AdapterMismatch with every difference."""
     if (prompt := config_of_prompt(files.config)) is not None:
-        return _read_virtual_tokens(base, files, where, prompt, allow_other_base)
-    return _read_deltas(base, files, where, allow_other_base, allow_no_effect)
+        return [_read_virtual_tokens(base, files, where, prompt, allow_other_base)]
+    return _read_method(base, files, where, allow_other_base, allow_no_effect)
 
 
 def _read_virtual_tokens(
@@ -81,14 +94,20 @@ def _refuse_newer(files: AdapterFiles, where: str) -> None:
         raise AdapterMismatch(f"{where}: veneer.json has format {newer!r}, known here is {FORMAT}; update veneer")
 
 
-def _read_deltas(
+def _read_method(
     base: Base, files: AdapterFiles, where: str, allow_other_base: bool, allow_no_effect: bool
-) -> DeltaPart:
+) -> list[Part]:
     network = base.network
     config, targeting = _settings(files, where)
+    modules, used, wrong = read_trained_modules(base, files)
+    rest = replace(files, tensors={k: t for k, t in files.tensors.items() if k not in used})
+    rows, more, also_wrong = read_trained_tokens(base, rest)
+    others: list[Part] = [part for part in (modules, rows) if part is not None]
+    whole = [] if modules is None else modules.names
     paths = matching(network, targeting, "module" in METHODS[config.method].kinds)
-    by_path, strays = _by_path(files.tensors, paths)
-    problems = [*_other_base(base, files, allow_other_base), *_strays(network, strays)]
+    paths = [path for path in paths if not is_inside(path, whole)]
+    by_path, strays = _by_path({k: t for k, t in rest.tensors.items() if k not in more}, paths)
+    problems = [*_other_base(base, files, allow_other_base), *wrong, *also_wrong, *_strays(network, strays)]
     deltas: dict[str, Delta] = {}
     layers: dict[str, FrozenLayer] = {}
     for path in paths:
@@ -102,11 +121,13 @@ def _read_deltas(
             layers[path], deltas[path] = layer, delta
     if not paths:
         problems.append(f"  its targets {targeting.targets!r} match no layer of the model")
-    if not problems and not allow_no_effect and not any(_has_effect(d, layers[p]) for p, d in deltas.items()):
+    if problems or others or allow_no_effect:
+        pass
+    elif not any(_has_effect(d, layers[p]) for p, d in deltas.items()):
         problems.append("  it changes nothing: every delta is zero (an untrained adapter?)")
     if problems:
         raise AdapterMismatch(_report(where, base, files, problems))
-    return DeltaPart(base, config, targeting, deltas)
+    return [DeltaPart(base, config, targeting, deltas), *others]
 
 
 def _delta(path: str, layer: FrozenLayer, config: MethodConfig, tensors: Mapping[str, Tensor]) -> Delta:

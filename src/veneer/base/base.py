@@ -115,6 +115,11 @@ class Base:
         return embedding
 
     @property
+    def embedding_rows(self) -> int:
+        """Rows of the token embedding."""
+        return int(self.embedding.num_embeddings)  # type: ignore[arg-type]
+
+    @property
     def tied(self) -> bool:
         """Whether the output head's weight is the embedding's."""
         return bool(self.network.config.tie_word_embeddings) and self.head_path is not None

@@ -14,6 +14,8 @@ from veneer.disk.prefetch import ask_for
 from veneer.storage.layers import Stored
 
 SAMPLES = 256
+OWN_ROWS = "own_rows"
+"""Attribute of a parameter with added rows: how many are the base's own."""
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
@@ -37,7 +39,8 @@ def _step(tensor: Tensor) -> int:
 
 def base_fingerprint(model: nn.Module) -> str:
     """The fingerprint of a model's parameters and stored weights; deltas hang on hooks, so they are not among them."""
-    return fingerprint([*((name, p) for name, p in model.named_parameters()), *_stored(model)])
+    own = ((name, p[: getattr(p, OWN_ROWS, None)] if p.dim() else p) for name, p in model.named_parameters())
+    return fingerprint([*own, *_stored(model)])
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -10,7 +10,7 @@ A folder with parts holds one such folder per part, and a `veneer.json` with the
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ class AdapterFiles:
     config: dict[str, Any]
     tensors: Mapping[str, Tensor] = field(repr=False)
     facts: dict[str, Any] = field(default_factory=dict)
+    save_beside: Callable[[Path], object] | None = None
+    """Writes further files (a tokenizer) into the folder."""
 
 
 def write_adapter(folder: Path, files: AdapterFiles) -> int:
@@ -60,6 +62,8 @@ def _write(folder: Path, files: AdapterFiles) -> str:
     written = _sha256(folder / TENSORS)
     (folder / CONFIG).write_text(json_text(files.config), encoding="utf-8")
     (folder / FACTS).write_text(json_text({**files.facts, SHA256: written}), encoding="utf-8")
+    if files.save_beside is not None:
+        files.save_beside(folder)
     return written
 
 

@@ -65,7 +65,10 @@ def as_lora(adapter: Adapter, rank: int | None = None, *, progress: Callable[[],
         deltas[path].load_({"lora_A.weight": a, "lora_B.weight": b})
         progress()
     part = DeltaPart(adapter.base, config, Targeting(targets=tuple(deltas)), deltas)
-    return AsLoRA(Adapter(adapter.base, [part], adapter.base_name), errors)
+    parts = [part, *(other for other in adapter.parts if not other.deltas)]
+    made = Adapter(adapter.base, parts, adapter.base_name)
+    made.new_tokens = adapter.new_tokens
+    return AsLoRA(made, errors)
 
 
 def _refuse_what_lora_cannot_say(adapter: Adapter, layers: dict[str, FrozenLayer]) -> None:

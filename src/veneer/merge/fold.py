@@ -10,8 +10,8 @@ into those: they are what the adapter was trained on. The base's own weights dif
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from veneer.adapters.adapter import Adapter
 from veneer.adapters.layer_view import dense_weight, is_transposed
+from veneer.adapters.part import Fold
+from veneer.base.fingerprint import OWN_ROWS
 from veneer.base.quantize import packed_names
+from veneer.base.vocabulary import with_rows
 from veneer.disk.atomic import replacing_folder
 from veneer.disk.tensors import Spec, Tensors, open_tensors, write_model_tensors
 from veneer.errors import ConfigError, ModelError, NotFoldable
-from veneer.methods.base import Delta
 from veneer.storage.layers import Stored
 
 COPIED = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*")
@@ -37,12 +39,11 @@ class Source:
 
     stored: str
     """Its name in the base's files."""
-    delta: Delta | None = None
-    transposed: bool = False
-    """Whether the files hold W as (D, O)."""
-    bias: bool = False
-    path: str = ""
-    """The module that the delta hangs on."""
+    fold: Fold | None = None
+    name: str = ""
+    """Of the parameter that is folded into."""
+    rows: int | None = None
+    """The first dimension of a weight whose vocabulary has grown; rows are added as the mean of the others."""
 
 
 def merge(
@@ -65,12 +66,15 @@ def merge(
     refuse_unfoldable(adapter)
     tensors = open_tensors(base)
     stored = tensors.without(n for names in packed_names(tensors).values() for n in names[1:])
-    kept = _kept(adapter.model, stored)
+    kept = _kept(adapter.base.network, stored)
     plan, untied = _plan(adapter, stored)
-    specs = {name: _spec(stored, source.stored, dtype, kept) for name, source in plan.items()}
+    specs = {name: _spec(stored, source, dtype, kept) for name, source in plan.items()}
     with replacing_folder(into) as folder:
         _copy_rest(base, folder)
-        _adjust_config(folder / "config.json", untied, dtype)
+        grown = any(source.rows is not None for source in plan.values())
+        _adjust_config(folder / "config.json", untied, dtype, adapter.base.vocab_size if grown else None)
+        if adapter.new_tokens:
+            adapter.base.tokenizer.save_pretrained(folder)
         write_model_tensors(folder, specs, _folded(plan, stored, specs, kept, progress))
     return sum(f.stat().st_size for f in into.iterdir())
 
@@ -107,35 +111,39 @@ def _not_foldable(why: str) -> NotFoldable:
 
 def _plan(adapter: Adapter, stored: Tensors) -> tuple[dict[str, Source], bool]:
     """Every tensor of the merged model by name, and whether tied weights now differ."""
-    model = adapter.model
+    network = adapter.base.network
     plan = {name: Source(name) for name in stored}
-    names_of = _tied(model)
-    untied = False
-    missing = []
-    for path, delta in adapter.deltas.items():
-        module = model.get_submodule(path)
-        every = names_of.get(f"{path}.weight", [f"{path}.weight"])
-        home = next((own for n in every if (own := _stored_name(n, stored, model)) is not None), None)
+    folds = {name: fold for part in adapter.parts for name, fold in part.folds().items()}
+    names_of, untied, missing = _tied(network), False, []
+    for name in folds:
+        group = names_of.get(name, [name])
+        own = {n: _stored_name(n, stored, network) for n in group}
+        home = next((n for n in own.values() if n is not None), None)
         if home is None:
-            missing.append(f"{path}.weight")
+            missing += [] if name.endswith(".bias") else [name]
             continue
-        for name in every:
-            same = model.get_submodule(name.rpartition(".")[0]) is module  # one module in several places
-            own = _stored_name(name, stored, model)
-            if same and (own is not None or name == f"{path}.weight"):
-                plan[own or name] = Source(own or home, delta, is_transposed(module), path=path)
-            elif not same:
-                untied = True
-                plan.setdefault(own or name, Source(home))
-        for name in names_of.get(f"{path}.bias", [f"{path}.bias"]):
-            if (own := _stored_name(name, stored, model)) is not None:
-                plan[own] = Source(own, delta, bias=True, path=path)
+        by_name = _folds_of(group, folds, network)
+        alike = all(fold == folds[name] for fold in by_name.values())
+        untied |= not alike
+        for other, fold in by_name.items():
+            if (place := own[other]) is not None or not alike:
+                plan[place or other] = Source(place or home, fold, other)
     if missing:
         raise ModelError(
             f"the base's files hold no {', '.join(missing[:4])} ({len(missing)} in all), so nothing can be folded "
             f"into it; they hold {', '.join(list(stored)[:4])}, ... Give the folder that the model was loaded from."
         )
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        place = _stored_name(name, plan, network)
+        if hasattr(parameter, OWN_ROWS) and place is not None:
+            plan[place] = replace(plan[place], rows=len(parameter))
     return plan, untied
+
+
+def _folds_of(group: Sequence[str], folds: Mapping[str, Fold], network: nn.Module) -> dict[str, Fold | None]:
+    """The fold of each name of one parameter; a module that stands in several places is folded in all of them."""
+    by_module = {id(network.get_submodule(n.rpartition(".")[0])): folds[n] for n in group if n in folds}
+    return {n: by_module.get(id(network.get_submodule(n.rpartition(".")[0]))) for n in group}
 
 
 def _stored_name(name: str, stored: Mapping[str, Any], model: Any) -> str | None:
@@ -164,11 +172,14 @@ def _kept(model: nn.Module, stored: Tensors) -> dict[str, Stored]:
     return {name: m for path, m in modules if (name := _stored_name(f"{path}.weight", stored, model)) is not None}
 
 
-def _spec(stored: Tensors, name: str, dtype: torch.dtype | None, kept: Mapping[str, Stored]) -> Spec:
+def _spec(stored: Tensors, source: Source, dtype: torch.dtype | None, kept: Mapping[str, Stored]) -> Spec:
+    name = source.stored
     own, shape = stored[name].dtype, stored[name].shape
     if name in kept and not own.is_floating_point:
         o, d = kept[name].storage.shape
         own, shape = kept[name].storage.dtype, (d, o) if getattr(kept[name], "transposed", False) else (o, d)
+    if source.rows is not None:
+        shape = (source.rows, *shape[1:])
     return (dtype if dtype is not None and own.is_floating_point else own, shape)
 
 
@@ -181,8 +192,8 @@ def _folded(
 ) -> Iterator[tuple[str, Tensor]]:
     for done, (name, source) in enumerate(plan.items(), start=1):
         tensor = _dequantized(kept[source.stored]) if source.stored in kept else stored.read(source.stored)
-        if source.delta is not None:
-            tensor = _changed(tensor.float(), source, source.delta)
+        if source.rows is not None or source.fold is not None:
+            tensor = _changed(tensor.float(), source)
         yield name, tensor.to(specs[name][0]).contiguous()
         del tensor  # before the next one is read
         progress(done, len(plan))
@@ -195,15 +206,14 @@ def _dequantized(module: Stored) -> Tensor:
 
 
 @torch.no_grad()  # here, not on the generator: its wrapper would keep the last tensor while the next is made
-def _changed(tensor: Tensor, source: Source, delta: Delta) -> Tensor:
-    """A stored weight or bias, float32, with its delta folded in."""
-    if source.bias:
-        return delta.fold_bias(tensor)
+def _changed(tensor: Tensor, source: Source) -> Tensor:
+    """A stored weight or bias, float32, grown and with its change folded in."""
+    if source.rows is not None:
+        tensor = with_rows(tensor, source.rows)
     try:
-        folded = delta.fold(tensor.T if source.transposed else tensor)
+        return tensor if source.fold is None else source.fold(tensor)
     except NotFoldable as error:
-        raise _not_foldable(f"{source.path}: {error}") from error
-    return folded.T if source.transposed else folded
+        raise _not_foldable(f"{source.name.rpartition('.')[0]}: {error}") from error
 
 
 def _copy_rest(base: Path, folder: Path) -> None:
@@ -213,8 +223,8 @@ def _copy_rest(base: Path, folder: Path) -> None:
                 shutil.copyfile(file, folder / file.name)
 
 
-def _adjust_config(file: Path, untied: bool, dtype: torch.dtype | None) -> None:
-    """Say in config.json what the fold has changed: weights that are tied or quantized no longer, and their dtype.
+def _adjust_config(file: Path, untied: bool, dtype: torch.dtype | None, vocab_size: int | None) -> None:
+    """Say in config.json what the fold has changed: weights that are tied or quantized no longer, dtype, vocabulary.
 
     transformers loads into the dtype that stands there, so a stale one would round the weights again.
     """
@@ -223,6 +233,8 @@ def _adjust_config(file: Path, untied: bool, dtype: torch.dtype | None) -> None:
     for part in (config, *(v for v in config.values() if isinstance(v, dict))):
         if untied and (part is config or "tie_word_embeddings" in part):
             part["tie_word_embeddings"] = False
+        if vocab_size is not None and "vocab_size" in part:
+            part["vocab_size"] = vocab_size
         names = [key for key in ("dtype", "torch_dtype") if key in part]
         if dtype is not None:
             part |= dict.fromkeys(names or (["dtype"] if part is config else []), str(dtype).removeprefix("torch."))

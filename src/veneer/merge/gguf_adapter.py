@@ -26,6 +26,11 @@ def write_gguf_adapter(adapter: Adapter, file: Path) -> int:
 
     Raises ConfigError for a model or a target that llama.cpp names in a way not known here, all targets at once.
     """
+    if others := [part.kind for part in adapter.parts if not part.deltas]:
+        raise ConfigError(
+            f"a LoRA file for llama.cpp cannot hold {' and '.join(others)}; merge the adapter into its model "
+            "(`veneer merge`) and convert that"
+        )
     config, model = adapter.settings, adapter.model.config
     assert isinstance(config, LoRAConfig) and not config.rank_pattern and not config.alpha_pattern
     if model.model_type not in ARCHITECTURES:

@@ -188,7 +188,7 @@ class AdaLoRA(Delta):
     def from_peft(cls, fields: Mapping[str, Any]) -> AdaLoRAConfig | None:
         if fields.get("peft_type") != "ADALORA":
             return None
-        unread = [k for k in ("use_rslora", "modules_to_save", "trainable_token_indices") if fields.get(k)]
+        unread = [k for k in ("use_rslora",) if fields.get(k)]
         unread += ["bias"] if fields.get("bias", "none") != "none" else []
         if unread:
             raise AdapterMismatch(f"this AdaLoRA adapter uses {', '.join(unread)}, which veneer does not read")

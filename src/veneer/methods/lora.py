@@ -311,10 +311,8 @@ class LoRA(Restartable):
 
 _NOT_READ = (
     "bias",
-    "modules_to_save",
     "lora_bias",
     "layer_replication",
-    "trainable_token_indices",
     "target_parameters",
     "alora_invocation_tokens",
     "arrow_config",

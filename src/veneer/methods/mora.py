@@ -319,7 +319,7 @@ class MoRA(Restartable):
         if fields.get("peft_type") not in ("LORA", "REMORA") or not fields.get("use_mora"):
             return None
         unread = [k for k, v in fields.items() if k.startswith("use_") and v and k not in ("use_mora", "use_rslora")]
-        unread += [k for k in ("bias", "modules_to_save", "layer_replication") if fields.get(k, "none") not in _UNSET]
+        unread += [k for k in ("bias", "layer_replication") if fields.get(k, "none") not in _UNSET]
         if unread:
             raise AdapterMismatch(f"this MoRA adapter uses {', '.join(unread)}, which veneer does not read")
         kind = fields.get("mora_type", 1)
