@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -84,6 +84,51 @@ def test_the_check_sees_an_import_against_the_order(own: str, line: str) -> None
     assert offences(line, "x.py", own)
 
 
+def modules_imported_by(tree: ast.AST) -> Iterator[str]:
+    """Every module of ours that a file imports, by dotted name; a name that is imported from one counts as it too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("veneer."))
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "veneer":
+            yield node.module
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+def circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, directly or through others; each circle once."""
+    found: dict[frozenset[str], list[str]] = {}
+
+    def walk(module: str, trail: list[str]) -> None:
+        if module in trail:
+            circle = trail[trail.index(module) :]
+            found.setdefault(frozenset(circle), circle)
+            return
+        for other in sorted(imports.get(module, ())):
+            walk(other, [*trail, module])
+
+    for module in imports:
+        walk(module, [])
+    return list(found.values())
+
+
+def imports_within_rooms() -> dict[str, set[str]]:
+    """Module -> the modules of its own room that it imports; a room's `__init__` gathers and is left out."""
+    names = {".".join(["veneer", *f.relative_to(ROOT).with_suffix("").parts]): f for f in FILES if f.stem != "__init__"}
+    found = {}
+    for name, file in names.items():
+        others = set(modules_imported_by(ast.parse(file.read_text("utf-8")))) & names.keys() - {name}
+        found[name] = {other for other in others if other.split(".")[1] == name.split(".")[1]}
+    return found
+
+
+def test_no_circle_inside_a_room() -> None:
+    assert circles(imports_within_rooms()) == []
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
 def test_no_relative_imports_and_no_utils() -> None:
     for file in FILES:
         assert "utils" not in file.stem
@@ -101,6 +146,11 @@ def test_functions_fit_on_a_screen() -> None:
                 if lines > 60:
                     long.append(f"{file.relative_to(ROOT)}:{node.lineno} {node.name} has {lines} lines")
     assert long == []
+
+
+def test_modules_have_at_most_400_lines() -> None:
+    lengths = {str(f.relative_to(ROOT)): len(f.read_text("utf-8").splitlines()) for f in FILES}
+    assert {name: n for name, n in lengths.items() if n > 400} == {}
 
 
 def test_importing_changes_nothing_in_the_process() -> None:

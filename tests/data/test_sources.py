@@ -124,7 +124,7 @@ def test_only_the_first_malformed_lines_are_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_rows(str(tmp_path / "r.jsonl"))
     assert str(caught.value).count("\n  line ") == 5
-    assert "... and 4 more lines" in str(caught.value)
+    assert "... and 4 more" in str(caught.value)
 
 
 VALID = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in ROWS * 3).encode()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +15,9 @@ from veneer.base.fill import match, rearranged_by_transformers
 from veneer.base.quantize import Quantizer
 from veneer.base.storage_config import BaseStorage
 from veneer.disk.atomic import clear_leftovers, replacing, replacing_folder
-from veneer.disk.model_dir import COPIED, open_model_dir
+from veneer.disk.model_dir import COPIED, copy_settings, open_model_dir
 from veneer.disk.scratch import DiskBuffer
-from veneer.disk.tensors import INDEX, Tensors, open_tensors, weight_files, write_model_tensors
+from veneer.disk.tensors import Tensors, open_tensors, weight_files, write_model_tensors
 from veneer.errors import DiskError, ModelError
 from veneer.models.skeleton import build_skeleton, quiet
 from veneer.storage import Storage, bnb
@@ -159,10 +158,7 @@ def _write(base: Path, folder: Path, made: Quantizer, progress: Callable[[int, i
             continue
         for key, tensor in kept[name].tensors(name).items():
             specs[key] = (tensor.dtype, tuple(tensor.shape))
-    for pattern in COPIED:
-        for file in base.glob(pattern):
-            if file.name != INDEX:
-                shutil.copyfile(file, folder / file.name)
+    copy_settings(base, folder)
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = quantization_config(next(iter(kept.values())), made.dense, config)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

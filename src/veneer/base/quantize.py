@@ -4,7 +4,7 @@ Quantizing reads one weight at a time, in its file's own number type, so that th
 dtype of a machine; peak memory is the quantized model and one tensor.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from veneer import machine
 from veneer.base.storage_config import BaseStorage, config_of
 from veneer.disk.scratch import DiskBuffer
 from veneer.disk.tensors import Tensors
-from veneer.errors import ConfigError, ModelError
+from veneer.errors import ConfigError, ModelError, listed
 from veneer.models.blocks import input_embedding, name_in_files, output_head
 from veneer.storage import STORAGES, Storage, from_tensors
 from veneer.storage.int8 import Int8
@@ -113,7 +113,7 @@ class Quantizer:
             machine.trim_memory()  # the heap would keep it in pieces, between what is kept
             self._progress(done, len(homes))
         if problems:
-            raise ModelError("\n".join([f"{len(problems)} weights cannot be quantized:", *_listed(problems)]))
+            raise ModelError(f"{len(problems)} weights cannot be quantized:\n{listed(problems)}")
         return list(homes.values())
 
     def _read(
@@ -135,9 +135,7 @@ class Quantizer:
                 kept.dtype = plain
             self.kept[path] = kept
         if problems:
-            raise ModelError(
-                "\n".join(["these quantized weights cannot be used:", *_listed(problems), "Nothing was loaded."])
-            )
+            raise ModelError(f"these quantized weights cannot be used:\n{listed(problems)}\nNothing was loaded.")
         return [name for home in homes.values() for name in packed[home]]
 
 
@@ -231,13 +229,6 @@ def _put(model: nn.Module, path: str, layer: nn.Module) -> None:
     parent, _, leaf = path.rpartition(".")
     layer.train(model.training)
     setattr(model.get_submodule(parent), leaf, layer)
-
-
-def _listed(problems: list[str], most: int = 8) -> Iterator[str]:
-    for problem in problems[:most]:
-        yield from (f"  {line}" for line in problem.splitlines())
-    if len(problems) > most:
-        yield f"  ... and {len(problems) - most} more"
 
 
 def _named(config: Any) -> str:

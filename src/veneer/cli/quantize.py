@@ -38,7 +38,7 @@ def command(
     from veneer.base.quant_cache import is_quantized, misread_on_cpu, quantize_weights, write_quantized
     from veneer.base.quantize import Quantizer
     from veneer.base.storage_config import DENSE, base_storage
-    from veneer.errors import ConfigError, ModelError
+    from veneer.errors import ConfigError, ModelError, listed
     from veneer.models.sources import resolve
 
     settings: dict[str, Any] = {"name": storage} | ({"block": block} if block is not None else {})
@@ -60,10 +60,9 @@ def command(
         size = write_quantized(folder, to, made, _bar("writing tensors", shown))
     misread = misread_on_cpu(made)
     if misread:
-        rest = f" and {len(misread) - 1} more" if len(misread) > 1 else ""
         stderr.print(
-            f"veneer reads this folder right, but bitsandbytes 0.50.2 on a CPU with AVX-512 misreads {misread[0]}{rest}"
-            ", whose rows are no multiple of the block; for use with it give --block a divisor of the row's length",
+            "veneer reads this folder right, but bitsandbytes 0.50.2 on a CPU with AVX-512 misreads "
+            f"{listed(misread, 1, ', ')}, whose rows are no multiple of the block; for use with it give --block a divisor of the row's length",
             markup=False,
             soft_wrap=True,
         )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from veneer.data.hub import read_hub
-from veneer.errors import DataError
+from veneer.errors import DataError, listed
 
 SHOWN = 5  # malformed lines named in one message
 
@@ -179,10 +179,7 @@ def _jsonl(source: str, path: Path, limit: int | None) -> Numbered:
             cut = "" if raw.endswith(b"\n") else " (the last line, without a line end: half-written?)"
             bad.append(f"line {number}: {error}{cut}")
     if bad:
-        more = [f"... and {len(bad) - SHOWN} more lines"] if len(bad) > SHOWN else []
-        raise DataError(
-            "\n  ".join([f"{source}: {len(bad)} malformed", *bad[:SHOWN], *more, "Correct or remove them."])
-        )
+        raise DataError(f"{source}: {len(bad)} malformed\n{listed(bad, SHOWN)}\nCorrect or remove them.")
     yield from good
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from veneer.data.example import Example, Made, TooLong
 from veneer.data.row_schema import Layout
 from veneer.data.sources import Row
-from veneer.errors import DataError
+from veneer.errors import DataError, listed
 
 SHOWN = 8  # lines or reasons named in one message
 
@@ -102,12 +102,10 @@ def complaint(unusable: Sequence[tuple[Row, str]], total: int) -> str:
     reasons: dict[str, list[int]] = {}
     for row, reason in unusable:
         reasons.setdefault(reason, []).append(row.line)
-    listed = []
-    for reason, lines in list(reasons.items())[:SHOWN]:
-        first = ", ".join(map(str, lines[:SHOWN]))
-        more = f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-        listed.append(f"line{'s' * (len(lines) > 1)} {first}{more}: {reason}")
-    if len(reasons) > SHOWN:
-        listed.append(f"... and {len(reasons) - SHOWN} more reasons")
+    problems = [
+        f"line{'s' * (len(lines) > 1)} {listed(list(map(str, lines)), SHOWN, ', ')}: {reason}"
+        for reason, lines in reasons.items()
+    ]
     head = f"{unusable[0][0].source}: {len(unusable)} of {total} rows cannot be trained on"
-    return "\n  ".join([head, *listed, "Correct or remove them, or say in the recipe how to read them."])
+    advice = "Correct or remove them, or say in the recipe how to read them."
+    return f"{head}\n{listed(problems, SHOWN)}\n{advice}"

@@ -1,6 +1,7 @@
 """Check a model folder: config.json, complete safetensors weights and a tokenizer.  All problems are listed."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,14 @@ TOKENIZERS = [
 """Each row is one complete set of tokenizer files."""
 COPIED = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*")
 """Files copied into a folder derived from another: configuration and tokenizer, not weights."""
+
+
+def copy_settings(base: Path, folder: Path) -> None:
+    """Copy configuration and tokenizer of a model folder, without its weights and their index."""
+    for pattern in COPIED:
+        for file in base.glob(pattern):
+            if file.is_file() and file.name != INDEX:
+                shutil.copyfile(file, folder / file.name)
 
 
 @dataclass(frozen=True)

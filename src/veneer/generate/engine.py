@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from veneer.base.base import Base
-from veneer.errors import ConfigError, DataError, ModelError
+from veneer.errors import ConfigError, DataError, ModelError, listed
 from veneer.generate.kv import expand, is_movable, join, joined_masks, new_cache, select
 from veneer.generate.sampler import Sampler, greedy
 from veneer.generate.stop import stop_ids as find_stop_ids
@@ -99,8 +99,8 @@ def _check(base: Base, prompts: list[list[int]]) -> int | None:
         long = [(i, len(p)) for i, p in enumerate(prompts) if len(p) >= limit]
         problems += [f"prompt {i} has {n} tokens, the model has {limit} positions" for i, n in long]
     if problems:
-        shown = problems[:10] + ([f"and {len(problems) - 10} more"] if len(problems) > 10 else [])
-        raise DataError("; ".join(shown) + ". Give each prompt at least one token and leave room for the answer.")
+        shown = listed(problems, 10, "; ")
+        raise DataError(f"{shown}. Give each prompt at least one token and leave room for the answer.")
     return limit
 
 
