@@ -62,7 +62,8 @@ def command(
     if misread:
         stderr.print(
             "veneer reads this folder right, but bitsandbytes 0.50.2 on a CPU with AVX-512 misreads "
-            f"{listed(misread, 1, ', ')}, whose rows are no multiple of the block; for use with it give --block a divisor of the row's length",
+            f"{listed(misread, 1, ', ')}, whose rows are not a multiple of the block; for use with it give --block a "
+            "divisor of the row's length",
             markup=False,
             soft_wrap=True,
         )
