@@ -207,6 +207,7 @@ def child(job: dict[str, Any], steps: int) -> dict[str, Any]:
     from veneer.recipe.load import recipe_from
     from veneer.train.events import Event
     from veneer.train.job import read_job
+    from veneer.train.preflight import preflight
     from veneer.train.run import open_run
     from veneer.train.setup import set_up
 
@@ -220,9 +221,9 @@ def child(job: dict[str, Any], steps: int) -> dict[str, Any]:
         seconds.append(event.figures["seconds"])
 
     with open_run(recipe_from(tree)) as session:
-        read = read_job(session.recipe)
-        foreseen = estimate(session.recipe, read, read.steps)
-        session.train(set_up(read), [listen])
+        checked = preflight(read_job(session.recipe))
+        foreseen = estimate(checked)
+        session.train(set_up(checked), [listen])
     return {
         "plan_bytes": foreseen.peak_bytes + foreseen.droppable_bytes,
         "peak_bytes": peak_rss_bytes(),
@@ -238,21 +239,18 @@ def child(job: dict[str, Any], steps: int) -> dict[str, Any]:
 def foresee_seconds(job: dict[str, Any], steps: int) -> dict[str, Any]:
     """What is foreseen for the steps after the first, every block timed anew."""
     import veneer.plan.time as timing
-    from veneer.plan import batch_time
     from veneer.plan.memory import estimate
     from veneer.recipe.load import recipe_from
-    from veneer.train.job import read_job, steps_of, with_dtype
+    from veneer.train.job import read_job, with_dtype
+    from veneer.train.preflight import preflight
 
-    for module in (timing, batch_time):
-        module.kept = lambda facts, measure: measure()
+    timing.cached = lambda facts, measure: measure()
     tree = job["tree"]
     write_rows(Path(tree["data"]["train"]), tree["model"], job["length"], rows=16 * steps)
-    recipe = with_dtype(recipe_from(tree))
-    rows = read_job(recipe)
-    order = steps_of(recipe, rows.examples)
-    found = estimate(recipe, rows, order)
+    checked = preflight(read_job(with_dtype(recipe_from(tree))))
+    found = estimate(checked)
     began = time.perf_counter()
-    times = timing.times(recipe, rows, order, found)
+    times = timing.times(checked, found)
     took = time.perf_counter() - began
     return {"plan_seconds_a_step": sum(times.steps[1:]) / len(times.steps[1:]), "timing_seconds": took}
 

@@ -145,9 +145,10 @@ def smollm2() -> Path:
 def prepared(recipe: Any, say: Callable[[str], None] = lambda _: None) -> Any:
     """A `Training` of the recipe: its rows, its base and its adapter, as `veneer train` would set them up."""
     from veneer.train.job import read_job
+    from veneer.train.preflight import preflight
     from veneer.train.setup import set_up
 
-    return set_up(read_job(recipe, say), say=say)
+    return set_up(preflight(read_job(recipe, say)), say=say)
 
 
 def mean_loss(network: Any, examples: Any, recipe: Any) -> float:

@@ -63,6 +63,7 @@ def trained(args: argparse.Namespace, side: str) -> dict[str, float]:
     from veneer.train.checkpoint import TrainState
     from veneer.train.job import read_job
     from veneer.train.optim import build_optimizer
+    from veneer.train.preflight import preflight
     from veneer.train.setup import set_up
     from veneer.train.step import optimizer_step
 
@@ -77,7 +78,7 @@ def trained(args: argparse.Namespace, side: str) -> dict[str, float]:
         }
         tree = {"model": args.model, "data": {"train": str(rows)}, "method": TRAINED[side], "train": shape}
         recipe = recipe_from({**tree, "run": str(Path(scratch) / "run")})
-        training = set_up(read_job(recipe))
+        training = set_up(preflight(read_job(recipe)))
         adapter = training.adapter
         state = TrainState(training.base, adapter, build_optimizer(adapter.named(), recipe.optimizer))
         seconds = [optimizer_step(training, state)["seconds"] for _ in range(args.steps + 1)][1:]

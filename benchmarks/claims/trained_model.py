@@ -15,6 +15,7 @@ from veneer.recipe.settings import Recipe
 from veneer.train.checkpoint import TrainState
 from veneer.train.job import held_out_settings, read_job
 from veneer.train.optim import build_optimizer
+from veneer.train.preflight import preflight
 from veneer.train.restarts import Restarts
 from veneer.train.setup import Training, attach_parts, set_up
 from veneer.train.step import optimizer_step
@@ -55,7 +56,7 @@ class Subject:
 
     def __init__(self, tree: Tree, first: int = 0) -> None:
         self._tree = {"run": "nowhere", **tree}
-        self._training = set_up(read_job(self._recipe({})))
+        self._training = set_up(preflight(read_job(self._recipe({}))))
         self._training.adapter.detach()
         if first:
             self._training = shorten_(self._training, first)

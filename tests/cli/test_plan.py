@@ -9,9 +9,11 @@ import pytest
 from veneer.cli.main import invoke
 from veneer.kernels import native
 from veneer.plan.alternatives import Fit
-from veneer.plan.io_time import Disk
+from veneer.plan.disk import Disk
 from veneer.plan.memory import Estimate
 from veneer.plan.time import Times
+from veneer.recipe.overrides import with_changes
+from veneer.train.preflight import Checked, preflight
 
 
 @pytest.fixture
@@ -23,6 +25,10 @@ def file(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         f"model: {tiny_model}\nrun: {tmp_path}/run\ndata: {{train: {tmp_path}/rows.jsonl}}\ntrain: {{steps: 1}}\n"
     )
     return path
+
+
+def fit_of(made: Checked, changes: dict[str, Any], found: Estimate) -> Fit:
+    return Fit(changes, found, preflight(made.job.with_recipe(with_changes(made.recipe, changes)), earlier=made))
 
 
 def test_a_table_and_a_verdict(file: Path, capsys: Any) -> None:
@@ -70,12 +76,12 @@ def test_json_has_the_figures_and_too_small_a_budget_is_status_3(file: Path, cap
 
 def test_what_would_fit_is_shown_as_flags_with_what_it_costs(file: Path, capsys: Any, monkeypatch: Any) -> None:
     again, both = {"train.recompute": True}, {"train.recompute": True, "optimizer.bits": 8}
-    fits = [Fit(changes, Estimate({"base": 2**20}, "head", 2**20, {}, 1)) for changes in (again, both)]
-    monkeypatch.setattr("veneer.plan.alternatives.nearest", lambda *_: fits)
+    found = Estimate({"base": 2**20}, "head", 2**20, {}, 1)
+    monkeypatch.setattr("veneer.plan.fit.nearest", lambda made, *_: [fit_of(made, c, found) for c in (again, both)])
     timed: list[Any] = []
 
-    def slower(recipe: Any, *_: Any) -> Times:
-        timed.append((recipe.train.recompute, recipe.optimizer.bits))
+    def slower(made: Checked, *_: Any) -> Times:
+        timed.append((made.recipe.train.recompute, made.recipe.optimizer.bits))
         return Times([2.0 * len(timed)], 0.0, 0.0)
 
     monkeypatch.setattr("veneer.plan.time.times", slower)
@@ -102,8 +108,11 @@ def test_the_recipe_comes_first(capsys: Any) -> None:
 
 
 def test_memory_auto_shows_what_train_would_pick(file: Path, capsys: Any, monkeypatch: Any) -> None:
-    fit = Fit({"train.recompute": True}, Estimate({"base": 2**20}, "head", 2**20, {"adapter": 1, "checkpoints": 1}, 1))
-    monkeypatch.setattr("veneer.plan.alternatives.nearest", lambda *_: [fit])
+    found, change = (
+        Estimate({"base": 2**20}, "head", 2**20, {"adapter": 1, "checkpoints": 1}, 1),
+        {"train.recompute": True},
+    )
+    monkeypatch.setattr("veneer.plan.fit.nearest", lambda made, *_: [fit_of(made, change, found)])
     flags = ["--memory", "auto", "--memory.budget", "1MiB", "--no-time"]
     assert invoke(["plan", str(file), *flags]) == 0
     assert "memory.auto picks --train.recompute true\nit fits" in capsys.readouterr().out

@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 
 from tests.conftest import tiny_recipe
-from veneer.plan.gate import fit
 from veneer.recipe.settings import Recipe
-from veneer.train.job import read_job
-from veneer.train.run import open_run
-from veneer.train.setup import set_up
 
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What other tests have quantized is not there."""
+    """What other tests have quantized or timed is not cached."""
     monkeypatch.setenv("VENEER_CACHE", str(tmp_path / "cache"))
 
 
@@ -32,13 +28,3 @@ def recipe(tiny_model: Path, tmp_path: Path) -> Callable[..., Recipe]:
         return tiny_recipe(tiny_model, rows, tmp_path / "run", **{"train.steps": 2, **changes})
 
     return make
-
-
-def train_fitting(recipe: Any, listeners: Any = (), say: Any = lambda _: None, *, force: bool = False) -> Any:
-    """Train as `veneer train` does, with a look at memory first; the figures, and the training if there was one."""
-    with open_run(recipe, say) as session:
-        if session.finished is not None:
-            return session.finished, None
-        job = fit(read_job(session.recipe), fixed=session.fixed, force=force, say=say)
-        training = set_up(job, session.init)
-        return session.train(training, listeners), training

@@ -16,6 +16,7 @@ from veneer.recipe.settings import Recipe
 from veneer.train import activation_offload
 from veneer.train.activation_offload import ActivationFile
 from veneer.train.job import read_job
+from veneer.train.preflight import preflight
 from veneer.train.run import open_run, train_recipe
 from veneer.train.setup import set_up
 
@@ -105,7 +106,7 @@ def test_off_the_cpu_they_are_kept_in_host_memory(job: Make, monkeypatch: pytest
     monkeypatch.setattr(Device, "is_cpu", False)
     monkeypatch.setattr(activation_offload, "ActivationFile", None)
     with open_run(job("pinned", **PAGED)) as session:
-        done = set_up(read_job(session.recipe))
+        done = set_up(preflight(read_job(session.recipe)))
         monkeypatch.setattr(Device, "random_state", lambda self: {"random": torch.get_rng_state()})
         pinned = session.train(done)
     assert asked == [False] * 2 * sum(len(step) for step in done.job.steps)  # 2 blocks, not on CUDA

@@ -17,6 +17,7 @@ from veneer.errors import ConfigError
 from veneer.recipe.settings import Recipe, RestartSettings
 from veneer.train.events import Event
 from veneer.train.job import read_job
+from veneer.train.preflight import preflight
 from veneer.train.restarts import restart_steps
 from veneer.train.run import open_run, train_recipe
 from veneer.train.setup import set_up
@@ -168,7 +169,7 @@ def test_after_a_restart_the_model_says_what_it_said_before(job: Make, rows: Pat
             assert losses[f"after {event.step}"] == pytest.approx(losses["before"], abs=2e-6)
 
     with open_run(recipe) as session:
-        training = set_up(read_job(session.recipe))
+        training = set_up(preflight(read_job(session.recipe)))
         model, held_out = training.base.network, training.job.held_out
         session.train(training, [listen])
     assert {"after 2", "after 4"} <= losses.keys()

@@ -1,4 +1,4 @@
-"""Foresee the memory, disk and time a recipe takes, without reading weights."""
+"""Estimate the memory, disk and time a recipe needs, without reading weights."""
 
 import time
 from itertools import zip_longest
@@ -12,10 +12,10 @@ from veneer.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from veneer.plan.alternatives import Fit
-    from veneer.plan.memory import Estimate, Room
+    from veneer.plan.memory import Estimate
+    from veneer.plan.room import Room
     from veneer.plan.time import Times
-    from veneer.recipe.settings import Recipe
-    from veneer.train.job import BatchPlan, Job
+    from veneer.train.preflight import Checked
 
 ENOUGH = 10.0
 """Seconds after which no other recipe that would fit is timed."""
@@ -25,74 +25,51 @@ SETTINGS: dict[str, Any] = {"context_settings": {"allow_extra_args": True, "igno
 def command(
     context: typer.Context,
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")],
-    no_time: Annotated[bool, typer.Option("--no-time", help="Measure nothing; no seconds are foreseen.")] = False,
+    no_time: Annotated[bool, typer.Option("--no-time", help="Measure nothing and estimate no seconds.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Foresee what a recipe takes, and whether it fits; nothing is trained and no weights are read.
+    """Estimate the memory, disk and time a recipe needs, and whether it fits. Nothing is trained; no weights are read.
 
-    If not, the nearest recipes that do are shown as flags to add, the cheapest change first, with what a step of them
-    takes. Every key of the recipe is a flag, as for `veneer train`. Exit status 3 if it does not fit.
+    If it does not fit, the nearest recipes that do are shown as flags to add, the cheapest change first, with their
+    seconds a step. Every key of the recipe is a flag, as for `veneer train`. Exit status 3 if it does not fit.
 
-    Seconds are foreseen from two blocks of the model's shape, with made weights, that are run here; measured
-    once, they are kept. Example:
+    Seconds are timed here on two blocks of the model's shape with synthetic weights, and cached. Example:
 
         veneer plan recipe.yaml --train.max_length 2048 --memory.budget 6GiB
     """
     from veneer.kernels import native
-    from veneer.plan.alternatives import nearest
-    from veneer.plan.io_time import slow_disk
-    from veneer.plan.memory import estimate, room_for, verdict
-    from veneer.plan.meta_model import Plain
-    from veneer.plan.preflight import check_sound
+    from veneer.plan.disk import slow_disk
+    from veneer.plan.fit import Fitting
     from veneer.recipe.load import load_recipe, parse_flags
-    from veneer.recipe.overrides import with_changes
-    from veneer.train.compatibility import check_suited
-    from veneer.train.job import read_job, steps_of, with_dtype
+    from veneer.train.job import read_job, with_dtype
+    from veneer.train.preflight import preflight
 
     if recipe.startswith("--"):
         raise ConfigError(f"the recipe comes first: veneer plan RECIPE {recipe} ...")
     settings = with_dtype(load_recipe(recipe, parse_flags(context.args)))
-    check_suited(settings)
-    rows = read_job(settings, remark)
-    order = rows.steps
-    check_sound(settings, rows, order)
-    found, room = estimate(settings, rows, order), room_for(settings)
-    problems = verdict(found, room)
-    fits = nearest(settings, rows, room, found.parts["runtime"]) if problems else []
-    picked = fits[0].changes if problems and fits and settings.memory.auto else {}
+    fitting = Fitting.of(preflight(read_job(settings, remark)))
+    checked, found, room, problems = fitting.checked, fitting.found, fitting.room, fitting.problems
+    fits = fitting.nearest() if problems else []
+    picked = fits[0].changes if fits and settings.memory.auto else {}
     if picked:
-        settings, found, problems = with_changes(settings, picked), fits[0].found, []
-        order = steps_of(settings, rows.examples)
-    if (what := Plain.of(settings).by_kernels) is not None:
-        native.say_without(what, remark)
-    times = None if no_time or problems else _timed(settings, rows, order, found, room.memory)
-    warnings = [] if times is None else slow_disk(settings, times.disk, times.waits, times.seconds_a_step)
-    each = [] if no_time or not problems else _each_timed(settings, rows, fits, room.memory)
+        checked, found, problems = fits[0].checked, fits[0].found, []
+    if checked.by_kernels is not None:
+        native.say_without(checked.by_kernels, remark)
+    times = None if no_time or problems else _timed(checked, found, room)
+    warnings = [] if times is None else slow_disk(checked.recipe, times.disk, times.waits, times.seconds_a_step)
+    each = [] if no_time or not problems else _each_timed(fits, room)
     if as_json:
-        emit_json(
-            {
-                **_bytes(found, room),
-                "fits": not problems,
-                "picked": picked,
-                "nearest": [
-                    {"changes": f.changes, "peak_bytes": f.found.peak_bytes, "seconds_a_step": s}
-                    for f, s in zip_longest(fits, each)
-                ],
-                **_seconds(times),
-                "warnings": warnings,
-                "steps": len(order),
-                "trained_parameters": found.trained,
-            }
-        )
+        nearest = [
+            {"changes": f.changes, "peak_bytes": f.found.peak_bytes, "seconds_a_step": s}
+            for f, s in zip_longest(fits, each)
+        ]
+        answer = {"fits": not problems, "picked": picked, "nearest": nearest, **_seconds(times), "warnings": warnings}
+        counts = {"steps": len(checked.job.steps), "trained_parameters": found.trained}
+        emit_json(_bytes(found, room) | answer | counts)
     else:
-        lines = [f"memory at the peak ({found.moment}):", *_table(found.parts), "disk:", *_table(found.disk)]
-        if found.droppable_bytes:
-            lines += [f"what is paged fills {format_bytes(found.droppable_bytes)} more while there is room"]
-        lines += [_left(room)]
-        lines += [] if times is None else _spent(times)
+        lines = [*_needed(found, room), *([] if times is None else _spent(times))]
         lines += [f"memory.auto picks {fits[0].flags}"] if picked else []
-        lines += [f"warning: {warning}" for warning in warnings]
-        lines += ["it fits"] if not problems else []
+        lines += [f"warning: {warning}" for warning in warnings] + ([] if problems else ["it fits"])
         stdout.print("\n".join(lines), markup=False, soft_wrap=True)
     if problems:
         others = [f"  {f.flags}   ({_costs(f, s)})" for f, s in zip_longest(fits, each)]
@@ -114,25 +91,28 @@ def _bytes(found: "Estimate", room: "Room") -> dict[str, Any]:
     }
 
 
-def _left(room: "Room") -> str:
+def _needed(found: "Estimate", room: "Room") -> list[str]:
+    """Lines for people: bytes by part, and what there is."""
     memory = "unknown" if room.memory is None else format_bytes(room.memory)
     cache = "" if room.cache is None else f", {format_bytes(room.cache)} where the cache is"
-    return f"{room.source} leaves {memory} of memory; {format_bytes(room.disk)} of disk are free{cache}"
+    paged = f"what is paged fills {format_bytes(found.droppable_bytes)} more while there is room"
+    return [
+        f"memory at the peak ({found.moment}):",
+        *_table(found.parts),
+        "disk:",
+        *_table(found.disk),
+        *([paged] if found.droppable_bytes else []),
+        f"{room.source} leaves {memory} of memory; {format_bytes(room.disk)} of disk are free{cache}",
+    ]
 
 
-def _each_timed(settings: "Recipe", rows: "Job", fits: "list[Fit]", room: int | None) -> list[float | None]:
+def _each_timed(fits: "list[Fit]", room: "Room") -> list[float | None]:
     """Seconds a step of each recipe that would fit; None for those whose turn comes after `ENOUGH` seconds."""
-    from veneer.recipe.overrides import with_changes
-    from veneer.train.job import steps_of
-
-    began, found = time.perf_counter(), []
-    for fit in fits:
-        seconds = None
-        if time.perf_counter() - began < ENOUGH:
-            other = with_changes(settings, fit.changes)
-            seconds = _timed(other, rows, steps_of(other, rows.examples), fit.found, room).seconds_a_step
-        found.append(seconds)
-    return found
+    began = time.perf_counter()
+    return [
+        _timed(fit.checked, fit.found, room).seconds_a_step if time.perf_counter() - began < ENOUGH else None
+        for fit in fits
+    ]
 
 
 def _costs(fit: "Fit", seconds: float | None) -> str:
@@ -140,14 +120,13 @@ def _costs(fit: "Fit", seconds: float | None) -> str:
     return peak if seconds is None else f"{peak}, {format_seconds(seconds)} a step"
 
 
-def _timed(settings: "Recipe", rows: "Job", order: "BatchPlan", found: "Estimate", room: int | None) -> "Times":
+def _timed(checked: "Checked", found: "Estimate", room: "Room") -> "Times":
     """The seconds, with progress if they take some to measure."""
     from veneer.data.progress import showing
-    from veneer.plan.batch_time import most_runs
-    from veneer.plan.time import times
+    from veneer.plan.time import most_runs, times
 
-    with showing("timing blocks: runs", most_runs(settings), stderr) as advance:
-        return times(settings, rows, order, found, advance, room)
+    with showing("timing blocks: runs", most_runs(checked.recipe), stderr) as advance:
+        return times(checked, found, advance, room.memory)
 
 
 def _seconds(times: "Times | None") -> dict[str, Any]:

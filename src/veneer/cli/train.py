@@ -34,9 +34,9 @@ def command(
 
         veneer train recipe.yaml --train.epochs 2 --optimizer.lr 1e-3
     """
-    from veneer.plan.gate import fit
-    from veneer.train.compatibility import check_suited
+    from veneer.plan.fit import fit
     from veneer.train.job import read_job
+    from veneer.train.preflight import preflight
     from veneer.train.run import open_run
     from veneer.train.setup import set_up
 
@@ -47,10 +47,10 @@ def command(
         with open_run(settings, remark) as session, TrainProgress() as progress:
             run = session.finished
             if run is None:
-                check_suited(session.recipe)
                 job = read_job(session.recipe, remark)
-                job = fit(job, fixed=session.fixed, force=force, say=remark)
-                training = set_up(job, session.init, remark)
+                checked = preflight(job, session.init)
+                checked = fit(checked, fixed=session.fixed, force=force, say=remark)
+                training = set_up(checked, session.init, remark)
                 run = session.train(training, [progress], remark)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"The same command resumes the run in {settings.run}.") from None

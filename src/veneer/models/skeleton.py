@@ -37,7 +37,7 @@ def build_skeleton(folder: Path, dtype: torch.dtype, *, blocks: int | None = Non
                 )
             del config.quantization_config  # the model is dense until a storage is placed in it
         if blocks is not None:
-            _shorten(config.get_text_config(), blocks)
+            shorten_config(config.get_text_config(), blocks)
         with quiet(), _parameters_on_meta(), torch.random.fork_rng(devices=[]):
             model = _auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     except ModelError:
@@ -88,11 +88,11 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _shorten(config: Any, blocks: int) -> None:
-    """Let the architecture have only its first `blocks` blocks."""
+def shorten_config(config: Any, blocks: int) -> None:
+    """Describe only the first `blocks` blocks; more than there are repeat the last."""
     config.num_hidden_layers = blocks
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:blocks]
+    if types := getattr(config, "layer_types", None):
+        config.layer_types = [*types, *[types[-1]] * blocks][:blocks]
 
 
 def _auto_class(config: Any) -> Any:

@@ -1,32 +1,29 @@
-"""What a recipe takes, in bytes by part, at the moment when it takes most: known before any weight is read.
+"""Estimate the memory and disk a recipe needs, in bytes by part at the moment of the peak, before any weight is read.
 
-Weights, adapters and state are counted from the model's modules without data; activations are counted from the code
-that really trains, run on tensors without data (`ledger`).  Only what the C allocator leaves unused between tensors is
-a measured rule (`LEAN`, `USUAL` ...).
+Weights, adapter and optimizer state are counted on the meta model; activations are traced through the code that trains
+(trace.py).  Only what the C library's heap leaves unused between tensors is a measured rule (`LEAN`, `SHORT`, ...).
 """
 
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from veneer import machine
+from veneer.adapters.layer_view import layer_at
+from veneer.adapters.restart_merge import foldable_paths
+from veneer.base.memory_tracker import MemoryTracker
+from veneer.base.meta import traceable
 from veneer.disk.readahead import BUFFERS
-from veneer.methods.base import METHODS
-from veneer.models.blocks import blocks_of
-from veneer.plan.activation_trace import Step, largest_batches, step_bytes
-from veneer.plan.eval_memory import copied_bytes, evaluations
-from veneer.plan.init_memory import Beginning, beginning_of
-from veneer.plan.meta_model import Plain, base_bytes, largest_tensor
-from veneer.plan.restart_memory import cycles_of
-from veneer.plan.startup_time import files_to_load
+from veneer.methods.base import METHODS, MethodConfig
+from veneer.methods.restartable import Restartable
+from veneer.plan.meta_model import base_bytes, files_to_load, largest_tensor
+from veneer.plan.trace import Step, evaluation_bytes, saved_copies, step_bytes
 from veneer.recipe.settings import NONE, Recipe
-from veneer.train.job import BatchPlan, Job
 from veneer.train.optim.param_groups import NOT_DECAYED
-from veneer.units import format_bytes as size
-from veneer.units import parse_bytes
+from veneer.train.preflight import Checked
+from veneer.train.restarts import restart_steps
 
 MIB = 2**20
 LEAN, WITHOUT_MATRICES = (0.27, 0.37), (0.27, 0.2)
@@ -54,13 +51,11 @@ BYTES_8_BITS = 2 + 8 / 256
 """A number's two moments in 8 bits, with an absmax each for every 256."""
 IN_CACHE = ("quantized base in the cache", "its scratch file, as it is made")
 """Parts of the disk that veneer's cache takes; weights that will be paged go through a scratch file there."""
-MARGIN = 0.1
-"""`train` refuses only where even this share less than foreseen would not fit."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one recipe takes."""
+    """What one recipe needs."""
 
     parts: dict[str, int]
     """Bytes by part at the peak."""
@@ -68,13 +63,13 @@ class Estimate:
     """When the peak is: "loading", "beginning" (deltas are made), "forward pass", "head", "backward pass", "restart",
     "evaluation" or "saving"."""
     floor_bytes: int
-    """Below this nothing works: what is alive at once, without any holes."""
+    """Below this nothing works: what is alive at once, without unused heap."""
     disk: dict[str, int]
     """Bytes written, by part."""
     trained: int
-    """Numbers that are trained."""
+    """Trained parameters."""
     droppable_bytes: int = 0
-    """Paged state and the files of paged weights, in memory beside the parts for as long as there is room."""
+    """Paged state and the files of paged weights, in the page cache beside the parts while there is room."""
 
     @property
     def peak_bytes(self) -> int:
@@ -85,62 +80,121 @@ class Estimate:
         return sum(self.disk.values())
 
 
-def estimate(recipe: Recipe, rows: Job, order: BatchPlan, runtime: int | None = None) -> Estimate:
-    """What `recipe` takes on these rows in this order of steps.
+@dataclass(frozen=True)
+class InitMemory:
+    """Bytes needed to initialize the adapter.  Deltas are made one after the other, so the largest counts."""
 
-    runtime   bytes that the process holds before the weights are read; None is what this one holds now
-    Raises ModelError for a model that cannot be sized.
+    fixed: int = 0
+    """Kept by deltas beside the trained parameters."""
+    making: int = 0
+    """Peak while one delta is made (PiSSA decomposes its weight), beside the others."""
+    seen: int = 0
+    """Statistics of all layers' inputs (EVA), until the deltas are made."""
+    looking: int = 0
+    """Peak while one layer's inputs are added to its statistics."""
+
+
+def estimate(checked: Checked, runtime: int | None = None) -> Estimate:
+    """What a job needs.
+
+    runtime   resident bytes of the process before the weights are read; None is those of this one
+    Raises ModelError for a model that cannot be traced.
     """
-    plain = Plain.of(recipe)
-    model = plain.model()
-    base, count, changes = base_bytes(model), len(blocks_of(model)), plain.trained(model)
-    steps = [step_bytes(plain, batch, count) for batch in largest_batches(recipe, rows.examples, order)]
-    if runtime is None:  # after the traces: training needs the code that they have loaded
+    recipe, base, adapter = checked.recipe, base_bytes(checked.meta), checked.adapter
+    steps = step_bytes(checked)
+    if runtime is None:  # after tracing: training needs the code that it has imported
         machine.trim_memory()
         runtime = machine.rss_bytes()
-    trained = sum(changes)
+    trained, past = adapter.n_params(), finished_cycles(checked)
     held = base["blocks"] if not recipe.memory.page_weights else min(base["blocks"], BUFFERS * base["largest block"])
-    cycles = cycles_of(plain, model, len(order))
-    fixed = {"runtime": runtime, "base": held + base["rest"] + cycles.base}
-    gradients = max(changes) if recipe.optimizer.in_backward else trained
-    moments = round(_bytes_of_state(recipe) * trained)
+    fixed = {"runtime": runtime, "base": held + base["rest"] + folded_copies(checked)}
+    by_layer = [sum(p.numel() for p in holder.parameters()) for holder in adapter.holders().values()]
+    gradients = max(by_layer) if recipe.optimizer.in_backward else trained
+    moments = round(_state_bytes(recipe) * trained)
     paged = moments if _pages_state(recipe, moments, fixed["base"]) else 0
-    tokens = max(sum(len(rows.examples[i]) for i in members) for micro in order for members in micro)
-    begins = beginning_of(plain, model, tokens)
-    adapter = 4 * trained + begins.fixed
-    state = {"adapter": adapter + cycles.past, "gradients": 4 * gradients, "optimizer state": moments - paged}
-    state |= {"kernels": NATIVE}
-    holes = _holes(recipe, max(map(len, rows.examples)))
-    passes = [m for s in steps for m in _passes(s, count, holes).items()]
-    aside = evaluations(plain, rows, count)
-    passes += [("evaluation", parts) for s in aside for parts in _passes(s, count, holes).values()]
-    passes += [("restart", {"first values of one layer": begins.making})] if cycles.past else []
-    copies = {"copies that are saved": copied_bytes(plain, len(order), trained)}
+    init = init_memory(checked)
+    own = 4 * trained + init.fixed
+    state = {"adapter": own + past, "gradients": 4 * gradients, "optimizer state": moments - paged, "kernels": NATIVE}
+    evaluations, copies = evaluation_bytes(checked), {"copies that are saved": saved_copies(checked)}
+    passes = _all_passes(checked, steps, evaluations)
+    passes += [("restart", {"first values of one layer": init.making})] if past else []
     moment, passing = max([*passes, ("saving", copies)], key=lambda m: sum(m[1].values()))
-    loading = fixed | {"tensor being read": largest_tensor(model, plain.folder)}
-    before = [loading, *_before(fixed, adapter, begins, max(s.forward for s in steps))]
-    alive = max(s.kept + max(s.forward, s.head, s.block) for s in [*steps, *aside])
+    loading = fixed | {"tensor being read": largest_tensor(checked.meta)}
+    alive = max(s.kept + max(s.forward, s.head, s.block) for s in [*steps, *evaluations])
     floor = sum((fixed | state).values()) + max(alive, *copies.values())
-    disk = _disk(plain, base["blocks"] + base["rest"], trained, cycles.past, max(s.paged for s in steps))
-    if paged:
-        disk["paged optimizer state"] = paged
+    disk = _disk(checked, base["blocks"] + base["rest"], past, max(s.paged for s in steps))
+    disk |= {"paged optimizer state": paged} if paged else {}
     parts = fixed | state | passing
-    droppable = paged + (base["blocks"] if recipe.memory.page_weights else 0)  # fingerprints look into mapped files
+    droppable = paged + (base["blocks"] if recipe.memory.page_weights else 0)  # fingerprints read mapped files
+    before = [loading, *_before(fixed, own, init, max(s.forward for s in steps))]
     first = max(before, key=lambda parts: sum(parts.values()))
     if (peak := sum(first.values())) > sum(parts.values()):
         return Estimate(first, "loading" if first is loading else "beginning", peak, disk, trained, droppable)
     return Estimate(parts, moment, floor, disk, trained, droppable)
 
 
-def _before(fixed: dict[str, int], adapter: int, begins: Beginning, forward: int) -> list[dict[str, int]]:
-    """What is held while deltas are made, and before that while layers are looked at."""
-    making = fixed | {"adapter": adapter, "first values of one layer": begins.making, "inputs seen": begins.seen}
-    looking = fixed | {"activations": forward, "inputs of one layer": begins.looking, "inputs seen": begins.seen}
-    return [making, looking] if begins.seen else [{name: n for name, n in making.items() if n}]
+def init_memory(checked: Checked) -> InitMemory:
+    """Memory needed to initialize the adapter."""
+    config, found, fixed, seen = checked.adapter.settings, dict[str, InitMemory](), 0, 0
+    if config is None:
+        return InitMemory()
+    network, steps, examples = checked.meta.network, checked.job.steps, checked.job.examples
+    tokens = max(sum(len(examples[i]) for i in members) for step in steps for members in step)
+    known = [*network.parameters(), *network.buffers()]
+    with traceable(checked.recipe.model):
+        for path in checked.adapter.deltas:
+            layer, own = layer_at(network, path), config.at(path)
+            key = f"{layer.kind} {layer.in_features} {layer.out_features} {layer.geometry} {own}"
+            if key not in found:
+                found[key] = _init_layer(network, path, own, known, tokens)
+            fixed, seen = fixed + found[key].fixed, seen + found[key].seen
+    making, looking = (max(getattr(one, part) for one in found.values()) for part in ("making", "looking"))
+    return InitMemory(fixed, making, seen, looking)
 
 
-def _bytes_of_state(recipe: Recipe) -> float:
-    """For each number that is trained; Adafactor's sums of rows and columns count as none."""
+def _init_layer(network: nn.Module, path: str, config: MethodConfig, known: list[Tensor], tokens: int) -> InitMemory:
+    layer, method = layer_at(network, path), METHODS[config.method]
+    with MemoryTracker(known) as tracker:
+        delta = method(layer, config, torch.Generator())
+    fixed = sum(b.nbytes for b in delta.buffers())
+    if (init := config.data_init) is None:
+        return InitMemory(fixed, tracker.peak)
+    watch = init.watch(config)
+    with MemoryTracker(known) as looking:
+        for _ in range(2):  # the second micro-batch is added to the first
+            watch.see(torch.empty(tokens, layer.in_features, device="meta"))
+    return InitMemory(fixed, tracker.peak, looking.live, looking.peak)
+
+
+def finished_cycles(checked: Checked) -> int:
+    """Bytes of the finished cycles at the end of a run with restarts, float32; the adapter holds them too."""
+    config, adapter = checked.adapter.settings, checked.adapter
+    finished = len(restart_steps(checked.recipe.restarts, len(checked.job.steps)))
+    if config is None or not finished:
+        return 0
+    kind, network = METHODS[config.method], checked.meta.network
+    assert issubclass(kind, Restartable), "preflight refuses restarts of any other method"
+    return 4 * sum(kind.n_past(layer_at(network, path), config.at(path), finished) for path in adapter.deltas)
+
+
+def folded_copies(checked: Checked) -> int:
+    """Bytes of the base's weights that wait while restarts fold finished cycles into them."""
+    restarts, network = checked.recipe.restarts, checked.meta.network
+    if restarts.fold == "beside" or not restart_steps(restarts, len(checked.job.steps)):
+        return 0
+    paths = foldable_paths(network, checked.adapter.deltas)
+    return sum(network.get_submodule(path).get_parameter("weight").nbytes for path in paths)
+
+
+def _before(fixed: dict[str, int], adapter: int, init: InitMemory, forward: int) -> list[dict[str, int]]:
+    """What is held while deltas are made, and before that while the method looks at the layers' inputs."""
+    making = fixed | {"adapter": adapter, "first values of one layer": init.making, "inputs seen": init.seen}
+    looking = fixed | {"activations": forward, "inputs of one layer": init.looking, "inputs seen": init.seen}
+    return [making, looking] if init.seen else [{name: n for name, n in making.items() if n}]
+
+
+def _state_bytes(recipe: Recipe) -> float:
+    """Optimizer state of one trained parameter; Adafactor's sums of rows and columns count as none."""
     own = recipe.optimizer
     if own.name == "adamw":
         return BYTES_8_BITS if own.bits == 8 else 8.0
@@ -148,7 +202,7 @@ def _bytes_of_state(recipe: Recipe) -> float:
 
 
 def _pages_state(recipe: Recipe, moments: int, base: int) -> bool:
-    """Whether the optimizer's state goes to disk, as the optimizer itself decides once the base is there."""
+    """Whether the optimizer pages its state, by the rule it applies itself once the base is loaded."""
     if recipe.optimizer.name != "adamw":
         return False
     paged, free = recipe.optimizer.paged, machine.available_bytes()
@@ -161,17 +215,24 @@ def has_matrices(recipe: Recipe) -> bool:
     return method != NONE and any(role not in NOT_DECAYED for role in METHODS[method].roles.values())
 
 
-def _holes(recipe: Recipe, longest: int) -> tuple[float, float]:
-    """The two numbers of `LEAN` for this recipe, whose longest row has so many tokens."""
+def unused_heap(recipe: Recipe, longest: int) -> tuple[float, float]:
+    """The two numbers of `LEAN` for this recipe, whose longest row has `longest` tokens."""
     if recipe.lean or not has_matrices(recipe):
         return LEAN if recipe.lean else WITHOUT_MATRICES
     (short, most), (long, least) = SHORT, LONG
     return float(np.interp(longest, (short, long), (most, least))), WITHOUT_MATRICES[1]
 
 
-def _passes(step: Step, blocks: int, holes_of: tuple[float, float]) -> dict[str, dict[str, int]]:
-    """Each pass of a step, and what it takes beyond what is there all the time."""
-    for_kept, for_blocks = holes_of
+def _all_passes(checked: Checked, steps: list[Step], evaluations: list[Step]) -> list[tuple[str, dict[str, int]]]:
+    """Every pass of the steps and evaluations, with its bytes by part."""
+    blocks, unused = len(checked.meta.blocks), unused_heap(checked.recipe, max(map(len, checked.job.examples)))
+    found = [moment for step in steps for moment in passes_of(step, blocks, unused).items()]
+    return found + [("evaluation", parts) for e in evaluations for parts in passes_of(e, blocks, unused).values()]
+
+
+def passes_of(step: Step, blocks: int, unused: tuple[float, float]) -> dict[str, dict[str, int]]:
+    """What each pass of a step needs beyond what is held all the time."""
+    for_kept, for_blocks = unused
     holes = {
         "forward pass": for_kept * step.kept + min(for_blocks * min(blocks, MOST_BLOCKS) * step.forward, MOST_HOLES),
         "head": HOLES_HEAD * step.head,
@@ -185,83 +246,15 @@ def _passes(step: Step, blocks: int, holes_of: tuple[float, float]) -> dict[str,
     return {name: parts | {"holes in the heap": round(holes[name])} for name, parts in alive.items()}
 
 
-def _disk(plain: Plain, base: int, trained: int, past: int, inputs: int) -> dict[str, int]:
-    """The adapter, checkpoints (one more than are kept, while one is written), a quantized base, paged activations."""
-    train = plain.recipe.train
+def _disk(checked: Checked, base: int, past: int, inputs: int) -> dict[str, int]:
+    """The adapter, checkpoints (one more than are kept, while it is written), a quantized base, paged activations."""
+    train, trained = checked.recipe.train, checked.adapter.n_params()
     disk = {"adapter": 4 * trained + past, "checkpoints": (train.keep_checkpoints + 1) * (12 * trained + past)}
-    _, fresh = files_to_load(plain)
-    if fresh:
+    _, to_quantize = files_to_load(checked)
+    if to_quantize:
         disk[IN_CACHE[0]] = base
-    if fresh and plain.recipe.memory.page_weights:
+    if to_quantize and checked.recipe.memory.page_weights:
         disk[IN_CACHE[1]] = base
     if inputs:
         disk["paged activations"] = inputs
     return disk
-
-
-@dataclass(frozen=True)
-class Room:
-    """What there is."""
-
-    memory: int | None
-    """Bytes a run may hold; None where the system does not tell."""
-    disk: int
-    """Bytes free where the run is written."""
-    source: str
-    """Where the limit on memory comes from."""
-    cache: int | None = None
-    """Bytes free where veneer's cache is, if that is another file system."""
-
-
-def room_for(recipe: Recipe, available: Callable[[], int | None] = machine.available_bytes) -> Room:
-    """The budget of the recipe, but no more than this process holds and can still take."""
-    run, cache = _existing(Path(recipe.run)), _existing(machine.cache_dir())
-    disk = shutil.disk_usage(run).free
-    apart = shutil.disk_usage(cache).free if cache.stat().st_dev != run.stat().st_dev else None
-    free = available()
-    here = None if free is None else free + machine.rss_bytes()
-    if recipe.memory.budget is None:
-        return Room(here, disk, "this machine", apart)
-    budget = parse_bytes(recipe.memory.budget)
-    if here is not None and here < budget:
-        return Room(here, disk, f"memory.budget is {size(budget)}, but this machine", apart)
-    return Room(budget, disk, "memory.budget", apart)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the part of its path that is there."""
-    return next(p for p in [folder.absolute(), *folder.absolute().parents] if p.exists())
-
-
-def verdict(found: Estimate, room: Room) -> list[str]:
-    """Everything that does not fit; empty where all does."""
-    problems = []
-    if room.memory is not None and found.peak_bytes > room.memory:
-        floor = f"; below {size(found.floor_bytes)} nothing works" if found.floor_bytes > room.memory else ""
-        problems.append(
-            f"memory: {size(found.peak_bytes)} at the peak ({found.moment}), but {room.source} leaves "
-            f"{size(room.memory)}{floor}"
-        )
-    return problems + _disk_problems(found, room)
-
-
-def _disk_problems(found: Estimate, room: Room) -> list[str]:
-    if room.cache is None:
-        short = found.disk_bytes > room.disk
-        return [f"disk: {size(found.disk_bytes)} to be written, but {size(room.disk)} are free"] if short else []
-    cached = sum(found.disk.get(part, 0) for part in IN_CACHE)
-    run, problems = found.disk_bytes - cached, []
-    if run > room.disk:
-        problems.append(f"disk: {size(run)} to be written to the run, but {size(room.disk)} are free there")
-    if cached > room.cache:
-        problems.append(
-            f"disk: {size(cached)} to be written to the cache {machine.cache_dir()}, but {size(room.cache)} are free "
-            "there; set VENEER_CACHE to a folder with more room"
-        )
-    return problems
-
-
-def certainly_too_large(found: Estimate, room: Room) -> bool:
-    """Whether it would not fit even if the estimate were `MARGIN` too high, or its disk is too small."""
-    memory = room.memory is not None and found.peak_bytes * (1 - MARGIN) > room.memory
-    return memory or bool(_disk_problems(found, room))

@@ -1,37 +1,69 @@
-"""How long a recipe takes, without its weights: parts that were measured on two blocks, put together for every
-micro-batch of the run as its rows really fill it.
+"""Estimate how long a recipe takes: seconds timed on two blocks, extrapolated to every micro-batch of the run.
 
-Not counted are the start of the process and what a first step takes more than others.  Weights are read at the disk's
-rate, though the system may have them in memory still.  Blocks are counted as if deltas were on all of them.
+Not counted are the start of the process, and what a first step takes more than others.  Weights count as read at the
+disk's rate, though they may be in the page cache.  Blocks count as if deltas were on all of them.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from veneer import machine
-from veneer.base.base import Base
-from veneer.plan.batch_time import Clock, Ran, facts
-from veneer.plan.disk_bandwidth import SAMPLE, read_rate, write_rate
-from veneer.plan.io_time import Disk, Needs, paging
+from veneer.data.example import Example
+from veneer.data.pack import collate
+from veneer.disk.readahead import BUFFERS
+from veneer.plan.disk import SAMPLE, Disk, Needs, paging, read_rate, write_rate
 from veneer.plan.memory import Estimate
-from veneer.plan.meta_model import base_bytes
-from veneer.plan.optimizer_timing import optimizer_seconds
-from veneer.plan.startup_time import (
-    files_to_load,
-    hashing_seconds,
+from veneer.plan.meta_model import base_bytes, files_to_load, short_model
+from veneer.plan.timing import (
+    RUNS,
+    Pieces,
+    cached,
+    facts,
+    optimizer_seconds,
+    pieces,
     quantizing_seconds,
-    restarting_seconds,
-    stored_numbers,
+    restart_seconds,
 )
-from veneer.plan.timing_cache import kept
 from veneer.recipe.settings import Recipe
+from veneer.storage.layers import Stored
 from veneer.tasks.base import held_out_batches
+from veneer.tasks.causal_lm import ROUND
+from veneer.train.activation_checkpointing import chosen_blocks
 from veneer.train.activation_offload import largest_input
-from veneer.train.job import BatchPlan, Job, held_out_settings
+from veneer.train.job import held_out_settings
+from veneer.train.preflight import Checked
 from veneer.train.restarts import restart_steps
 
 LOADED = 1 << 26
-"""Bytes that the rate of loading is measured on."""
+"""Bytes on which the rate of loading is measured."""
+ATTENTION = 3
+"""How much longer a multiply-add takes in attention than in a large matrix product, about."""
+ALIKE = 1.2
+"""Micro-batches whose work differs by no more than this factor are timed as one."""
+Ran = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much there is to compute in one micro-batch."""
+
+    members: tuple[int, ...]
+    work: float
+    """Proportional to the multiply-adds of its blocks, padding included."""
+    supervised: int
+    """Positions at which the head is computed."""
+
+    @classmethod
+    def of(cls, members: Sequence[int], examples: Sequence[Example], multiple: int, width: int) -> "Load":
+        """The load of these examples, padded to a multiple, in blocks of this hidden size.
+
+        A block has about 12 width^2 weights; attention pads every document to the longest.
+        """
+        lengths = [len(examples[i]) for i in members]
+        tokens = -(-sum(lengths) // multiple) * multiple
+        work = 12 * width * tokens + ATTENTION * len(lengths) * max(lengths) ** 2
+        return cls(tuple(members), work, sum(int(examples[i].supervised[1:].sum()) for i in members))
 
 
 @dataclass(frozen=True)
@@ -39,24 +71,24 @@ class Times:
     """Seconds, by what they are spent on."""
 
     steps: list[float]
-    """Of each step."""
+    """Each step."""
     evaluation: float
-    """Of all measurements of the evaluation loss together."""
+    """All evaluations of the held-out loss together."""
     saving: float
-    """Of all checkpoints and the adapter."""
+    """All checkpoints and the adapter."""
     loading: float = 0.0
     quantizing: float = 0.0
-    """Of the base, if its quantized weights are not in the cache yet, and of writing them there."""
+    """The base, and writing it to the cache, if it is not there yet."""
     restarts: float = 0.0
-    """Of all together."""
+    """All together."""
     disk: Disk = field(default_factory=Disk)
     """Its rates for what is paged."""
     waits: dict[str, float] = field(default_factory=dict)
-    """Of a mean step, spent on waiting for the disk, by what is paged."""
+    """Of a mean step, waiting for the disk, by what is paged."""
 
     @property
     def parts(self) -> dict[str, float]:
-        """What they add up from."""
+        """The summands of `total`."""
         return {
             "loading": self.loading,
             "quantizing": self.quantizing,
@@ -79,23 +111,22 @@ class Times:
         return sum(self.parts.values())
 
 
-def times(
-    recipe: Recipe, rows: Job, order: BatchPlan, found: Estimate, ran: Ran = lambda _: None, room: int | None = None
-) -> Times:
-    """What the recipe takes here on these rows in this order of steps.
+def times(checked: Checked, found: Estimate, ran: Ran = lambda _: None, room: int | None = None) -> Times:
+    """How long the job takes here.
 
     found   its memory
-    ran     is told how many more of `most_runs` are done
+    ran     is told of every run of a micro-batch, of at most `most_runs`
     room    bytes that the run may hold; None if unknown
-    Measures what is not in the cache.  Raises ModelError and ConfigError as training would.
+    Measures what is not in the cache.
     """
+    recipe, job = checked.recipe, checked.job
     folder = next(p for p in [Path(recipe.run).absolute(), *Path(recipe.run).absolute().parents] if p.is_dir())
-    clock = Clock(recipe, rows, order, ran)
-    stepping = _stepping(clock, found, folder)
-    files, fresh = files_to_load(clock.plain)
-    rate, paged = read_rate(max(files, key=_size), SAMPLE if recipe.memory.page_weights else LOADED), recipe.memory
-    block = base_bytes(clock.model)["blocks"] // clock.blocks if paged.page_weights else 0
-    inputs = largest_input(Base(clock.model), rows.examples, order)
+    clock = Clock(checked, ran)
+    stepping = _stepping(checked, found, folder)
+    files, to_quantize = files_to_load(checked)
+    rate = read_rate(max(files, key=_size), SAMPLE if recipe.memory.page_weights else LOADED)
+    block = base_bytes(checked.meta)["blocks"] // clock.blocks if recipe.memory.page_weights else 0
+    inputs = largest_input(checked.meta, job.examples, job.steps)
     disk, needs = paging(recipe, found, folder, weights=(block, rate), inputs=inputs, room=room)
     steps, waits = _steps(clock, needs, stepping)
     writes = write_rate(folder)
@@ -103,18 +134,99 @@ def times(
     return Times(
         steps,
         _evaluating(clock, needs),
-        _saving(recipe, len(order), found) / writes,
+        _saved_bytes(checked, found) / writes,
         sum(map(_size, files)) / rate,
-        _quantizing(clock, writes) if fresh else 0.0,
-        _restarting(clock, found.trained),
+        _quantizing(checked, writes) if to_quantize else 0.0,
+        _restarting(checked),
         disk,
         waits,
     )
 
 
+class Clock:
+    """Seconds of a job's micro-batches, from the few that are timed."""
+
+    def __init__(self, checked: Checked, ran: Ran) -> None:
+        self.checked, self._ran = checked, ran
+        job, recipe = checked.job, checked.recipe
+        self.blocks = len(checked.meta.blocks)
+        again = len(chosen_blocks(checked.meta, recipe.train.recompute))
+        self.counts = {recomputed: n for recomputed, n in ((False, self.blocks - again), (True, again)) if n}
+        self.multiple = ROUND if recipe.data.packing else 1
+        loads = {tuple(m): self.load(m, job.examples) for step in job.steps for m in step}
+        self.loads = [[loads[tuple(m)] for m in step] for step in job.steps]
+        self.chosen = representatives(list(loads.values()))
+        self.measured = [{kind: self._pieces(load, kind) for kind in self.counts} for load in self.chosen]
+
+    def load(self, members: Sequence[int], examples: Sequence[Example]) -> Load:
+        """The load of these examples together."""
+        return Load.of(members, examples, self.multiple, self.checked.meta.hidden_size)
+
+    def _pieces(self, load: Load, recompute: bool) -> Pieces:
+        batch = collate([self.checked.job.examples[i] for i in load.members], self.multiple)
+        lengths = [batch.starts.tolist(), [len(batch.targets)]]
+
+        def measure() -> dict[str, float]:
+            return asdict(pieces(self.checked, batch, recompute, self._ran))
+
+        return Pieces(**cached({"batch": lengths, "recomputed": recompute, **facts(self.checked)}, measure))
+
+    def _sum(self, seconds: Callable[[dict[bool, Pieces]], float]) -> Callable[[float], float]:
+        """A line through what was measured: work -> seconds."""
+        return line_through([(load.work, seconds(p)) for load, p in zip(self.chosen, self.measured, strict=True)])
+
+    def body(self, needs: Needs) -> Callable[[float], float]:
+        """Work -> seconds of all blocks, forward and backward, each at least as long as the disk needs for it."""
+        waits = max(1 - BUFFERS / self.blocks, 0.0)  # blocks in the buffers when the direction turns are read already
+
+        def seconds(found: dict[bool, Pieces]) -> float:
+            inside = 0.0
+            for kind, n in self.counts.items():
+                for taken, least in ((found[kind].forward, needs.forward), (found[kind].backward, needs.backward)):
+                    inside += n * (waits * max(taken, least) + (1 - waits) * taken)
+            return min(p.outside for p in found.values()) + inside
+
+        return self._sum(seconds)
+
+    def forward(self, needs: Needs) -> Callable[[float], float]:
+        """Work -> seconds without a gradient."""
+        return self._sum(
+            lambda found: min(p.outside + self.blocks * max(p.forward, needs.weights) for p in found.values())
+        )
+
+    def mean(self, name: str) -> float:
+        """A piece that does not depend on the work."""
+        values = [getattr(p, name) for found in self.measured for p in found.values()]
+        return float(sum(values) / len(values))
+
+
+def most_runs(recipe: Recipe) -> int:
+    """How often a micro-batch may be timed."""
+    return 2 * (1 + RUNS) * (1 if isinstance(recipe.train.recompute, bool) else 2)
+
+
+def representatives(loads: Sequence[Load]) -> list[Load]:
+    """The median load if all are alike; else a light and a heavy one."""
+    by_work = sorted(set(loads), key=lambda load: (load.work, load.members))
+    if by_work[-1].work <= ALIKE * by_work[0].work:
+        return [by_work[len(by_work) // 2]]
+    tenth = len(by_work) // 10
+    return [by_work[tenth], by_work[-1 - tenth]]
+
+
+def line_through(points: Sequence[tuple[float, float]]) -> Callable[[float], float]:
+    """Seconds by work: through two points, or through one and the origin; never below 0, never falling."""
+    if len(points) == 1 or points[0][0] == points[1][0]:
+        (work, seconds), *_ = points
+        return lambda w: seconds * w / work
+    (w1, s1), (w2, s2) = points
+    slope = max((s2 - s1) / (w2 - w1), 0.0)
+    return lambda w: max(s1 + slope * (w - w1), 0.0)
+
+
 def _steps(clock: Clock, needs: Needs, stepping: float) -> tuple[list[float], dict[str, float]]:
     """Seconds of each step, and of a mean step's waiting by what is paged."""
-    recipe, head = clock.recipe, clock.mean("head")
+    recipe, head = clock.checked.recipe, clock.mean("head")
     passes = 2 if recipe.optimizer.in_backward and recipe.train.clip else 1
     beside = clock.mean("change") * clock.blocks + max(stepping, needs.state)
 
@@ -134,53 +246,51 @@ def _steps(clock: Clock, needs: Needs, stepping: float) -> tuple[list[float], di
     return both, {what: seconds for what, seconds in waits.items() if seconds > 0}
 
 
-def _stepping(clock: Clock, found: Estimate, folder: Path) -> float:
-    paged = bool(found.droppable_bytes)
-    like = clock.plain.change(clock.plain.model(2)).named()
+def _stepping(checked: Checked, found: Estimate, folder: Path) -> float:
+    paged, recipe = bool(found.droppable_bytes), checked.recipe
+    like = short_model(checked, 2)[1].named()
 
     def measure() -> dict[str, float]:
-        return {"step": optimizer_seconds(clock.recipe, like, found.trained, folder, paged=paged)}
+        return {"step": optimizer_seconds(recipe, like, found.trained, folder, paged=paged)}
 
-    about = {"trained": found.trained, "paged": paged, "clip": bool(clock.recipe.train.clip), **facts(clock.plain)}
-    return kept(about, measure)["step"]
+    about = {"trained": found.trained, "paged": paged, "clip": bool(recipe.train.clip), **facts(checked)}
+    return cached(about, measure)["step"]
 
 
 def _size(file: Path) -> int:
     return file.stat().st_size
 
 
-def _quantizing(clock: Clock, writes: float) -> float:
-    """Of the whole base, and of writing it into the cache with its hash."""
-    about = {"quantizing": True, **facts(clock.plain)}
-    each = kept(about, lambda: {"number": quantizing_seconds(clock.plain)})["number"]
-    hashed = kept({"hashing": True}, lambda: {"byte": hashing_seconds()})["byte"]
-    written = base_bytes(clock.model)
-    return each * stored_numbers(clock.model) + (written["blocks"] + written["rest"]) * (1 / writes + hashed)
+def _quantizing(checked: Checked, writes: float) -> float:
+    """Quantize the whole base and write it to the cache."""
+    each = cached({"quantizing": True, **facts(checked)}, lambda: {"number": quantizing_seconds(checked)})["number"]
+    shapes = [m.storage.shape for m in checked.meta.network.modules() if isinstance(m, Stored)]
+    written = base_bytes(checked.meta)
+    return each * sum(rows * columns for rows, columns in shapes) + (written["blocks"] + written["rest"]) / writes
 
 
-def _restarting(clock: Clock, trained: int) -> float:
-    """Of all restarts."""
-    steps = len(clock.order)
-    count = len(restart_steps(clock.recipe.restarts, steps))
-    if not count:
+def _restarting(checked: Checked) -> float:
+    """All restarts."""
+    settings, steps = checked.recipe.restarts, len(checked.job.steps)
+    if not (count := len(restart_steps(settings, steps))):
         return 0.0
-    about = {"restarts": clock.recipe.restarts.model_dump(mode="json"), "steps": steps, **facts(clock.plain)}
-    each = kept(about, lambda: {"number": restarting_seconds(clock.plain, steps)})["number"]
-    return count * trained * each
+    about = {"restarts": settings.model_dump(mode="json"), "steps": steps, **facts(checked)}
+    each = cached(about, lambda: {"number": restart_seconds(checked)})["number"]
+    return count * checked.adapter.n_params() * each
 
 
 def _evaluating(clock: Clock, needs: Needs) -> float:
-    rows, total, every = clock.rows.held_out, len(clock.order), clock.recipe.train.eval_every
+    recipe, rows, total = clock.checked.recipe, clock.checked.job.held_out, len(clock.checked.job.steps)
     if not rows:
         return 0.0
-    often = -(-total // every) if every else 1
+    often = -(-total // recipe.train.eval_every) if recipe.train.eval_every else 1
     forward, head = clock.forward(needs), clock.mean("head_forward")
-    loads = [clock.load(members, rows) for members in held_out_batches(rows, **held_out_settings(clock.recipe))]
+    loads = [clock.load(members, rows) for members in held_out_batches(rows, **held_out_settings(recipe))]
     return often * sum(forward(load.work) + head * load.supervised for load in loads)
 
 
-def _saving(recipe: Recipe, steps: int, found: Estimate) -> float:
+def _saved_bytes(checked: Checked, found: Estimate) -> float:
     """Bytes of all checkpoints and the adapter."""
-    every, kept_ones = recipe.train.checkpoint_every, recipe.train.keep_checkpoints
-    often = (steps - 1) // every if every else 0
-    return often * found.disk["checkpoints"] / (kept_ones + 1) + found.disk["adapter"]
+    every, kept = checked.recipe.train.checkpoint_every, checked.recipe.train.keep_checkpoints
+    often = (len(checked.job.steps) - 1) // every if every else 0
+    return often * found.disk["checkpoints"] / (kept + 1) + found.disk["adapter"]

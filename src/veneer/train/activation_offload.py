@@ -25,8 +25,7 @@ from veneer.disk.readahead import PAGE, pages
 from veneer.disk.scratch import no_room, open_scratch, refuse_memory
 from veneer.errors import DiskError
 from veneer.tasks.causal_lm import ROUND
-from veneer.train.job import BatchPlan
-from veneer.train.setup import Training
+from veneer.train.job import BatchPlan, Job
 
 BEHIND = 2
 """Tensors that may wait to be written."""
@@ -146,12 +145,11 @@ class ActivationFile:
 
 
 @contextmanager
-def paged_inputs(training: Training, folder: Path) -> Iterator[Inputs | None]:
+def paged_inputs(job: Job, base: Base, folder: Path) -> Iterator[Inputs | None]:
     """What `memory.page_activations` asks for: a file with room for the largest micro-batch; else None.
 
     Host memory if the base is on an accelerator.
     """
-    job, base = training.job, training.base
     if not job.recipe.memory.page_activations:
         yield None
     elif not base.device.is_cpu:

@@ -16,8 +16,9 @@ from veneer.recipe.load import load_recipe, recipe_from
 from veneer.recipe.settings import NONE, Recipe
 from veneer.train.events import Listener
 from veneer.train.job import Say, read_job
+from veneer.train.preflight import check_adapter, check_lengths
 from veneer.train.run import Run, open_run, train_recipe
-from veneer.train.setup import Training, check_lengths, refuse_unsuited
+from veneer.train.setup import Training
 
 RUNS = Path("runs")
 """Where runs without a folder of their own are written."""
@@ -62,7 +63,7 @@ def train_attached(
             return session.finished
         job = read_job(session.recipe, say, base.tokenizer)
         check_lengths(job, base)
-        refuse_unsuited(job, adapter)
+        check_adapter(job, adapter)
         return session.train(Training(job, base, adapter.eval()), listeners, say)
 
 

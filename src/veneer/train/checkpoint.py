@@ -22,7 +22,7 @@ from veneer.errors import ConfigError, DiskError, TrainingError
 from veneer.methods.base import config_from
 from veneer.methods.restartable import restartable
 from veneer.recipe.aliases import as_init
-from veneer.train.setup import InitState
+from veneer.train.preflight import InitState
 
 
 @dataclass

@@ -26,7 +26,7 @@ def make_steps(training: Training, state: TrainState, run: RunDir, listeners: Se
     restarts = Restarts(job.recipe, adapter, total)
     with (
         interruptible() as interrupted,
-        paged_inputs(training, run.root) as inputs,
+        paged_inputs(training.job, training.base, run.root) as inputs,
         recomputing(training.base, settings.recompute, inputs),
         restarts.folded(),
     ):

@@ -2,7 +2,8 @@
 
 with open_run(recipe, say) as session:
     job = read_job(session.recipe, say)                      rows and steps
-    training = set_up(job, session.init, say)                base and adapter
+    checked = preflight(job, session.init)                   all that can be wrong, before any weight is read
+    training = set_up(checked, session.init, say)            base and adapter
     run = session.train(training, listeners, say)            steps, adapter folder, figures
 """
 
@@ -19,12 +20,12 @@ from veneer.recipe.load import respelled, write_recipe
 from veneer.recipe.overrides import Changes, differences, with_changes
 from veneer.recipe.settings import Recipe
 from veneer.train.checkpoint import TrainState, init_state_in, load_checkpoint
-from veneer.train.compatibility import check_suited
 from veneer.train.events import Listener, tensorboard
 from veneer.train.job import Say, read_job, with_dtype
 from veneer.train.loop import make_steps
 from veneer.train.optim import build_optimizer
-from veneer.train.setup import InitState, Training, set_up
+from veneer.train.preflight import InitState, preflight
+from veneer.train.setup import Training, set_up
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def train_recipe(
         if session.finished is not None:
             return session.finished, None
         refuse_picking(session)
-        check_suited(session.recipe)
-        training = set_up(read_job(session.recipe, say), session.init, say)
+        checked = preflight(read_job(session.recipe, say), session.init)
+        training = set_up(checked, session.init, say)
         return session.train(training, listeners, say), training
 
 
@@ -162,6 +163,6 @@ def refuse_picking(session: Session) -> None:
     """Raise ConfigError where `memory.auto` would have to pick: that is for veneer.plan, which train does not know."""
     if session.recipe.memory.auto and not session.fixed:
         raise ConfigError(
-            "memory.auto is true, but train picks nothing by itself: set it to false, or call veneer.plan.fit between "
-            "veneer.train.job.read_job and veneer.train.setup.set_up"
+            "memory.auto is true, but train picks nothing by itself: set it to false, or call veneer.plan.fit.fit "
+            "between veneer.train.preflight.preflight and veneer.train.setup.set_up"
         )

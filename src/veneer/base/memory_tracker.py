@@ -1,7 +1,7 @@
-"""A ledger of tensors: code runs on torch's meta device, where tensors have sizes and no data, and bytes are counted.
+"""Count the bytes of tensors on torch's meta device, where they have sizes and no data.
 
-What is alive, and the most that ever was, follow from the code that really trains, for any architecture and method.
-Not seen are buffers that a kernel takes and gives back inside one operation, but for those of an exact decomposition.
+The bytes alive now, and the peak, follow from the code that really trains, for any architecture and method.  Scratch
+memory that a kernel allocates and frees inside one operation is not seen, except for that of an exact SVD.
 """
 
 import weakref
@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 from veneer.methods.svd import svd_scratch
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, every new tensor on the meta device is counted until nobody refers to it.
+class MemoryTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, every new tensor on the meta device counts until its storage is freed.
 
-    known    tensors that are there already, and not counted
-    Where code asks a tensor without data for a number, it gets 1; copied into one with data, it changes nothing there.
+    known    tensors that exist already and do not count
+    A meta tensor asked for its value gives 1; copied into a real tensor, it changes nothing.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -30,11 +30,11 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = 0
         """The most since the last `mark`."""
         self._sizes: dict[int, int] = {}
-        self._kept = [t.untyped_storage() for t in known]  # alive, so that their numbers are not given to others
+        self._kept = [t.untyped_storage() for t in known]  # alive, so that their keys are not reused
         self._known = {s._cdata for s in self._kept}
 
     def mark(self) -> int:
-        """The most bytes that were alive since the last mark."""
+        """Return the peak since the last mark, and start a new one."""
         peak, self.peak = self.peak, self.live
         return peak
 
