@@ -25,7 +25,7 @@ def test_unknown_settings_are_all_named_with_close_ones_and_the_known() -> None:
     said = str(caught.value).splitlines()
     assert said[0] == "method lora has no setting 'rnk'. Did you mean 'rank'?"
     assert said[1] == "method lora has no setting 'zebra'."
-    assert said[2].startswith("It has: rank, alpha, rank_pattern, alpha_pattern, dropout")
+    assert said[2].startswith("It has: targets, rank, alpha, rank_pattern, alpha_pattern, dropout")
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def test_everything_wrong_comes_at_once_with_its_place(file: Any) -> None:
         "FILE, line 10: train.schedule is 'cosin': input should be 'constant', 'linear' or 'cosine'. How the learning "
         "rate falls after the warm-up.",
         "FILE, line 4: there is no key epohs. Did you mean 'epochs' or 'num_epochs' or 'steps'?",
-        "FILE, line 12: method lora has no setting 'rnak'. Did you mean 'rank'? It has: rank, alpha, rank_pattern, "
-        "alpha_pattern, dropout, rank_stabilized, init.",
+        "FILE, line 12: method lora has no setting 'rnak'. Did you mean 'rank'? It has: targets, rank, alpha, "
+        "rank_pattern, alpha_pattern, dropout, rank_stabilized, init.",
     ]
 
 
@@ -251,7 +251,7 @@ NEEDED = {
 def load_with(tree: dict[str, Any], overrides: dict[str, Any]) -> Recipe:
     from veneer.recipe.load import _checked
 
-    return _checked(tree, overrides, "recipe", {})
+    return _checked(tree, overrides, "recipe", {}, "")
 
 
 @pytest.mark.parametrize("alias", SAME_MEANING)
