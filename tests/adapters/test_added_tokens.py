@@ -56,9 +56,7 @@ def test_an_adapter_is_loaded_onto_a_base_that_has_its_tokens_already(tiny_model
     again = load_adapter(base, tmp_path / "a")
     assert len(base.tokenizer) == base.embedding_rows == 388 and again.new_tokens == NEW
     other = attach(base, LORA, new_tokens=("<sql>",), trained_tokens=["a", 5])
-    assert other.parts[1].peft_fields()["trainable_token_indices"] == sorted(
-        {384, 5, base.tokenizer.get_vocab()["a"]}
-    )
+    assert other.parts[1].peft_fields()["trainable_token_indices"] == sorted({384, 5, base.tokenizer.get_vocab()["a"]})
 
 
 def test_a_network_without_a_tokenizer_takes_a_saved_adapter(tiny_model: Path, tmp_path: Path) -> None:

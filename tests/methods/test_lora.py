@@ -234,8 +234,8 @@ def test_starts_that_change_the_base_are_refused(init: Any) -> None:
 
 
 NOT_READ = {
-    "bias": "all", "modules_to_save": ["lm_head"], "lora_bias": True, "layer_replication": [[0, 1]],
-    "trainable_token_indices": [1], "target_parameters": ["w"], "alora_invocation_tokens": [1],
+    "bias": "all", "lora_bias": True, "layer_replication": [[0, 1]],
+    "target_parameters": ["w"], "alora_invocation_tokens": [1],
     "arrow_config": {"top_k": 1}, "kasa_config": {"x": 1}, "monteclora_config": {"x": 1}, "use_qalora": True,
     "use_bdlora": {"nblocks": 2}, "use_something_new": True,
 }  # fmt: skip

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from veneer.adapters.adapter import Adapter
 from veneer.adapters.attach import attach
 from veneer.adapters.layer_view import layer_at
-from veneer.adapters.targets import Targeting, choose
+from veneer.adapters.targets import Targeting, all_matching, choose
 from veneer.adapters.virtual_tokens import shape_of
+from veneer.base.base import Base
 from veneer.base.device import CPU
 from veneer.base.load import FOUR_BITS
 from veneer.base.quant_cache import is_quantized
@@ -22,7 +23,7 @@ from veneer.disk.tensors import open_tensors
 from veneer.errors import ModelError
 from veneer.methods.base import METHODS, MethodConfig, config_from
 from veneer.models.blocks import blocks_of, output_head
-from veneer.models.skeleton import build_skeleton
+from veneer.models.skeleton import build_skeleton, load_tokenizer
 from veneer.models.sources import resolve
 from veneer.plan.memory_tracker import Ledger
 from veneer.plan.target_blocks import Places
@@ -84,7 +85,7 @@ class Plain:
     @cached_property
     def places(self) -> Places:
         """Where the whole model is changed."""
-        model, prompt = self.model(), self.recipe.prompt.name != NONE
+        model, prompt = self.model(), self.recipe.prompt.name != NONE or self._trains_whole_weights
         chosen = [] if self.recipe.method.name == NONE else self.targets(model)[1]
         return Places.of(list(blocks_of(model)), chosen, output_head(model), prompt=prompt)
 
@@ -106,8 +107,25 @@ class Plain:
         config = None if method.name == NONE else config_from(method.name, method.own)
         targeting = Targeting() if config is None else self._targeting(model, alike)
         front = None if prompt.name == NONE else prompt_config(prompt.name, prompt.own)
+        tokens, modules = self.recipe.tokens, [n for n in method.trained_modules if all_matching(model, (n,))]
+        base = Base(model, load_tokenizer(self.folder) if tokens.add or tokens.train else None)
         with Ledger():  # `begun`: methods that look at data before they begin do not
-            return attach(model, config, targeting, prompt=front, seed=0, begun=[])
+            return attach(
+                base,
+                config,
+                targeting,
+                prompt=front,
+                trained_modules=modules,
+                new_tokens=tokens.add,
+                trained_tokens=tokens.train,
+                begun=[],
+            )
+
+    @property
+    def _trains_whole_weights(self) -> bool:
+        """Whether modules or rows of tokens are trained in full, so that gradients pass through all blocks."""
+        tokens = self.recipe.tokens
+        return bool(tokens.add or tokens.train or self.recipe.method.trained_modules)
 
     def targets(self, model: Any) -> tuple[MethodConfig, list[str]]:
         """The method's settings, and the paths of the whole model's layers that it changes."""
@@ -122,6 +140,9 @@ class Plain:
             config, paths = self.targets(model)
             kind = METHODS[config.method]
             counts = [kind.n_params(layer_at(model, path), config.at(path)) for path in paths]
+        if self._trains_whole_weights:
+            adapter = self.change(self.model())
+            counts = [n.parameter.numel() for n in adapter.named() if n.place != "prompt"]
         if prompt.name != NONE:
             settings = prompt_config(prompt.name, prompt.own)
             counts.append(PROMPTS[settings.kind].n_params(shape_of(model), settings))

@@ -4,7 +4,9 @@ from typing import Any
 
 from veneer.adapters.attach import fitting_paths
 from veneer.adapters.targets import Targeting
+from veneer.adapters.trained_modules import chosen_modules
 from veneer.adapters.virtual_tokens import shape_of
+from veneer.base.base import Base
 from veneer.base.device import CPU
 from veneer.errors import ModelError
 from veneer.methods.base import config_from
@@ -24,6 +26,7 @@ def check_suited(recipe: Recipe) -> None:
     if recipe.method.name != NONE:
         method = recipe.method
         fitting_paths(model, config_from(method.name, method.own), targeting_of(method))
+        chosen_modules(Base(model), method.trained_modules)
 
 
 def targeting_of(method: MethodSettings) -> Targeting:

@@ -12,6 +12,7 @@ from veneer.base.base import Base
 from veneer.base.device import find_device
 from veneer.base.load import load_model
 from veneer.base.storage_config import base_storage, computed_by_kernels, storage_of
+from veneer.base.vocabulary import add_tokens
 from veneer.data.example import Example
 from veneer.data.pack import plan_batches
 from veneer.data.render import Renderer, RenderReport
@@ -125,6 +126,7 @@ def read_examples(recipe: Recipe, say: Progress = lambda _: None) -> Rows:
     """The recipe's rows as tokens; no weights are read."""
     say(f"reading {recipe.data.train}")
     tokenizer = load_tokenizer(resolve(recipe.model))
+    add_tokens(tokenizer, recipe.tokens.add)
     renderer = Renderer(tokenizer, recipe.data, recipe.train.max_length)
     rendered = renderer.render_all(read_rows(recipe.data.train, split=recipe.data.split, limit=recipe.data.rows))
     held_out: list[Example] = []
@@ -147,6 +149,9 @@ def adapter_for(base: Base, recipe: Recipe, examples: Sequence[Example], plan: P
         config,
         targeting_of(method),
         prompt=None if prompt.name == NONE else prompt_config(prompt.name, prompt.own),
+        trained_modules=method.trained_modules,
+        new_tokens=recipe.tokens.add,
+        trained_tokens=recipe.tokens.train,
         seed=recipe.train.seed,
         look=look,
         begun=None if begun is None else begun.paths,
