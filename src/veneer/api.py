@@ -20,6 +20,7 @@ from torch import nn
 
 from veneer.adapters import adapter as adapters
 from veneer.adapters import attach as attaching
+from veneer.adapters.added_tokens import Tokens
 from veneer.adapters.targets import Targeting
 from veneer.base import load
 from veneer.base.base import Base
@@ -121,19 +122,36 @@ def attach(
     targets: Targeting | str | tuple[str, ...] | None = None,
     *,
     prompt: PromptConfig | None = None,
+    trained_modules: Sequence[str] = (),
+    new_tokens: Sequence[str] = (),
+    trained_tokens: Tokens | Mapping[str, Tokens] = (),
     seed: int = 0,
 ) -> Adapter:
     """Attach a new adapter to a base, or to any torch module, and freeze the rest.
 
-    config    of a method (LoRAConfig(rank=16)), or of virtual tokens
-    targets   "all-linear", a regular expression for whole module paths, path endings, or a Targeting; None: those of
-              the config, else all linear layers
-    prompt    virtual tokens in front of the text, beside a method
+    config            of a method (LoRAConfig(rank=16)), or of virtual tokens
+    targets           "all-linear", a regular expression for whole module paths, path endings, or a Targeting; None:
+                      those of the config, else all linear layers
+    prompt            virtual tokens in front of the text, beside a method
+    trained_modules   path endings of modules that are trained in full beside a method, like lm_head
+    new_tokens        texts that become tokens: the base's vocabulary grows, and their rows are trained
+    trained_tokens    known tokens, as text or ids, whose rows are trained; by module, if not in the embedding alone
     Raises TargetError, ConfigError or ModelError, before anything is changed, for what does not fit.
     """
     if isinstance(config, PromptConfig):
         return _ours(attaching.attach(base, None, prompt=config, seed=seed, kind=Adapter))
-    return _ours(attaching.attach(base, config, targets, prompt=prompt, seed=seed, kind=Adapter))
+    made = attaching.attach(
+        base,
+        config,
+        targets,
+        prompt=prompt,
+        trained_modules=trained_modules,
+        new_tokens=new_tokens,
+        trained_tokens=trained_tokens,
+        seed=seed,
+        kind=Adapter,
+    )
+    return _ours(made)
 
 
 def load_adapter(

@@ -174,8 +174,8 @@ def test_another_model_altogether(folder: Path) -> None:
             "this LoRA adapter began with init_lora_weights 'olora'",
         ),
         (
-            {"peft_type": "LORA", "modules_to_save": ["x"]},
-            "this LoRA adapter uses modules_to_save",
+            {"peft_type": "LORA", "lora_bias": True},
+            "this LoRA adapter uses lora_bias",
         ),
     ],
 )

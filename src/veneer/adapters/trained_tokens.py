@@ -37,7 +37,7 @@ class TokenRows(nn.Module):
 
     def embed(self, tokens: Tensor, y: Tensor, scale: float) -> Tensor:
         """tokens (...), y (..., D), their embeddings -> y with these rows in the place of the base's."""
-        index = torch.searchsorted(self.ids, tokens).clamp(max=len(self) - 1)
+        index = torch.searchsorted(self.ids, tokens.contiguous()).clamp(max=len(self) - 1)
         own = (F.embedding(index, self.rows) * scale).to(y.dtype)
         return torch.where((self.ids[index] == tokens)[..., None], own, y)
 

@@ -22,6 +22,7 @@ def command(
 
         veneer data recipe.yaml --rows 5 --data.too_long drop
     """
+    from veneer.base.vocabulary import add_tokens
     from veneer.data.preview import colored, describe, histogram, segments
     from veneer.models.skeleton import load_tokenizer
     from veneer.models.sources import resolve
@@ -29,6 +30,7 @@ def command(
 
     settings = load_recipe(recipe, parse_flags(context.args))
     tokenizer = load_tokenizer(resolve(settings.model))
+    add_tokens(tokenizer, settings.tokens.add)
     result: dict[str, Any] = {}
     for part, source in (("train", settings.data.train), ("eval", settings.data.eval)):
         if source is None:

@@ -44,7 +44,10 @@ class TargetBlocks:
             else:
                 changed.add(number)
                 inside[path.removeprefix(blocks[number]).removeprefix(".")] = True
-        to_the_input = checked.recipe.prompt.name != NONE or any(path != base.head_path for path in outside)
+        recipe = checked.recipe
+        whole = recipe.tokens.add or recipe.tokens.train or recipe.method.trained_modules
+        beside = whole or recipe.prompt.name != NONE  # virtual tokens, embeddings: gradients pass through all blocks
+        to_the_input = beside or any(path != base.head_path for path in outside)
         first = 0 if to_the_input else min(changed, default=len(blocks))
         return cls(len(blocks), frozenset(changed), tuple(inside), tuple(outside), first)
 

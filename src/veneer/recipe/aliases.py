@@ -25,6 +25,9 @@ SAME_MEANING = {
     "lora_target_modules": "method.targets",
     "exclude_modules": "method.exclude",
     "layers_to_transform": "method.layers",
+    "modules_to_save": "method.trained_modules",
+    "lora_modules_to_save": "method.trained_modules",
+    "trainable_token_indices": "tokens.train",
     "num_virtual_tokens": "prompt.tokens",
     "learning_rate": "optimizer.lr",
     "weight_decay": "optimizer.weight_decay",
@@ -73,6 +76,7 @@ OTHER_MEANING = {
     "fp16": "float16 does not train here; set train.dtype to bfloat16 or float32",
     "bnb_4bit_compute_dtype": "the compute dtype is measured; to choose it set train.dtype",
     "optim": "set optimizer.name",
+    "added_tokens_overrides": "tokens are added at the end of the vocabulary: list their texts in tokens.add",
     "relora": "set restarts.every to the steps of a cycle",
     "relora_prune_method": "set restarts.reset to magnitude, random or zero",
     "relora_prune_ratio": "set restarts.keep to what is left: 1 - the ratio",
@@ -86,7 +90,7 @@ SWITCHES = {"load_in_4bit": ("nf4", "fp4"), "load_in_8bit": ("int8",)}
 LORA_INITS = {"pissa": ("iterations",), "eva": ("most", "look")}
 """Inits of lora that were methods in earlier recipes, with the settings they had: `method: pissa` is still accepted."""
 
-SECTIONS = ("storage", "method", "prompt", "data", "optimizer", "restarts", "train", "memory")
+SECTIONS = ("storage", "method", "tokens", "prompt", "data", "optimizer", "restarts", "train", "memory")
 SHORTHANDS = ("storage", "method", "prompt", "optimizer")
 """Sections that may be given as a bare name: `method: lora`."""
 
@@ -210,6 +214,8 @@ def _leaves(key: Any, value: Any) -> list[tuple[Any, Any]]:
         return [AUTO]
     if isinstance(value, str) and key in SHORTHANDS:
         return [(f"{key}.name", value)]
+    if isinstance(value, list) and key == "tokens":
+        return [("tokens.add", value)]
     if isinstance(value, Mapping) and all(isinstance(k, str) and "." not in k for k in value):
         return [(f"{key}.{k}", v) for k, v in value.items()]
     return [(key, value)]

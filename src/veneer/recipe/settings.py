@@ -61,6 +61,18 @@ class MethodSettings(NamedSettings):
     """Modules to leave out: a regular expression or a list of path endings."""
     layers: tuple[int, ...] = ()
     """Only these block numbers; empty for all."""
+    trained_modules: tuple[str, ...] = ()
+    """Path endings of modules that are trained in full beside the method, like lm_head or norm; they get no delta."""
+
+
+class TokenSettings(Section):
+    """Tokens whose rows in the embedding and the output head are trained beside the method."""
+
+    add: tuple[str, ...] = ()
+    """New tokens: the tokenizer knows each as one, the vocabulary grows by them, and their rows start at the mean."""
+    train: tuple[int | str, ...] | Mapping[str, tuple[int | str, ...]] = ()
+    """Known tokens, as ids or text: a list for the embedding and a head tied to it, or lists by module, such as
+    {embed_tokens: [5, 7], lm_head: [5, 7]}."""
 
 
 class PromptSettings(NamedSettings):
@@ -227,6 +239,8 @@ class Recipe(Section):
     """How the frozen weights are kept."""
     method: MethodSettings = MethodSettings()
     """How layers change."""
+    tokens: TokenSettings = TokenSettings()
+    """Tokens whose rows are trained; a list is that of the new ones."""
     prompt: PromptSettings = PromptSettings()
     """What is trained in front of the tokens."""
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -260,6 +274,12 @@ class Recipe(Section):
         if not isinstance(given, Mapping) or "method" in given or _name(given.get("prompt")) in (None, NONE):
             return given
         return {**given, "method": {"name": NONE}}
+
+    @model_validator(mode="after")
+    def _tokens_have_a_method(self) -> "Recipe":
+        if self.method.name == NONE and (self.tokens.add or self.tokens.train):
+            raise ConfigError("tokens are given, but method is none: rows are trained beside a method; name one")
+        return self
 
     @model_validator(mode="after")
     def _evaluation_has_rows(self) -> "Recipe":

@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 from veneer.base.device import find_device
+from veneer.base.vocabulary import add_tokens
 from veneer.data.example import Example
 from veneer.data.pack import plan_batches
 from veneer.data.render import RenderReport
@@ -54,6 +55,7 @@ def read_job(recipe: Recipe, say: Say = lambda _: None, tokenizer: Any = None) -
     """
     say(f"reading {recipe.data.train}")
     tokenizer = tokenizer or load_tokenizer(resolve(recipe.model))
+    add_tokens(tokenizer, recipe.tokens.add)
     renderer = TASKS[recipe.task]().renderer(tokenizer, recipe.data, recipe.train.max_length)
     rendered = renderer.render_all(read_rows(recipe.data.train, split=recipe.data.split, limit=recipe.data.rows))
     held_out: list[Example] = []

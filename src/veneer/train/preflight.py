@@ -3,12 +3,12 @@
 The checks run on one model on torch's meta device, with the adapter attached to it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from veneer.adapters.adapter import Adapter
 from veneer.adapters.attach import attach
-from veneer.adapters.targets import Targeting
+from veneer.adapters.targets import Targeting, all_matching
 from veneer.base.base import Base
 from veneer.base.device import CPU, find_device
 from veneer.base.load import FOUR_BITS, refuse_paging
@@ -134,11 +134,23 @@ def attach_without_data(
     """Attach the recipe's adapter to a base on the meta device or with synthetic weights.
 
     A method that starts from the inputs of its layers does not look at any.
-    targeting   where the method applies; None is as the recipe says
+    targeting   where the method applies; None is as the recipe says, else in a model with fewer blocks
     """
     (config, prompt), where = configs_of(recipe, init), targeting or targeting_of(recipe.method)
+    modules = recipe.method.trained_modules
+    if targeting is not None:
+        modules = tuple(name for name in modules if all_matching(base.network, (name,)))
     with traceable(recipe.model), MemoryTracker():
-        return attach(base, config, where, prompt=prompt, begun=[] if init is None else init.paths)
+        return attach(
+            base,
+            config,
+            where,
+            prompt=prompt,
+            trained_modules=modules,
+            new_tokens=recipe.tokens.add,
+            trained_tokens=recipe.tokens.train,
+            begun=[] if init is None else init.paths,
+        )
 
 
 def _on_meta(job: Job, init: InitState | None) -> tuple[Base, Adapter | Untraceable]:
@@ -153,6 +165,7 @@ def _on_meta(job: Job, init: InitState | None) -> tuple[Base, Adapter | Untracea
         meta = meta_base(folder, dtype, base_storage(recipe.storage.model_dump()), name=recipe.model)
     except Untraceable as error:
         meta, problem = meta_base(folder, dtype, name=recipe.model), error
+    meta = replace(meta, tokenizer=job.tokenizer)
     asked = {"method": recipe.method.name, "prompt": recipe.prompt.name}
     job.task.refuse_base(meta, " and ".join(f"{kind} {name}" for kind, name in asked.items() if name != NONE))
     try:
