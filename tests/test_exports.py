@@ -43,16 +43,19 @@ def test_no_other_public_name_is_a_rooms() -> None:
 def test_what_type_checkers_see_is_what_there_is() -> None:
     tree = ast.parse(Path(veneer.__file__).read_text(encoding="utf-8"))
     block = next(n for n in tree.body if isinstance(n, ast.If))
-    seen = {}
+    seen, verbs = {}, {}
     for line in block.body:
+        if isinstance(line, ast.AnnAssign):
+            assert isinstance(line.target, ast.Name) and isinstance(line.annotation, ast.Name)
+            verbs[line.target.id] = seen.pop(line.annotation.id)
+            continue
         assert isinstance(line, ast.ImportFrom)
         for alias in line.names:
             assert alias.asname is not None
             seen[alias.asname] = f"{line.module}{'' if alias.asname == alias.name else ':' + alias.name}"
-    verbs = {name: seen.pop(name) for name in veneer._VERBS}
     assert seen == veneer._HOMES
-    for name, home in verbs.items():
-        assert home.startswith(f"veneer.{name}."), "what the package calls"
+    assert verbs == {name: f"veneer.{name}:Verb" for name in veneer._VERBS}
+    assert all(type(getattr(veneer, name)).__name__ == "Verb" for name in veneer._VERBS)
 
 
 def test_from_veneer_import_star_in_a_fresh_process() -> None:

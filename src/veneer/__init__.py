@@ -55,7 +55,7 @@ if TYPE_CHECKING:  # the same again for editors and type checkers; a test compar
     from veneer.data.render import Renderer as Renderer
     from veneer.data.sources import read_rows as read_rows
     from veneer.errors import VeneerError as VeneerError
-    from veneer.evaluate.eval_target import evaluate_rows as evaluate
+    from veneer.evaluate import Verb as _Evaluate
     from veneer.evaluate.runner import EvalSettings as EvalSettings
     from veneer.generate.engine import generate as generate_tokens
     from veneer.generate.streaming import encode as encode_chat
@@ -66,6 +66,10 @@ if TYPE_CHECKING:  # the same again for editors and type checkers; a test compar
     from veneer.recipe.load import load_recipe as load_recipe
     from veneer.recipe.load import recipe_from as recipe_from
     from veneer.recipe.settings import Recipe as Recipe
+    from veneer.train import Verb as _Train
+
+    evaluate: _Evaluate
+    train: _Train
 
 
 def __getattr__(name: str) -> Any:

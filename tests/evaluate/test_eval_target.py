@@ -56,7 +56,7 @@ def test_a_model(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--data FILE \(some/model is no run"):
+    with pytest.raises(ConfigError, match=r"\(data=FILE\); some/model is not a run"):
         subject_of("some/model", adapter=None, source=None, templates=NOTHING)
     with pytest.raises(ConfigError, match=r"has no adapter yet .*finish it with veneer train"):
         subject_of(str(make_run(tmp_path / "a", adapter=False)), adapter=None, source=None, templates=NOTHING)

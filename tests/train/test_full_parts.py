@@ -17,10 +17,11 @@ from veneer.adapters.attach import load_adapter
 from veneer.base.load import load_model
 from veneer.cli.main import invoke
 from veneer.errors import ConfigError, TargetError
-from veneer.plan.meta_model import Plain
 from veneer.recipe.load import recipe_from
 from veneer.recipe.settings import Recipe
-from veneer.train.loop import train
+from veneer.train.job import read_job
+from veneer.train.preflight import preflight
+from veneer.train.run import train_recipe as train
 
 NEW = ["<sql>", "</sql>", "<rows>", "<none>"]
 LORA = {"name": "lora", "rank": 4, "dropout": 0.2}
@@ -62,8 +63,8 @@ def test_it_learns_and_is_the_same_after_an_interruption(make: Make, sql: Path, 
     interrupted(broken, 3)
     assert train(broken)[0].resumed_from == 3
     assert weights(broken.run + "/adapter") == weights(outcome.adapter)
-    plain = Plain.of(whole)
-    assert sum(plain.trained(plain.model())) == outcome.trained_parameters == ready.adapter.n_params()
+    foreseen = preflight(read_job(whole)).adapter
+    assert foreseen.n_params() == outcome.trained_parameters == ready.adapter.n_params()
 
 
 def test_peft_generation_evaluation_and_a_merge_take_it(

@@ -120,22 +120,15 @@ def evaluate_rows(
     base: Base,
     data: str | Path | Sequence[Row],
     *,
-    metrics: Sequence[str] | None = None,
-    limit: int | None = None,
-    reference: str | None = None,
-    max_new_tokens: int = 128,
-    batch_size: int = 64,
-    options: MetricOptions | None = None,
-    progress: ShowProgress = silent,
+    metrics: Sequence[str] | None,
+    limit: int | None,
+    reference: str | None,
+    max_new_tokens: int,
+    batch_size: int,
+    options: MetricOptions | None,
     **templates: Any,
 ) -> Evaluation:
-    """Measure `base`, with whatever is attached, on the rows of a file.
-
-    templates   settings of a recipe's `data` section (prompt, completion, format ...); those that the attached
-                adapter's rows were read with are the default
-    metrics     by default the loss, the perplexity and exact_match
-    Raises DataError and ConfigError as reading rows and `evaluate` do.
-    """
+    """Measure a base in memory on rows; see `veneer.evaluate`."""
     facts = base.attached[-1].facts if base.attached else {}
     source = str(data) if isinstance(data, str | Path) else "rows"
     settings, most = recorded_settings(facts, source, **templates)
@@ -150,7 +143,7 @@ def evaluate_rows(
         reference=reference,
         options=options or MetricOptions(),
     )
-    return evaluate(base, rows, Renderer(base.tokenizer, settings, most), chosen, progress=progress)
+    return evaluate(base, rows, Renderer(base.tokenizer, settings, most), chosen)
 
 
 def table(before: Evaluation | None, after: Evaluation) -> list[tuple[str, ...]]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from veneer.train.run import Run
 
 
-class _Verb(ModuleType):
+class Verb(ModuleType):
     """This package, which can be called."""
 
     def __call__(
@@ -60,4 +60,4 @@ class _Verb(ModuleType):
         return train(recipe, adapter, {**settings, **given}, listeners, say)
 
 
-sys.modules[__name__].__class__ = _Verb
+sys.modules[__name__].__class__ = Verb

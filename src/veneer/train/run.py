@@ -115,6 +115,7 @@ class Session:
             picked=folder.picked(),
             folder=str(folder.root),
         )
+        training.adapter.facts = facts
         folder.finish(asdict(run))
         return run
 
