@@ -204,6 +204,9 @@ def sample(key: str) -> tuple[str, Any]:
         "memory.auto": ("true", True),
         "memory.page_weights": ("true", True),
         "memory.page_activations": ("true", True),
+        "method.trained_modules": ("[norm, lm_head]", ("norm", "lm_head")),
+        "tokens.add": ("[<a>, <b>]", ("<a>", "<b>")),
+        "tokens.train": ("[5, <a>]", (5, "<a>")),
     }
     numbers = {"data.rows", "data.eval_rows"}
     if key in texts:

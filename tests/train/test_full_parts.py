@@ -13,15 +13,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import tiny_recipe
 from tests.train.test_loop import events, interrupted
-from veneer.adapters.attach import load_adapter
+from veneer.adapters.attach import attach, load_adapter
 from veneer.base.load import load_model
 from veneer.cli.main import invoke
 from veneer.errors import ConfigError, TargetError
-from veneer.recipe.load import recipe_from
+from veneer.methods.base import config_from
+from veneer.recipe.load import load_recipe, recipe_from
 from veneer.recipe.settings import Recipe
+from veneer.train.call import train_attached
 from veneer.train.job import read_job
 from veneer.train.preflight import preflight
-from veneer.train.run import train_recipe as train
+from veneer.train.run import train_recipe
 
 NEW = ["<sql>", "</sql>", "<rows>", "<none>"]
 LORA = {"name": "lora", "rank": 4, "dropout": 0.2}
@@ -56,22 +58,22 @@ def weights(folder: str | Path) -> bytes:
 def test_it_learns_and_is_the_same_after_an_interruption(make: Make, sql: Path, more: dict[str, Any]) -> None:
     more = {**more, "data.eval": str(sql), "train.eval_every": 1}
     whole, broken = make("whole", **more), make("broken", **more)
-    outcome, ready = train(whole)
-    assert ready is not None and ready.adapter.base.vocab_size == 388
+    outcome, training = train_recipe(whole)
+    assert training is not None and training.adapter.base.vocab_size == 388
     losses = [e["loss"] for e in events(whole, "evaluation")]
     assert losses[-1] < losses[0]
     interrupted(broken, 3)
-    assert train(broken)[0].resumed_from == 3
+    assert train_recipe(broken)[0].resumed_from == 3
     assert weights(broken.run + "/adapter") == weights(outcome.adapter)
-    foreseen = preflight(read_job(whole)).adapter
-    assert foreseen.n_params() == outcome.trained_parameters == ready.adapter.n_params()
+    planned = preflight(read_job(whole)).adapter.n_params()
+    assert planned == outcome.trained_parameters == training.adapter.n_params()
 
 
 def test_peft_generation_evaluation_and_a_merge_take_it(
     make: Make, sql: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = make("run", **{"data.eval": str(sql), "train.steps": 80, "optimizer.lr": 0.03})
-    train(recipe)
+    train_recipe(recipe)
     adapter = f"{recipe.run}/adapter"
     base = load_model(recipe.model, dtype="float32")
     load_adapter(base, adapter)
@@ -126,4 +128,18 @@ def test_what_a_recipe_may_not_ask(tree: dict[str, Any], said: str) -> None:
 
 def test_a_module_that_the_model_lacks_is_refused_before_weights_are_read(make: Make) -> None:
     with pytest.raises(TargetError, match=r"trained module 'lm_haed' matches no module\. Did you mean 'lm_head'\?"):
-        train(make("run", method={**LORA, "trained_modules": ["lm_haed"]}))
+        train_recipe(make("run", method={**LORA, "trained_modules": ["lm_haed"]}))
+
+
+def test_an_adapter_made_in_python_is_trained(tiny_model: Path, sql: Path, tmp_path: Path) -> None:
+    base = load_model(tiny_model, dtype="float32")
+    lora = config_from("lora", {"rank": 2})
+    adapter = attach(base, lora, new_tokens=NEW, trained_tokens=[5], trained_modules=["norm"])
+    run = train_attached(
+        base, adapter, {"data.train": str(sql), "run": str(tmp_path / "r"), "train.steps": 2}, (), print
+    )
+    assert run.trained_parameters == adapter.n_params()
+    recipe = load_recipe(tmp_path / "r" / "recipe.yaml")
+    assert recipe.tokens.add == tuple(NEW) and recipe.method.trained_modules == ("model.norm",)
+    assert dict(recipe.tokens.train) == {"embed_tokens": (5,)}  # type: ignore[call-overload]
+    assert load_adapter(load_model(tiny_model, dtype="float32"), run.adapter).new_tokens == tuple(NEW)

@@ -58,7 +58,7 @@ def attach(
     parts: list[Part] = []
     whole = chosen_modules(base, trained_modules) if trained_modules else []
     if config is not None:
-        given = targets or config.targets or ALL_LINEAR
+        given = targets if targets is not None else config.targets or ALL_LINEAR
         targeting = given if isinstance(given, Targeting) else Targeting(targets=_as_endings(given))
         paths = [p for p in fitting_paths(base.network, config, targeting) if not is_inside(p, whole)]
     rows = new_tokens or trained_tokens

@@ -84,6 +84,11 @@ class TrainedTokens(Part):
     def holders(self) -> Mapping[str, nn.Module]:
         return self._rows
 
+    def ids(self, without: Sequence[int] = ()) -> dict[str, list[int]]:
+        """The trained tokens by the name of their module."""
+        every = {path.rpartition(".")[2]: rows.ids.tolist() for path, rows in self._rows.items()}
+        return {name: kept for name, ids in every.items() if (kept := [i for i in ids if i not in without])}
+
     def named(self) -> list[NamedParameter]:
         embedding = self.base.embedding_path
         return [
@@ -95,7 +100,7 @@ class TrainedTokens(Part):
         return {f"{PREFIX}{path}.{KEY}": rows.rows for path, rows in self._rows.items()}
 
     def peft_fields(self) -> dict[str, Any]:
-        by_name = {path.rpartition(".")[2]: rows.ids.tolist() for path, rows in self._rows.items()}
+        by_name = self.ids()
         alone = list(self._rows) == [self.base.embedding_path]
         return {"trainable_token_indices": next(iter(by_name.values())) if alone else by_name}
 

@@ -17,14 +17,15 @@ FORMS = {
     "peft": "the method's own folder, as PEFT loads it",
     "lora": "a plain LoRA folder, for PEFT, vLLM and other servers",
     "gguf": "a LoRA file for llama.cpp",
+    "gguf-model": "MODEL, with the adapter folded in if one is given, as a file for llama.cpp",
 }
 
 
 def command(
     model: Model,
-    adapter: Annotated[Path, typer.Option(metavar="DIR", help="The adapter's folder.")],
     to: Annotated[str, typer.Option(metavar="FORM", help="; ".join(f"{k}: {v}" for k, v in FORMS.items()) + ".")],
     into: Annotated[Path, typer.Option(metavar="PATH", help="The folder (gguf: file) to write; must not exist yet.")],
+    adapter: Annotated[Path | None, typer.Option(metavar="DIR", help="The adapter's folder.")] = None,
     rank: Annotated[
         int | None, typer.Option(help="lora, gguf: of the nearest LoRA where none is equal; by default the equal one.")
     ] = None,
@@ -46,6 +47,15 @@ def command(
     from veneer.merge.gguf_adapter import write_gguf_adapter
 
     _refuse(to, into, rank)
+    if to == "gguf-model":
+        written = _whole_model(model, adapter, into, allow_other_base)
+        if as_json:
+            emit_json({"path": str(into), "bytes": written, "to": to})
+        else:
+            stdout.print(f"exported: {into} ({format_bytes(written)})", markup=False, soft_wrap=True)
+        return
+    if adapter is None:
+        raise ConfigError(f"--to {to} exports an adapter: name its folder with --adapter")
     base = load_model(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
     trained = load_adapter(base, adapter, allow_other_base=allow_other_base)
     if to == "peft":
@@ -68,6 +78,27 @@ def command(
     stdout.print(f"exported: {into} ({format_bytes(result['bytes'])}){said}", markup=False, soft_wrap=True)
 
 
+def _whole_model(model: str, adapter: Path | None, into: Path, allow_other_base: bool) -> int:
+    """Write the model, merged with the adapter, as GGUF; the merged folder lies beside it meanwhile."""
+    from tempfile import TemporaryDirectory
+
+    from veneer.adapters.attach import load_adapter
+    from veneer.base.load import load_model
+    from veneer.base.storage_config import storage_for
+    from veneer.merge.fold import merge
+    from veneer.merge.gguf_model import write_gguf_model
+    from veneer.models.sources import resolve
+
+    name = Path(model).name
+    if adapter is None:
+        return write_gguf_model(resolve(model), into, name)
+    base = load_model(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
+    trained = load_adapter(base, adapter, allow_other_base=allow_other_base)
+    with TemporaryDirectory(dir=into.absolute().parent) as beside:
+        merge(trained, base.files, Path(beside) / "merged")
+        return write_gguf_model(Path(beside) / "merged", into, name)
+
+
 def rank_of(made: "AsLoRA") -> int:
     """The one rank of all its layers."""
     return int(getattr(made.adapter.settings, "rank"))  # noqa: B009 (a MethodConfig need not have one; LoRA's has)
@@ -80,8 +111,8 @@ def _refuse(to: str, into: Path, rank: int | None) -> None:
         raise ConfigError(f"{into} exists already; export to a new path, or remove that one")
     if rank is not None and rank < 1:
         raise ConfigError(f"--rank must be at least 1, got {rank}")
-    if rank is not None and to == "peft":
-        raise ConfigError("--rank is of --to lora and gguf; --to peft writes the adapter as it is")
+    if rank is not None and to not in ("lora", "gguf"):
+        raise ConfigError(f"--rank is of --to lora and gguf; --to {to} writes the adapter as it is")
 
 
 def _refuse_unknown_to_peft(trained: "Adapter") -> None:
@@ -92,7 +123,9 @@ def _refuse_unknown_to_peft(trained: "Adapter") -> None:
     if trained.settings is None:
         return
     fields = type(next(iter(trained.deltas.values()))).to_peft(trained.settings)
-    if fields["peft_type"] not in ("LORA", "IA3", "ADALORA") or fields.get("use_mora"):
+    rows = any(part.kind == "trained tokens" for part in trained.parts)
+    known = ("LORA", "ADALORA") if rows else ("LORA", "IA3", "ADALORA")
+    if fields["peft_type"] not in known or fields.get("use_mora"):
         raise ConfigError(f"PEFT has no word for {trained.kind}; --to lora makes a LoRA of it, where that can be")
 
 

@@ -6,6 +6,7 @@ Other kinds (SentencePiece, unigram) go through transformers' own reader.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,33 @@ def write_tokenizer(file: Path, reader: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     about = folder / "tokenizer_config.json"  # transformers 5 writes a class that 4 does not know; both load this one
     write_json(about, json.loads(about.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def rule_of(backend: Mapping[str, Any]) -> str | None:
+    """llama.cpp's name of the rule by which a tokenizer (its tokenizer.json) splits text; None if it is not known."""
+    rule = (
+        _split_of(backend) if backend["model"]["type"] == "BPE" and not backend["model"].get("byte_fallback") else None
+    )
+    normalizer = backend.get("normalizer")
+    composed = rule == "qwen2" and normalizer == {"type": "NFC"}  # llama.cpp leaves it out
+    return rule if normalizer is None or composed else None
+
+
+def _split_of(backend: Mapping[str, Any]) -> str | None:
+    split = backend["pre_tokenizer"] or {}
+    steps = split["pretokenizers"] if split.get("type") == "Sequence" else [split]
+    *first, last = steps
+    if last.get("type") != "ByteLevel" or last["add_prefix_space"]:
+        return None
+    if not first:
+        return "gpt-2" if last["use_regex"] else None
+    if len(first) > 1:
+        return None
+    if first[0]["type"] == "Digits" and first[0]["individual_digits"] and last["use_regex"]:
+        return "smollm"
+    rules = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}
+    whole = first[0]["type"] == "Split" and not last["use_regex"] and not first[0]["invert"]
+    return rules.get(first[0]["pattern"].get("Regex")) if whole and first[0]["behavior"] == "Isolated" else None
 
 
 def _byte_level(facts: dict[str, Any], pre: str, specials: dict[str, str]) -> Any:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from reprlib import repr as repr_of
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -29,7 +29,8 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 def takes(field: FieldInfo | None, kind: Any) -> bool:
     """Whether a value of this kind may stand there."""
-    return field is not None and (field.annotation is kind or kind in get_args(field.annotation))
+    annotation = None if field is None else field.annotation
+    return annotation == kind or (get_origin(annotation) is not tuple and kind in get_args(annotation))
 
 
 def truths(settings: Mapping[Any, Any]) -> list[Problem]:

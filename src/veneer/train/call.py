@@ -8,8 +8,11 @@ from typing import Any
 
 from veneer.adapters.adapter import Adapter
 from veneer.adapters.deltas import DeltaPart
+from veneer.adapters.trained_modules import TrainedModules
+from veneer.adapters.trained_tokens import TrainedTokens
 from veneer.adapters.virtual_tokens import VirtualTokens
 from veneer.base.base import Base
+from veneer.base.vocabulary import add_tokens
 from veneer.errors import ConfigError
 from veneer.recipe.aliases import SECTIONS
 from veneer.recipe.load import load_recipe, recipe_from
@@ -77,9 +80,15 @@ def recipe_of(base: Base, adapter: Adapter, settings: Mapping[str, Any]) -> Reci
         if isinstance(part, DeltaPart):
             where = {k: v for k, v in asdict(part.targeting).items() if v and k != "blocks"}
             tree["method"] = {**asdict(part.config), **where, "name": part.config.method}
+        elif isinstance(part, TrainedModules):
+            tree["method"]["trained_modules"] = list(part.names)
+        elif isinstance(part, TrainedTokens):
+            new = add_tokens(base.tokenizer, adapter.new_tokens) if adapter.new_tokens else []
+            tree["tokens"] = {"add": list(adapter.new_tokens), "train": part.ids(without=new)}
         elif isinstance(part, VirtualTokens):
             tree["prompt"] = {**asdict(part.config), "name": part.config.kind}
-    fixed = sorted({key.partition(".")[0] for key in settings} & {"model", "storage", "method", "prompt", "device"})
+    said = {"model", "storage", "method", "tokens", "prompt", "device"}
+    fixed = sorted({key.partition(".")[0] for key in settings} & said)
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: the base and the adapter say this already; leave it out")
     return recipe_from(tree, {"run": settings.get("run") or _new_run(), **settings})
