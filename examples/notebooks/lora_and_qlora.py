@@ -6,7 +6,6 @@
 
 # %%
 import veneer as vn
-from veneer.train.loop import train
 
 QUESTION = "Which team should answer this ticket? {ticket}"
 RECIPE = {
@@ -23,8 +22,8 @@ RECIPE = {
 # The two recipes differ in one key. A run that is finished is not trained again.
 
 # %%
-lora, _ = train(vn.recipe_from({**RECIPE, "run": "runs/notebook-lora"}))
-qlora, _ = train(vn.recipe_from({**RECIPE, "storage": "nf4", "run": "runs/notebook-qlora"}))
+lora = vn.train(RECIPE, run="runs/notebook-lora")
+qlora = vn.train(RECIPE, storage="nf4", run="runs/notebook-qlora")
 print(f"held-out loss: LoRA {lora.eval_loss:.3f}, QLoRA {qlora.eval_loss:.3f}")
 
 # %% [markdown]

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 import veneer as vn
-from veneer.train.loop import train
 
 MODEL = "smollm2-135m-instruct"
 CITIES = {"Italy": "Rome", "Peru": "Lima", "Kenya": "Nairobi", "Japan": "Tokyo", "Cuba": "Havana", "Iran": "Tehran"}
@@ -32,7 +31,7 @@ for task, rows in TASKS.items():
         "train": {"steps": 12, "tokens_per_step": 256},
         "run": f"runs/notebook-{task}",
     }
-    folders[task] = train(vn.recipe_from(recipe))[0].adapter
+    folders[task] = vn.train(recipe).adapter
 
 # %% [markdown]
 # ## Switch

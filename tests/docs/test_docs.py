@@ -146,8 +146,7 @@ def test_every_environment_variable_is_named() -> None:
 
 
 def test_formats_name_every_file_and_every_key_of_a_run(workplace: Path, tiny_model: Path) -> None:
-    from veneer import recipe_from
-    from veneer.train.loop import train
+    import veneer
 
     (workplace / "rows.jsonl").write_text('{"prompt": "Which city?", "completion": "Rome"}\n' * 8)
     tree = {
@@ -156,7 +155,7 @@ def test_formats_name_every_file_and_every_key_of_a_run(workplace: Path, tiny_mo
         "train": {"steps": 4, "tokens_per_step": 64, "checkpoint_every": 2, "eval_every": 2, "dtype": "float32"},
         "run": "run",
     }
-    train(recipe_from(tree))
+    veneer.train(tree)
     page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
     run = workplace / "run"
     files = {p.name for p in run.rglob("*") if not p.name.startswith(("step-", "."))}

@@ -13,7 +13,9 @@ import yaml
 import veneer.train
 from veneer.adapters.attach import attach, load_adapter
 from veneer.base.load import load_model
+from veneer.disk.adapter_dir import read_facts
 from veneer.errors import ConfigError
+from veneer.evaluate.eval_target import evaluate_rows
 from veneer.methods.base import config_from
 from veneer.prompts.base import config_from as prompt_config
 from veneer.recipe.load import load_recipe, write_recipe
@@ -79,6 +81,23 @@ def test_a_prompt_beside_a_method_is_trained_in_place(job: Make, rows: Path, tmp
     run = call(base, adapter, data=rows, run=tmp_path / "both", **SHORT)
     assert any(not torch.equal(a, b) for a, b in zip(before, adapter.parameters(), strict=True))
     assert load_recipe(Path(run.folder) / "recipe.yaml").prompt.name == "prefix"
+
+
+def test_a_trained_adapter_knows_how_its_rows_were_read(job: Make, tmp_path: Path) -> None:
+    base = load_model(job("recipe").model, dtype="float32")
+    adapter = attach(base, config_from("lora", {"rank": 2}))
+    held_out = tmp_path / "rows.jsonl"
+    held_out.write_text('{"q": "Which city?", "a": "Rome"}\n' * 4)
+    data = {"train": str(held_out), "prompt": "Say: {q}", "completion": "{a}"}
+    run = call(base, adapter, data=data, run=tmp_path / "run", **SHORT)
+    found = evaluate_rows(base, held_out, metrics=["loss"])
+    asked = evaluate_rows(base, held_out, metrics=["loss"], prompt="Say: {q}", completion="{a}")
+    assert found.metrics == asked.metrics
+    adapter.save(tmp_path / "saved")
+    saved, written = read_facts(tmp_path / "saved"), read_facts(Path(run.adapter))
+    assert saved == written and saved["recipe"]["data"]["prompt"] == "Say: {q}"
+    adapter.save(tmp_path / "bare", {})
+    assert "recipe" not in read_facts(tmp_path / "bare")
 
 
 def test_a_run_without_a_folder_gets_a_new_one_each_time(

@@ -137,11 +137,15 @@ class Adapter:
     def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> int:
         """Write an adapter folder in PEFT's layout, with `facts` in veneer.json; returns its bytes.
 
+        facts   by default the recipe, data and metrics of its training, where they are known
+
         Deltas and virtual tokens are two adapters to PEFT: the folder then holds `method/` and `prompt/`, and no
         adapter_config.json, so that nobody loads half of the adapter without knowing.
         """
+        if facts is None:
+            facts = {key: self.facts[key] for key in ("recipe", "data", "metrics") if key in self.facts}
         files = self.files(facts)
         if len(files) == 1:
             return write_adapter(Path(folder), next(iter(files.values())))
         base = next(iter(files.values())).facts["base"]
-        return write_parts(Path(folder), files, {"base": base, **(facts or {})})
+        return write_parts(Path(folder), files, {"base": base, **facts})
