@@ -1,5 +1,6 @@
 """Tokens that an adapter adds to a base: which ones may be, and whose tokenizer knows them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +65,14 @@ def test_a_network_without_a_tokenizer_takes_a_saved_adapter(tiny_model: Path, t
     network = fresh(tiny_model)
     load_adapter(network, tmp_path / "a")
     assert network.config.vocab_size == 388
+
+
+def test_a_token_beyond_the_tokenizer_is_refused_before_memory_is_taken(tiny_model: Path, tmp_path: Path) -> None:
+    attach(load_model(tiny_model, dtype="float32"), LORA, new_tokens=NEW).save(tmp_path / "a")
+    config = tmp_path / "a" / "adapter_config.json"
+    ids = {"trainable_token_indices": [384, 385, 386, 10**12]}
+    config.write_text(json.dumps(json.loads(config.read_text()) | ids))
+    base = load_model(tiny_model, dtype="float32")
+    with pytest.raises(AdapterMismatch, match="trains token 1000000000000, but its tokenizer has 388 tokens"):
+        load_adapter(base, tmp_path / "a")
+    assert base.embedding_rows == 384

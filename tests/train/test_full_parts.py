@@ -18,7 +18,7 @@ from veneer.base.load import load_model
 from veneer.cli.main import invoke
 from veneer.errors import ConfigError, TargetError
 from veneer.methods.base import config_from
-from veneer.recipe.load import load_recipe, recipe_from
+from veneer.recipe.load import load_recipe, recipe_from, write_recipe
 from veneer.recipe.settings import Recipe
 from veneer.train.call import train_attached
 from veneer.train.job import read_job
@@ -143,3 +143,35 @@ def test_an_adapter_made_in_python_is_trained(tiny_model: Path, sql: Path, tmp_p
     assert recipe.tokens.add == tuple(NEW) and recipe.method.trained_modules == ("model.norm",)
     assert dict(recipe.tokens.train) == {"embed_tokens": (5,)}  # type: ignore[call-overload]
     assert load_adapter(load_model(tiny_model, dtype="float32"), run.adapter).new_tokens == tuple(NEW)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"restarts": {"every": 2}, "train.warmup": 0},
+        {"method": {"name": "adalora", "rank": 4, "target_rank": 2}},
+        {"optimizer.in_backward": True, "train.tokens_per_step": 64, "train.micro_batch_tokens": 128},
+        {"storage": {"name": "nf4"}, "optimizer.bits": 8, "train.recompute": True},
+        {"prompt": {"name": "prefix", "tokens": 3}},
+    ],
+    ids=["restarts", "adalora", "in-backward", "nf4", "prefix"],
+)
+def test_it_goes_with_what_else_a_recipe_asks(make: Make, more: dict[str, Any]) -> None:
+    recipe = make("run", **{"method": {**LORA, "trained_modules": ["norm"]}, **more})
+    outcome, training = train_recipe(recipe)
+    assert training is not None and events(recipe)[-1]["loss"] < events(recipe)[0]["loss"]
+    base = load_model(recipe.model, storage=recipe.storage.name, dtype="float32")
+    again = load_adapter(base, outcome.adapter)
+    assert again.new_tokens == tuple(NEW) and base.vocab_size == 388
+    tokens = torch.tensor([[5, 384, 7, 387]])
+    with torch.no_grad():
+        there = training.base.network(tokens).logits
+        assert torch.allclose(there, base.network(tokens).logits, atol=1e-4)
+
+
+def test_plan_counts_it(make: Make, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = make("run", method={**LORA, "trained_modules": ["norm"]})
+    (tmp_path / "recipe.yaml").write_text(write_recipe(recipe))
+    assert invoke(["plan", str(tmp_path / "recipe.yaml"), "--no-time", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert planned["trained_parameters"] == preflight(read_job(recipe)).adapter.n_params()

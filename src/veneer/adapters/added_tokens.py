@@ -96,6 +96,12 @@ def read_added_tokens(base: Base, folder: Path, parts: Sequence[Part]) -> AddedT
             )
         return None
     theirs = load_tokenizer(folder)
+    held = max(len(n.parameter) for part in parts if part.vocabulary for n in part.named())
+    if needed > max(base.embedding_rows, len(theirs)) + held:
+        raise AdapterMismatch(
+            f"adapter {folder} trains token {needed - 1}, but its tokenizer has {len(theirs)} tokens and this "
+            f"{base.kind} has rows for {base.embedding_rows}; copy the folder again"
+        )
     if base.tokenizer is None:
         return AddedTokens([], needed)
     own, vocabulary = base.tokenizer.get_vocab(), theirs.get_vocab()

@@ -195,7 +195,8 @@ def load_adapter(
         parts += read_parts(base, files, str(one), allow_other_base=allow_other_base, allow_no_effect=allow_no_effect)
     if folders and list(dict.fromkeys(part.folder for part in parts)) != ["method", "prompt"]:
         raise AdapterMismatch(f"{folder} should hold a method's deltas and a prompt, and does not")
-    new_tokens = [str(token) for token in facts.get("new_tokens", [])]
+    recorded = facts.get("new_tokens")
+    new_tokens = list(map(str, recorded)) if isinstance(recorded, list) else []
     if (added := read_added_tokens(base, (folders or [folder])[0], parts)) is not None:
         added.give_(base)
         new_tokens = new_tokens or [str(token) for token in added.tokens]

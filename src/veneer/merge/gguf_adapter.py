@@ -28,8 +28,8 @@ def write_gguf_adapter(adapter: Adapter, file: Path) -> int:
     """
     if others := [part.kind for part in adapter.parts if not part.deltas]:
         raise ConfigError(
-            f"a LoRA file for llama.cpp cannot hold {' and '.join(others)}; merge the adapter into its model "
-            "(`veneer merge`) and convert that"
+            f"a LoRA file for llama.cpp cannot hold {' and '.join(others)}; merge the adapter into its model and "
+            "write that as GGUF (`veneer export --to gguf-model` does both)"
         )
     config, model = adapter.settings, adapter.model.config
     assert isinstance(config, LoRAConfig) and not config.rank_pattern and not config.alpha_pattern
