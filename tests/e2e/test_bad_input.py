@@ -20,6 +20,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.conftest import copy_headers
 from tests.e2e.conftest import recipe_text
 from veneer.cli.main import invoke
 from veneer.disk.tensors import TensorWriter
@@ -216,10 +217,17 @@ UNSUITED: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", UNSUITED)
-def test_a_method_that_cannot_do_what_is_asked(refused: Refused, home: Path, tiny_model: Path, case: str) -> None:
-    """Refused before any weight is read: there is none."""
+def test_a_method_that_cannot_do_what_is_asked(
+    refused: Refused, home: Path, tiny_model: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before any weight is read: the folder has only their headers."""
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("veneer.train.setup.load_model", never)
     changes, architecture, words = UNSUITED[case]
-    shutil.copytree(tiny_model, home / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    copy_headers(tiny_model, home / "bare")
     if architecture:
         (home / "bare" / "config.json").write_text(json.dumps(architecture))
     recipe = yaml.safe_load((home / "recipe.yaml").read_text())
@@ -377,7 +385,7 @@ def test_a_disk_that_fills_up_in_training(
     assert {n: b for n, b in files_of(home).items() if not n.startswith("disk")} == before
     small_disk()
     assert invoke([*command, "--run", "disk/run"]) == 0
-    assert "going on after step 1" in capsys.readouterr().err
+    assert "resuming after step 1" in capsys.readouterr().err
     assert invoke([*command, "--run", "ample"]) == 0
     adapters = [home / r / "adapter" / "adapter_model.safetensors" for r in ("disk/run", "ample")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
@@ -416,7 +424,7 @@ def test_ctrl_c(home: Path) -> None:
     training.send_signal(signal.SIGINT)
     out, err = training.communicate(timeout=60)
     assert (training.returncode, out) == (1, ""), err
-    assert err.splitlines()[-1] == "veneer: interrupted. The same command goes on with the run in run."
+    assert err.splitlines()[-1] == "veneer: interrupted. The same command resumes the run in run."
     assert "Traceback" not in err and not (home / "run" / "adapter").exists()
     assert {name: files_of(home).get(name) for name in before} == before
     done = len(events.read_text().splitlines())

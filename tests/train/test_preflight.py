@@ -1,7 +1,6 @@
 """Preflight finds what is wrong with a recipe from config.json and the rows, before any weight is read."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from tests.conftest import prepared
+from tests.conftest import copy_headers, prepared
 from veneer.cli.main import invoke
 from veneer.errors import ConfigError, DiskError, ModelError, TargetError
 from veneer.methods.base import METHODS
@@ -33,16 +32,8 @@ def checked(recipe: Recipe) -> Checked:
 
 @pytest.fixture
 def bare(tiny_model: Path, tmp_path: Path) -> Path:
-    """The tiny model with the headers of its weights, and no weights."""
-    folder = Path(shutil.copytree(tiny_model, tmp_path / "bare"))
-    file = folder / "model.safetensors"
-    size = file.stat().st_size
-    header = file.read_bytes()[:8]
-    header += file.read_bytes()[8 : 8 + int.from_bytes(header, "little")]
-    file.write_bytes(header)
-    with file.open("r+b") as opened:
-        opened.truncate(size)
-    return folder
+    """The tiny model without its weights."""
+    return copy_headers(tiny_model, tmp_path / "bare")
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Checked:
     job: Job
     meta: Base
     """Without the adapter."""
-    made: Adapter | Untraceable
+    adapter_or_why: Adapter | Untraceable
     """The adapter, detached, or why it cannot be made without weights."""
 
     @property
@@ -57,9 +57,9 @@ class Checked:
     @property
     def adapter(self) -> Adapter:
         """The adapter on the meta device, detached.  Raises Untraceable if it cannot be made there."""
-        if isinstance(self.made, Untraceable):
-            raise self.made
-        return self.made
+        if isinstance(self.adapter_or_why, Untraceable):
+            raise self.adapter_or_why
+        return self.adapter_or_why
 
     @property
     def storage(self) -> BaseStorage | None:
@@ -85,7 +85,7 @@ def preflight(job: Job, init: InitState | None = None, earlier: Checked | None =
     traced without data passes: its `adapter` then says why.
     """
     recipe = job.recipe
-    meta, made = _on_meta(job, init) if earlier is None else (earlier.meta, earlier.made)
+    meta, made = _on_meta(job, init) if earlier is None else (earlier.meta, earlier.adapter_or_why)
     checked = Checked(job, meta, made)
     check_lengths(job, meta)
     _check_paging(recipe, meta, checked.storage)
