@@ -289,7 +289,7 @@ def test_a_run_folder_that_is_taken(refused: Refused) -> None:
 
 
 def test_a_file_where_a_folder_belongs(refused: Refused, tiny_model: Path) -> None:
-    where = "cannot be a run's folder: ", "name another (run: ..., or --run)"
+    where = "cannot be a run's folder: ", "name another (run: ...)"
     refused(
         "train recipe.yaml --run rows.jsonl/run", "rows.jsonl/run " + where[0] + "Not a directory", where[1], status=1
     )
@@ -377,7 +377,7 @@ def test_a_disk_that_fills_up_in_training(
     assert {n: b for n, b in files_of(home).items() if not n.startswith("disk")} == before
     small_disk()
     assert invoke([*command, "--run", "disk/run"]) == 0
-    assert "going on after step 1" in capsys.readouterr().err
+    assert "resuming after step 1" in capsys.readouterr().err
     assert invoke([*command, "--run", "ample"]) == 0
     adapters = [home / r / "adapter" / "adapter_model.safetensors" for r in ("disk/run", "ample")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()
@@ -416,7 +416,7 @@ def test_ctrl_c(home: Path) -> None:
     training.send_signal(signal.SIGINT)
     out, err = training.communicate(timeout=60)
     assert (training.returncode, out) == (1, ""), err
-    assert err.splitlines()[-1] == "veneer: interrupted. The same command goes on with the run in run."
+    assert err.splitlines()[-1] == "veneer: interrupted. The same command resumes the run in run."
     assert "Traceback" not in err and not (home / "run" / "adapter").exists()
     assert {name: files_of(home).get(name) for name in before} == before
     done = len(events.read_text().splitlines())
