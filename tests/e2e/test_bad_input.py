@@ -297,7 +297,7 @@ def test_a_run_folder_that_is_taken(refused: Refused) -> None:
 
 
 def test_a_file_where_a_folder_belongs(refused: Refused, tiny_model: Path) -> None:
-    where = "cannot be a run's folder: ", "name another (run: ..., or --run)"
+    where = "cannot be a run's folder: ", "name another (run: ...)"
     refused(
         "train recipe.yaml --run rows.jsonl/run", "rows.jsonl/run " + where[0] + "Not a directory", where[1], status=1
     )

@@ -3,7 +3,7 @@
 from pydantic import ValidationError
 
 from veneer.recipe.settings import Recipe
-from veneer.recipe.validation import fields, keys, of_method, of_types, takes, truths
+from veneer.recipe.validation import boolean_problems, fields, keys, method_problems, takes, type_problems
 
 
 def test_every_key_with_its_help() -> None:
@@ -25,13 +25,13 @@ def test_what_may_stand_where() -> None:
 
 def test_truths_are_no_numbers() -> None:
     settings = {"train": {"steps": True, "recompute": True}, "data": {"rows": False, "packing": False}, "optimizer": 5}
-    assert [key for key, _ in truths(settings)] == ["data.rows", "train.steps"]
+    assert [key for key, _ in boolean_problems(settings)] == ["data.rows", "train.steps"]
 
 
 def test_a_method_speaks_of_its_settings() -> None:
-    assert of_method({"method": {"name": "lora", "rank": 4}}) == []
-    assert of_method({"method": {"name": 4}}) == []  # the types have said so
-    ((key, message),) = of_method({"method": {"rank": -1}})
+    assert method_problems({"method": {"name": "lora", "rank": 4}}) == []
+    assert method_problems({"method": {"name": 4}}) == []  # the types have said so
+    ((key, message),) = method_problems({"method": {"rank": -1}})
     assert (key, "at least 1" in message) == ("method.rank", True)
 
 
@@ -39,4 +39,4 @@ def test_a_union_is_one_key() -> None:
     try:
         Recipe.model_validate({"model": "m", "run": "r", "data": {"train": "x"}, "method": {"targets": 4}})
     except ValidationError as error:
-        assert {key for key, _ in of_types(error, set(keys()))} == {"method.targets"}
+        assert {key for key, _ in type_problems(error, set(keys()))} == {"method.targets"}

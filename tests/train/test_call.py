@@ -133,6 +133,8 @@ def test_listeners_hear_every_step(job: Make) -> None:
         ({"lr": -1.0}, r"optimizer\.lr: optimizer\.lr is -1\.0: input should be greater than 0"),
         ({"stesp": 2}, r"stesp: there is no key stesp. Did you mean 'steps'"),
         ({"batch_size": 4}, r"batch_size: batch_size: batches are counted in tokens here"),
+        ({"num_virtual_tokens": 4}, r"prompt: the base and the adapter say this already; leave it out"),
+        ({"train": {"recompute": 9}}, r"there is no block 2"),
         ({"method": {"rank": 4}}, r"method: the base and the adapter say this already; leave it out"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from tests.conftest import copy_headers, prepared
+from veneer.base.device import Device
 from veneer.cli.main import invoke
 from veneer.errors import ConfigError, DiskError, ModelError, TargetError
 from veneer.methods.base import METHODS
@@ -55,6 +56,13 @@ def bare(tiny_model: Path, tmp_path: Path) -> Path:
 def test_refused_without_weights(job: Make, bare: Path, changes: dict[str, Any], error: type, said: str) -> None:
     with pytest.raises(error, match=said):
         checked(job(model=str(bare), **changes))
+
+
+def test_state_is_paged_from_the_cpu_alone(job: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked(job(**{"optimizer.paged": True}))
+    monkeypatch.setattr("veneer.train.preflight.find_device", lambda word: Device(torch.device("cuda")))
+    with pytest.raises(ConfigError, match=r"optimizer\.paged is true, but only the CPU's memory is paged, .* on cuda"):
+        checked(job(**{"optimizer.paged": True}))
 
 
 def test_a_row_longer_than_the_model_reads(job: Make, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ class RunDir:
             handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             raise DiskError(
-                f"{self.root} cannot be a run's folder: {error.strerror}; name another (run: ..., or --run)"
+                f"{self.root} cannot be a run's folder: {error.strerror}; name another (run: ...)"
             ) from error
         try:
             try:

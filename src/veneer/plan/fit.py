@@ -44,7 +44,7 @@ def fit(checked: Checked, *, fixed: bool = False, force: bool = False, say: Call
         fitting = Fitting.of(checked)
     except VeneerError as error:
         if picking and not force:
-            raise Refused(f"memory.auto has no estimate to go by, set it to false or use --force: {error}") from error
+            raise Refused(f"memory.auto has no estimate to go by, set it to false, or force=True: {error}") from error
         say(f"whether it fits is not known: {error}")
         return checked
     problems = fitting.problems
@@ -61,5 +61,5 @@ def fit(checked: Checked, *, fixed: bool = False, force: bool = False, say: Call
     raise Refused(
         "this run will not fit; nothing was loaded:\n"
         + "\n".join(f"  {problem}" for problem in problems)
-        + "\n`veneer plan` shows the parts, and recipes that fit; --force trains all the same."
+        + "\n`veneer plan` shows the parts, and recipes that fit; force=True trains all the same."
     )

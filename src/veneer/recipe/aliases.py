@@ -98,7 +98,7 @@ AUTO = ("memory.auto", True)
 """What `memory: auto` means."""
 
 Problem = tuple[str, str]
-"""A key as it was given, and what is wrong with it."""
+"""A key as it was given, and the message about it."""
 
 
 def canonical(given: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
@@ -190,7 +190,7 @@ def own_name(key: Any, value: Any = "") -> Any:
 
 
 def put(recipe: dict[Any, Any], dotted: Any, value: Any, *, outrank: bool = False) -> str | None:
-    """Set one key; returns what stands in its place already, and leaves it there unless `outrank`."""
+    """Set one key; returns an earlier value, which stays unless `outrank`."""
     inside = isinstance(dotted, str) and dotted.partition(".")[0] in SECTIONS
     *sections, leaf = dotted.split(".") if inside else [dotted]
     place: Any = recipe

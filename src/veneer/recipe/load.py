@@ -23,7 +23,17 @@ from veneer.recipe.aliases import (
     switch,
 )
 from veneer.recipe.settings import Recipe
-from veneer.recipe.validation import fields, keys, of_method, of_prompt, of_storage, of_types, of_words, takes, truths
+from veneer.recipe.validation import (
+    boolean_problems,
+    fields,
+    keys,
+    method_problems,
+    prompt_problems,
+    storage_problems,
+    takes,
+    type_problems,
+    word_problems,
+)
 from veneer.recipe.yaml_io import read_tree, read_value, write_tree
 
 __all__ = ["keys", "load_recipe", "parse_flags", "recipe_from", "respelled", "write_recipe"]
@@ -158,12 +168,17 @@ def _checked(
         else:
             put(settings, dotted, value, outrank=True)
         places[dotted] = f"{prefix}{key}"
-    problems += [*inits(settings), *truths(settings)]
+    problems += [*inits(settings), *boolean_problems(settings)]
     try:
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:
-        problems += of_types(error, {*places, *keys()})
-    problems += [*of_method(settings), *of_prompt(settings), *of_storage(settings), *of_words(settings)]
+        problems += type_problems(error, {*places, *keys()})
+    problems += [
+        *method_problems(settings),
+        *prompt_problems(settings),
+        *storage_problems(settings),
+        *word_problems(settings),
+    ]
     if problems:
         known = dict.fromkeys(f"{_place(key, places) or where}: {message}" for key, message in problems)
         raise ConfigError("\n".join(known))
@@ -171,7 +186,7 @@ def _checked(
 
 
 def _place(key: str, places: Mapping[str, str]) -> str | None:
-    """Where a key stands, or else the nearest section around it."""
+    """Where a key was given, else the nearest section around it."""
     while key and key not in places:
         key = key.rpartition(".")[0]
     return places.get(key)

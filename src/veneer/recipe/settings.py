@@ -10,7 +10,7 @@ from veneer.errors import ConfigError
 from veneer.units import parse_bytes
 
 NONE = "none"
-"""In the place of a method or a prompt: there is none."""
+"""The name that stands for no method, or no prompt."""
 
 LEFT_OUT = ("task", "device")
 """Keys that runs of earlier versions lack; `Recipe.tree` leaves them out at their defaults, so that those resume."""
@@ -90,10 +90,11 @@ class OptimizerSettings(Section):
     bits: Literal[32, 8] = 32
     """Bits of each number of the optimizer's state; 8 quarters its memory. Biases and scales keep 32."""
     paged: bool | Literal["auto"] = "auto"
-    """Keep the state on disk, in memory as far as there is room; auto where it would take half of what is available."""
+    """Page the state to disk; it stays in memory while there is room. auto pages a state larger than half of the free
+    memory. CPU only."""
     in_backward: bool = False
-    """Use each gradient as soon as it is there and keep none; a step is then one micro-batch. With train.clip above 0
-    every step is computed twice, the first time for the norm alone; with clip 0 it costs nothing."""
+    """Step each parameter when its gradient is complete and keep no gradients; a step is then one micro-batch. With
+    train.clip above 0 every step is computed twice, first for the norm alone; with clip 0 it costs nothing."""
     lr: Annotated[float, Field(gt=0)] = 2e-4
     """Learning rate at the schedule's top."""
     lr_ratio: Annotated[float, Field(gt=0)] = 1.0
@@ -126,7 +127,7 @@ class OptimizerSettings(Section):
 
 
 class TrainSettings(Section):
-    """How long, in what portions, and what is written on the way."""
+    """How long, in what batches, and what is written on the way."""
 
     steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps; give this or epochs."""
@@ -148,7 +149,7 @@ class TrainSettings(Section):
     """Largest norm of the whole gradient; 0 for no limit."""
     recompute: bool | Annotated[int, Field(ge=1)] | tuple[int, ...] = False
     """Recompute activations in the backward pass, less memory for up to a third more time: true for all blocks, a
-    number for the first so many, a list for the blocks of these numbers (counted from 0)."""
+    number for that many first blocks, a list for the blocks of these numbers (counted from 0)."""
     eval_every: Annotated[int, Field(ge=0)] = 0
     """Steps between measurements of the evaluation loss; 0 for one at the end (when data.eval is given)."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 100
@@ -170,13 +171,14 @@ class TrainSettings(Section):
 
 
 class MemorySettings(Section):
-    """How much memory there is, and what is kept on disk between uses; paging gives the same result, bit for bit."""
+    """How much memory there is, and what is paged to disk; paging gives the same result, bit for bit."""
 
     budget: str | int | None = None
     """Most memory the run may take, like 6GiB; if absent, or if that is less, what machine and cgroup have left."""
     auto: bool = False
     """Where the run would not fit, make the change that costs least and fits: smaller portions, recomputing, 8-bit
-    state, 4-bit weights, paging. `memory: auto` says so too; what was picked is told and stands in the run's recipe."""
+    state, 4-bit weights, paging. `memory: auto` is short for it; the change is reported and written to the run's
+    recipe."""
     page_weights: bool = False
     """Read the quantized weights of the model's blocks from disk ahead of each use; needs train.recompute."""
     page_activations: bool = False
@@ -246,9 +248,9 @@ class Recipe(Section):
     optimizer: OptimizerSettings = OptimizerSettings()
     """How parameters step."""
     restarts: RestartSettings = RestartSettings()
-    """Fold the change in and begin a new one, every so many steps."""
+    """Fold the change into the frozen weights every few steps and begin a new one."""
     train: TrainSettings = TrainSettings()
-    """How long, in what portions, and what is written on the way."""
+    """How long, in what batches, and what is written on the way."""
     memory: MemorySettings = MemorySettings()
     """What is kept on disk between its uses."""
     task: str = "causal-lm"

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe's values, in a recipe's words."""
+"""Find every problem with the values of a recipe, under the key that it belongs to."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ from veneer.recipe.settings import NONE, MethodSettings, PromptSettings, Recipe,
 
 
 def keys() -> dict[str, str]:
-    """Every dotted key of a recipe with its one-line help; `method` and `storage` have further ones."""
+    """Every dotted key of a recipe with its one-line help; `method`, `prompt` and `storage` have more of their own."""
     return {key: " ".join((field.description or "").split()) for key, field in fields(Recipe)}
 
 
 def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted key and definition of everything that is no section."""
+    """Dotted key and definition of every key below the sections."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from fields(field.annotation, f"{prefix}{name}.")
@@ -28,13 +28,13 @@ def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fiel
 
 
 def takes(field: FieldInfo | None, kind: Any) -> bool:
-    """Whether a value of this kind may stand there."""
+    """Whether the field accepts values of this type."""
     annotation = None if field is None else field.annotation
     return annotation == kind or (get_origin(annotation) is not tuple and kind in get_args(annotation))
 
 
-def truths(settings: Mapping[Any, Any]) -> list[Problem]:
-    """true and false where a number belongs, which would be read as 1 and 0."""
+def boolean_problems(settings: Mapping[Any, Any]) -> list[Problem]:
+    """Booleans in numeric fields, which pydantic would read as 1 and 0."""
     problems = []
     for key, field in fields(Recipe):
         section, _, leaf = key.rpartition(".")
@@ -45,8 +45,8 @@ def truths(settings: Mapping[Any, Any]) -> list[Problem]:
     return problems
 
 
-def of_method(settings: Mapping[Any, Any]) -> list[Problem]:
-    """What the method says of its own settings, and of restarts."""
+def method_problems(settings: Mapping[Any, Any]) -> list[Problem]:
+    """Problems with the method's own settings and with restarts."""
     from veneer.methods.base import config_from  # not at import: brings torch
     from veneer.methods.restartable import refuse_restarts
 
@@ -88,8 +88,8 @@ def _without_method(method: MethodSettings, settings: Mapping[Any, Any]) -> list
     return problems
 
 
-def of_prompt(settings: Mapping[Any, Any]) -> list[Problem]:
-    """What the prompt says of its own settings."""
+def prompt_problems(settings: Mapping[Any, Any]) -> list[Problem]:
+    """Problems with the prompt's own settings."""
     from veneer.prompts.base import config_from  # not at import: brings torch
 
     try:
@@ -104,8 +104,8 @@ def of_prompt(settings: Mapping[Any, Any]) -> list[Problem]:
     return [(f"prompt.{key}", f"prompt.{key} is given, but no prompt.name; name one (prompt, prefix)") for key in idle]
 
 
-def of_storage(settings: Mapping[Any, Any]) -> list[Problem]:
-    """What the storage says of its own settings."""
+def storage_problems(settings: Mapping[Any, Any]) -> list[Problem]:
+    """Problems with the storage's own settings."""
     from veneer.base.storage_config import base_storage  # not at import: brings torch
 
     try:
@@ -117,7 +117,7 @@ def of_storage(settings: Mapping[Any, Any]) -> list[Problem]:
     return []
 
 
-def of_words(settings: Mapping[Any, Any]) -> list[Problem]:
+def word_problems(settings: Mapping[Any, Any]) -> list[Problem]:
     """Unknown tasks and devices."""
     from veneer.base.device import refuse_device_word  # not at import: brings torch
     from veneer.tasks import TASKS
@@ -133,7 +133,7 @@ def of_words(settings: Mapping[Any, Any]) -> list[Problem]:
 
 
 def _by_setting(section: str, error: ConfigError, naming: str) -> list[Problem]:
-    """Each line of a registered thing's refusal, under the setting it speaks of; `naming` finds one that it has."""
+    """Each line of an error under the setting it is about; `naming` finds a known one."""
     problems = []
     for message in str(error).replace("\nIt has:", " It has:").split("\n"):
         named = re.search(rf"has no setting '([^']+)'|{naming}", message)
@@ -141,8 +141,8 @@ def _by_setting(section: str, error: ConfigError, naming: str) -> list[Problem]:
     return problems
 
 
-def of_types(error: ValidationError, known: set[str]) -> list[Problem]:
-    """Pydantic's findings in a recipe's words."""
+def type_problems(error: ValidationError, known: set[str]) -> list[Problem]:
+    """Pydantic's errors, worded with the recipe's keys."""
     problems = []
     for problem in error.errors():
         key = _key(problem["loc"], known)

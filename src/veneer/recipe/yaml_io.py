@@ -1,4 +1,4 @@
-"""A recipe's YAML, read strictly: where each key stands, no key twice, numbers as everybody writes them."""
+"""Read a recipe's YAML strictly: the line of each key, no key twice, 2e-4 as a number."""
 
 import re
 from collections.abc import Iterator

@@ -15,7 +15,7 @@ from veneer.errors import ConfigError, ModelError
 from veneer.train.activation_offload import Inputs
 
 Wanted = bool | int | Sequence[int]
-"""All blocks, none, the first so many, or those of these numbers, counted from 0."""
+"""All blocks, none, that many first ones, or those of these numbers, counted from 0."""
 TRIMMED = 4
 """Blocks of a forward pass after which freed memory, in pieces between the blocks' inputs, goes back to the system."""
 

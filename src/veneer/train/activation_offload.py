@@ -81,7 +81,7 @@ class ActivationFile:
         """Tensors written so far."""
 
     def close(self) -> None:
-        """Wait for what is under way and give the disk back."""
+        """Wait for pending writes and free the disk."""
         self._worker.shutdown(cancel_futures=True)
         os.close(self._handle)
 

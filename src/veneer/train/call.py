@@ -14,9 +14,10 @@ from veneer.adapters.virtual_tokens import VirtualTokens
 from veneer.base.base import Base
 from veneer.base.vocabulary import add_tokens
 from veneer.errors import ConfigError
-from veneer.recipe.aliases import SECTIONS
+from veneer.recipe.aliases import SECTIONS, own_name
 from veneer.recipe.load import load_recipe, recipe_from
 from veneer.recipe.settings import NONE, Recipe
+from veneer.train.activation_checkpointing import chosen_blocks
 from veneer.train.events import Listener
 from veneer.train.job import Say, read_job
 from veneer.train.preflight import check_adapter, check_lengths
@@ -25,6 +26,8 @@ from veneer.train.setup import Training
 
 RUNS = Path("runs")
 """Where runs without a folder of their own are written."""
+FIXED = {"model", "device", "storage", "method", "tokens", "prompt"}
+"""Sections that a base and its adapter settle."""
 
 
 def train(
@@ -66,6 +69,7 @@ def train_attached(
             return session.finished
         job = read_job(session.recipe, say, base.tokenizer)
         check_lengths(job, base)
+        chosen_blocks(base, job.recipe.train.recompute)
         check_adapter(job, adapter)
         return session.train(Training(job, base, adapter.eval()), listeners, say)
 
@@ -87,8 +91,7 @@ def recipe_of(base: Base, adapter: Adapter, settings: Mapping[str, Any]) -> Reci
             tree["tokens"] = {"add": list(adapter.new_tokens), "train": part.ids(without=new)}
         elif isinstance(part, VirtualTokens):
             tree["prompt"] = {**asdict(part.config), "name": part.config.kind}
-    said = {"model", "storage", "method", "tokens", "prompt", "device"}
-    fixed = sorted({key.partition(".")[0] for key in settings} & said)
+    fixed = sorted({own_name(key).partition(".")[0] for key in settings} & FIXED)
     if fixed:
         raise ConfigError(f"{', '.join(fixed)}: the base and the adapter say this already; leave it out")
     return recipe_from(tree, {"run": settings.get("run") or _new_run(), **settings})

@@ -127,8 +127,8 @@ def _other_threads(before: int | None) -> str | None:
     if before is None or before == now:
         return None
     return (
-        f"the run began with OMP_NUM_THREADS={before}, now there are {now} threads: it goes on rightly, but not to the "
-        "same bytes as without the interruption"
+        f"the run began with OMP_NUM_THREADS={before}, now there are {now} threads: the result is as good, but "
+        "its bytes differ from those of an uninterrupted run"
     )
 
 

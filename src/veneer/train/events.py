@@ -1,4 +1,4 @@
-"""What happens in a run, told to whoever listens: the event log, a progress bar, TensorBoard."""
+"""The events of a run, for listeners: the event log, a progress bar, TensorBoard."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ Listener = Callable[[Event], None]
 def tensorboard(folder: Path, *, after: int = 0) -> Listener | None:
     """Writes every figure to TensorBoard, or None if it is not installed (`pip install veneer[tensorboard]`).
 
-    after   the step that the run goes on from: what is there of later ones is hidden
+    after   the step that the run resumes from: earlier records of later steps are hidden
     """
     if find_spec("tensorboard") is None:
         return None

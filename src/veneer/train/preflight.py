@@ -10,7 +10,7 @@ from veneer.adapters.adapter import Adapter
 from veneer.adapters.attach import attach
 from veneer.adapters.targets import Targeting, all_matching
 from veneer.base.base import Base
-from veneer.base.device import CPU, find_device
+from veneer.base.device import find_device
 from veneer.base.load import FOUR_BITS, refuse_paging
 from veneer.base.memory_tracker import MemoryTracker
 from veneer.base.meta import Untraceable, meta_base, traceable
@@ -24,7 +24,7 @@ from veneer.prompts.base import config_from as prompt_config
 from veneer.recipe.settings import NONE, MethodSettings, Recipe
 from veneer.train.activation_checkpointing import chosen_blocks
 from veneer.train.job import Job
-from veneer.train.optim.adamw import refuse_idle_bits
+from veneer.train.optim.adamw import refuse_idle_bits, refuse_paged_state
 from veneer.train.optim.param_groups import parameter_groups
 from veneer.train.optim.step_in_backward import check_in_backward
 from veneer.train.restarts import check_restarts
@@ -160,7 +160,7 @@ def _on_meta(job: Job, init: InitState | None) -> tuple[Base, Adapter | Untracea
     if the method does not fit its targets.
     """
     recipe, problem = job.recipe, None
-    folder, dtype = resolve(recipe.model), CPU.dtype(recipe.train.dtype)
+    folder, dtype = resolve(recipe.model), find_device(recipe.device).dtype(recipe.train.dtype)
     try:
         meta = meta_base(folder, dtype, base_storage(recipe.storage.model_dump()), name=recipe.model)
     except Untraceable as error:
@@ -177,10 +177,11 @@ def _on_meta(job: Job, init: InitState | None) -> tuple[Base, Adapter | Untracea
 
 def _check_paging(recipe: Recipe, meta: Base, storage: BaseStorage | None) -> None:
     """Raise ConfigError or DiskError if something would be paged into memory, or weights that cannot be paged."""
-    run = Path(recipe.run)
+    run, device = Path(recipe.run), find_device(recipe.device)
     if recipe.memory.page_weights:
-        refuse_paging(recipe.model, meta.files, storage, find_device(recipe.device))
+        refuse_paging(recipe.model, meta.files, storage, device)
     if recipe.memory.page_activations:
         refuse_memory(run, "memory.page_activations", "put the run on a disk")
     if recipe.optimizer.paged is True:
+        refuse_paged_state(device)
         refuse_memory(run, "optimizer.paged", "put the run on a disk")

@@ -1,4 +1,4 @@
-"""ReLoRA and ReMoRA: every so many steps the change is folded into the frozen weights and a new one begun.
+"""ReLoRA and ReMoRA: fold the change into the frozen weights every few steps and begin a new one.
 
     for each cycle: train the delta; W <- W + its change; the delta begins anew; its optimizer state is pruned; the
     learning rate rises again (`schedule.multiplier`)
@@ -85,7 +85,7 @@ class Restarts:
         began = time.perf_counter()
         cycle = self._steps.index(step) + 2
         rng = torch.Generator().manual_seed((self._seed + cycle * 0x9E3779B97F4A7C15) % 2**63)
-        deltas = restartable(self._adapter.deltas).values()  # a prompt beside them has nothing to fold and goes on
+        deltas = restartable(self._adapter.deltas).values()  # other parts are not restarted
         trained = [parameter for delta in deltas for parameter in delta.parameters()]
         for delta in deltas:
             delta.remember_()

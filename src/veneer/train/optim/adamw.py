@@ -75,10 +75,7 @@ class FlatAdamW(torch.optim.Optimizer):
         device = Device(self.flat.device)
         if not device.is_cpu:
             if paged is True:
-                raise ConfigError(
-                    f"optimizer.paged is true, but state is paged from the CPU's memory only, and the adapter is on "
-                    f"{device}; set it to false, or optimizer.bits to 8"
-                )
+                refuse_paged_state(device)
             return None
         need = sum(state_type(group["role"], bits).nbytes(len(span)) for group, span in self._groups())
         available = machine.available_bytes()
@@ -202,4 +199,13 @@ def refuse_idle_bits(groups: Groups, settings: OptimizerSettings) -> None:
         raise ConfigError(
             f"optimizer.bits is 8, but this method trains only {' and '.join(sorted(roles))} parameters, whose state "
             "stays in 32 bits; leave it at 32"
+        )
+
+
+def refuse_paged_state(device: Device) -> None:
+    """Raise ConfigError for a device whose state cannot be paged to disk."""
+    if not device.is_cpu:
+        raise ConfigError(
+            f"optimizer.paged is true, but only the CPU's memory is paged, and the adapter is on {device}; set it to "
+            "false, or optimizer.bits to 8"
         )
