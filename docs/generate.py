@@ -226,19 +226,25 @@ def homes_of_public_names() -> dict[str, str]:
     """Public name -> the path of what it stands for, as the package imports it for type checkers."""
     import veneer
 
-    return {
+    homes = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
         for node in ast.walk(ast.parse(Path(veneer.__file__).read_text(encoding="utf-8")))
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("veneer.")
         for alias in node.names
     }
+    named = {name: home for name, home in homes.items() if name in veneer.__all__}
+    verbs = [name for name in veneer.__all__ if inspect.ismodule(getattr(veneer, name))]
+    return named | {name: f"veneer.{name}.Verb.__call__" for name in verbs}
 
 
 def summary_of(home: str) -> str:
     """The first line about a public name; of a registry the one of its room."""
-    module, _, name = home.rpartition(".")
+    module, _, name = home.removesuffix(".Verb.__call__").rpartition(".")
     thing = getattr(import_module(module), name)
-    described = thing if hasattr(thing, "__qualname__") else import_module(module)
+    if inspect.ismodule(thing):
+        described: Any = type(thing).__call__
+    else:
+        described = thing if hasattr(thing, "__qualname__") else import_module(module)
     return (inspect.getdoc(described) or "").partition("\n")[0]
 
 

@@ -199,3 +199,12 @@ def test_the_newcomers_answers_exist() -> None:
 def test_the_import_order_is_the_one_enforced(page: Path) -> None:
     drawn = [set(group.split()) for group in blocks(page)[0].text.split("<")]
     assert drawn == ORDER
+
+
+def test_the_reference_has_every_public_name() -> None:
+    import veneer
+
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert {f"veneer.{n}" for n in veneer.__all__} - {"veneer.__version__"} == set(
+        re.findall(r"^### (\S+)$", page, re.M)
+    )

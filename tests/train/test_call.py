@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
+import veneer.evaluate
 import veneer.train
 from veneer.adapters.attach import attach, load_adapter
 from veneer.base.load import load_model
 from veneer.disk.adapter_dir import read_facts
 from veneer.errors import ConfigError
-from veneer.evaluate.eval_target import evaluate_rows
 from veneer.methods.base import config_from
 from veneer.prompts.base import config_from as prompt_config
 from veneer.recipe.load import load_recipe, write_recipe
@@ -90,8 +90,8 @@ def test_a_trained_adapter_knows_how_its_rows_were_read(job: Make, tmp_path: Pat
     held_out.write_text('{"q": "Which city?", "a": "Rome"}\n' * 4)
     data = {"train": str(held_out), "prompt": "Say: {q}", "completion": "{a}"}
     run = call(base, adapter, data=data, run=tmp_path / "run", **SHORT)
-    found = evaluate_rows(base, held_out, metrics=["loss"])
-    asked = evaluate_rows(base, held_out, metrics=["loss"], prompt="Say: {q}", completion="{a}")
+    found = veneer.evaluate(base, held_out, metrics=["loss"])
+    asked = veneer.evaluate(base, held_out, metrics=["loss"], prompt="Say: {q}", completion="{a}")
     assert found.metrics == asked.metrics
     adapter.save(tmp_path / "saved")
     saved, written = read_facts(tmp_path / "saved"), read_facts(Path(run.adapter))

@@ -101,7 +101,6 @@ class Session:
             "data": {"sha256": job.data_hash, "rows": len(job.examples), "layouts": job.report.layouts},
             "metrics": {"loss": loss, "eval_loss": eval_loss},
         }
-        training.adapter.facts = facts
         run = Run(
             adapter=str(folder.adapter),
             adapter_bytes=training.adapter.save(folder.adapter, facts),
