@@ -153,6 +153,28 @@ def test_modules_have_at_most_400_lines() -> None:
     assert {name: n for name, n in lengths.items() if n > 400} == {}
 
 
+def kinds_of_device_asked(source: str) -> list[int]:
+    """Lines that compare something with the name of a kind of device, or ask a tensor for another kind than the CPU."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in ("is_cuda", "is_mps", "is_xpu"):
+            lines.append(node.lineno)
+        if isinstance(node, ast.Compare):
+            constants = [c.value for c in ast.walk(node) if isinstance(c, ast.Constant)]
+            lines += [node.lineno] if {"cpu", "cuda", "mps"} & {c for c in constants if isinstance(c, str)} else []
+    return lines
+
+
+def test_one_module_knows_the_kinds_of_devices() -> None:
+    asked = {str(f.relative_to(ROOT)): kinds_of_device_asked(f.read_text("utf-8")) for f in FILES}
+    assert [name for name, lines in asked.items() if lines] == ["base/device.py"]
+
+
+@pytest.mark.parametrize("line", ["x.is_cuda", "d.type == 'cpu'", "'cuda' != str(d)", "d.type in ('mps', 'cuda')"])
+def test_the_check_sees_a_kind_of_device(line: str) -> None:
+    assert kinds_of_device_asked(f"if {line}:\n    pass")
+
+
 def test_importing_changes_nothing_in_the_process() -> None:
     code = (
         "import os, sys, logging, signal, threading, socket\n"

@@ -93,7 +93,7 @@ def cache_dir() -> Path:
 
 
 def prepare_process() -> None:
-    """Configure OpenMP and oneDNN before torch starts; environment variables that the user has set win.
+    """Configure OpenMP, oneDNN and cuBLAS before torch starts; environment variables that the user has set win.
 
     Threads spin for a bounded time: with no bound, two processes on the same cores slow each other many times over;
     with no spinning, every short parallel region waits for a thread to wake. Under a cgroup's CPU quota the number of
@@ -103,6 +103,9 @@ def prepare_process() -> None:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
     if "OMP_NUM_THREADS" not in os.environ and usable_cores() < _affinity():
         os.environ["OMP_NUM_THREADS"] = str(usable_cores())
+    os.environ.setdefault(
+        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+    )  # else CUDA's matrix products may differ from run to run
     if not any(f"{name}_PRIMITIVE_CACHE_CAPACITY" in os.environ for name in ("ONEDNN", "DNNL")):
         os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(PRIMITIVES)
 

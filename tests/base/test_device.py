@@ -86,3 +86,43 @@ def test_words_for_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CPU.dtype(torch.float64) is torch.float64
     with pytest.raises(ConfigError, match=r"there is no dtype 'float23'\. Did you mean 'float32'"):
         CPU.dtype("float23")
+
+
+def test_sums_are_float64_where_the_device_has_it() -> None:
+    kinds = ("cpu", "cuda", "mps")
+    assert [Device(torch.device(kind)).wide_dtype for kind in kinds] == [torch.float64, torch.float64, torch.float32]
+
+
+def test_kernels_that_add_up_in_one_order_are_asked_for_off_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, warn_only: asked.append((mode, warn_only)))
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    CPU.add_up_in_one_order()
+    assert asked == [] and torch.utils.deterministic.fill_uninitialized_memory
+    Device(torch.device("cuda")).add_up_in_one_order()
+    assert asked == [(True, True)] and not torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize(("word", "given"), [("cuda:1", ["cuda:1"]), ("mps", [])])
+def test_the_random_state_is_that_of_the_device_itself(
+    word: str, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.cuda takes the device, else it is the current one; torch.mps takes none."""
+    asked: list[list[str]] = []
+
+    class Module:
+        def get_rng_state(self, *where: torch.device) -> torch.Tensor:
+            asked.append([str(device) for device in where])
+            return torch.zeros(1)
+
+        def set_rng_state(self, state: torch.Tensor, *where: torch.device) -> None:
+            asked.append([str(device) for device in where])
+
+        def synchronize(self, *where: torch.device) -> None:
+            asked.append([str(device) for device in where])
+
+    monkeypatch.setattr(Device, "_module", Module())
+    device = Device(torch.device(word))
+    device.set_random_state(device.random_state())
+    device.synchronize()
+    assert asked == [given] * 3

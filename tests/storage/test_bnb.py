@@ -52,14 +52,6 @@ def test_the_choice_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["bitsandbytes"]
 
 
-def test_on_cuda_it_is_the_usual_one() -> None:
-    class OnCuda:
-        is_cuda = True
-
-    x: Any = OnCuda()
-    assert bnb.chosen("auto", x) and bnb.chosen("bitsandbytes", x) and not bnb.chosen("veneer", x)
-
-
 def test_what_it_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = made((64, 96))
     with pytest.raises(ModelError, match=r"layers\.0: its rows of 96 are not a multiple of the block of 64, which"):

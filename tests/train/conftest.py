@@ -17,14 +17,18 @@ WORDS = ["city", "customer", "the", "largest", "number", "of", "count", "name", 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL file of 24 prompts and completions, from 1 to 12 words each."""
-    rng = random.Random(0)
     path = tmp_path_factory.mktemp("rows") / "train.jsonl"
+    write_rows(path)
+    return path
+
+
+def write_rows(path: Path) -> None:
+    rng = random.Random(0)
     lines = [
         {"prompt": " ".join(rng.choices(WORDS, k=1 + i % 12)), "completion": " ".join(rng.choices(WORDS, k=1 + i % 5))}
         for i in range(24)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 @pytest.fixture(autouse=True)

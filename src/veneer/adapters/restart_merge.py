@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from veneer.adapters.adapter import Adapter
 from veneer.adapters.layer_view import is_transposed
+from veneer.base.device import Device
 from veneer.errors import ConfigError
 from veneer.methods.restartable import restartable
 from veneer.storage.layers import Stored
@@ -109,4 +110,4 @@ def _unfit(model: nn.Module, paths: Iterable[str]) -> dict[str, str]:
 
 
 def _square(t: Tensor) -> float:
-    return float(t.square().sum(dtype=torch.float64))
+    return float(t.square().sum(dtype=Device(t.device).wide_dtype))

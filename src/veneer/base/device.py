@@ -44,6 +44,11 @@ class Device:
         """torch.cuda, torch.mps, ..."""
         return getattr(torch, self.torch_device.type)
 
+    @property
+    def _index(self) -> list[torch.device]:
+        """The argument of functions of `_module` that take a device; those of MPS, which has only one, do not."""
+        return [] if self.torch_device.index is None else [self.torch_device]
+
     def dtype(self, word: str | torch.dtype) -> torch.dtype:
         """A torch dtype for a recipe's word; "auto" is the faster one here.  Raises ConfigError for any other word."""
         if isinstance(word, torch.dtype):
@@ -55,6 +60,16 @@ class Device:
                 f"there is no dtype {word!r}{did_you_mean(word, DTYPES)} Known: auto, {', '.join(DTYPES)}."
             )
         return DTYPES[word]
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """What long sums are added up in: float64, or float32 where the device has none, as MPS."""
+        return torch.float64 if self.torch_device.type in ("cpu", "meta", "cuda") else torch.float32
+
+    @property
+    def runs_bitsandbytes(self) -> bool:
+        """Whether bitsandbytes' kernels for 4-bit weights are the faster ones here, if it is installed."""
+        return self.torch_device.type == "cuda"
 
     def available_bytes(self) -> int | None:
         """Memory that can still be taken; None if the system does not tell."""
@@ -84,7 +99,17 @@ class Device:
     def synchronize(self) -> None:
         """Wait until everything that was started has been computed."""
         if not self.is_cpu and hasattr(self._module, "synchronize"):
-            self._module.synchronize()
+            self._module.synchronize(*self._index)
+
+    def add_up_in_one_order(self) -> None:
+        """Make torch choose kernels that give the same bits each time, for the whole process; a CPU's do anyway.
+
+        An operator that has no such kernel warns.  CUDA also needs CUBLAS_WORKSPACE_CONFIG, which
+        `machine.prepare_process` sets.
+        """
+        if not self.is_cpu:
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # its cost is for programs that read such
 
     def offloading(self) -> saved_tensors_hooks:
         """Inside, tensors that autograd saves are kept in host memory, pinned where the device copies from it."""
@@ -93,13 +118,13 @@ class Device:
     def random_state(self) -> dict[str, Tensor]:
         """The state of every generator that a run on this device draws from, by name."""
         state = {"random": torch.get_rng_state()}
-        return state if self.is_cpu else state | {"random.device": self._module.get_rng_state().cpu()}
+        return state if self.is_cpu else state | {"random.device": self._module.get_rng_state(*self._index).cpu()}
 
     def set_random_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `random_state` returned; a state from another kind of device restores the CPU's part."""
         torch.set_rng_state(state["random"])
         if not self.is_cpu and "random.device" in state:
-            self._module.set_rng_state(state["random.device"])
+            self._module.set_rng_state(state["random.device"], *self._index)
 
     @contextmanager
     def keeping_random_state(self) -> Iterator[None]:

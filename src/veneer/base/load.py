@@ -21,7 +21,7 @@ from veneer.errors import ConfigError, DiskError, ModelError
 from veneer.kernels import native
 from veneer.models.skeleton import build_skeleton, load_tokenizer, quiet, set_generation_config
 from veneer.models.sources import resolve
-from veneer.storage import Storage
+from veneer.storage import Storage, bnb
 from veneer.storage.fourbit import FourBit
 
 FOUR_BITS = "with 4-bit weights"
@@ -89,12 +89,15 @@ def refuse_paging(name: str, folder: Path, storage: BaseStorage | None, device: 
 
 
 def compute_with_(network: Any, storage: BaseStorage | None, device: Device) -> None:
-    """Put stored weights on `device` and choose the kernels that `storage` names."""
+    """Put stored weights on `device` and choose the kernels that `storage` names; auto: the faster ones there."""
+    backend: bnb.Backend = "auto" if storage is None else storage.backend
+    if backend == "auto" and device.runs_bitsandbytes and bnb.installed():
+        backend = "bitsandbytes"
     for path, module in network.named_modules():
         if isinstance(module, Storage):
             module.to(device.torch_device)
-        if isinstance(module, FourBit) and storage is not None:
-            module.compute_with(storage.backend, path.removesuffix(".storage"))
+        if isinstance(module, FourBit):
+            module.compute_with(backend, path.removesuffix(".storage"))
 
 
 def _stored_copy(

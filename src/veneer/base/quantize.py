@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from veneer import machine
+from veneer.base.device import CPU, Device
 from veneer.base.storage_config import BaseStorage, config_of
 from veneer.disk.scratch import DiskBuffer
 from veneer.disk.tensors import Tensors
@@ -33,6 +34,7 @@ class Quantizer:
     progress   is told how many weights of how many are done
     spill      takes what is quantized out of memory
     kept       makes each storage of a whole model
+    device     quantizes what is read from files, and keeps it
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Quantizer:
         progress: OnProgress = lambda done, total: None,
         spill: DiskBuffer | None = None,
         kept: StoreWeight = store_weight,
+        device: Device = CPU,
     ) -> None:
+        self.device = device
         self.storage, self._seen, self._progress, self._spill, self._keep = storage, seen, progress, spill, kept
         self.kept: dict[str, Storage] = {}
         """By module path."""
@@ -97,7 +101,7 @@ class Quantizer:
         problems = []
         for done, (path, home) in enumerate(homes.items(), start=1):
             assert self.storage is not None
-            w = tensors.read(home)
+            w = tensors.read(home).to(self.device.torch_device)
             w = w.T.contiguous() if isinstance(layers[path], Conv1D) else w
             try:
                 self.kept[path] = STORAGES[self.storage.config.storage].of(w, self.storage.config, home)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, Dtype, KeptIn, Model, remark
+from veneer.cli.console import AllowOtherBase, DeviceName, Dtype, KeptIn, Model, remark
 
 HELP = """\
 /adapter NAME   answer with this adapter from now on; /adapter none without any; /adapter lists them
@@ -33,6 +33,7 @@ def command(
     top_k: Annotated[int, typer.Option(help="Draw from so many likeliest tokens; 0 for all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
     dtype: Dtype = "auto",
+    device: DeviceName = "auto",
     storage: KeptIn = None,
     allow_other_base: AllowOtherBase = False,
 ) -> None:
@@ -51,7 +52,8 @@ def command(
     sampler = sampler_of(temperature, top_p, top_k, seed)
     folders = _adapter_names(adapter or [])
     forms = {name: form for name, folder in folders.items() if (form := form_of(read_facts(folder), format))}
-    base = load_model(model, storage=storage_for([*folders.values()], storage), dtype=dtype, say=remark)
+    kept = storage_for([*folders.values()], storage)
+    base = load_model(model, storage=kept, device=device, dtype=dtype, say=remark)
     adapters = {
         name: load_adapter(base, folder, allow_other_base=allow_other_base).detach() for name, folder in folders.items()
     }

@@ -12,6 +12,10 @@ stderr = Console(stderr=True, highlight=False, emoji=False)
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An alias, a hub id, a folder or a .gguf file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
+DeviceName = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="auto (CUDA if there is any, else cpu), cpu, cuda, cuda:N or mps."),
+]
 KeptIn = Annotated[
     str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
 ]

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AsJson, DeviceName, emit_json, stderr, stdout
 from veneer.errors import ConfigError
 from veneer.units import format_bytes, format_seconds
 
@@ -49,6 +49,7 @@ def command(
     ),
     train_rows: Annotated[int, typer.Option(help="Questions to learn from.", min=20)] = 3_000,
     held_out_rows: Annotated[int, typer.Option(help="Questions to be measured on.", min=10)] = 200,
+    device: DeviceName = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train SmolLM2-135M to turn questions into SQL, measure it before and after, ask it, merge it, verify it.
@@ -58,22 +59,25 @@ def command(
         veneer demo --folder /tmp/veneer-demo
     """
     from veneer.adapters.attach import load_adapter
+    from veneer.base.device import find_device
     from veneer.base.load import load_model
     from veneer.cli.train import TrainProgress
-    from veneer.machine import peak_rss_bytes
     from veneer.recipe.load import load_recipe
     from veneer.train.run import train_recipe
 
     refuse_unusable(folder)
+    where = find_device(device)
+    where.add_up_in_one_order()
     people = stderr if as_json else stdout
     began = time.monotonic()
     say("1. A small company: its database, questions about it, and the SQL that answers them")
     write_data(folder, train_rows, held_out_rows)
     recipe_file = folder / "recipe.yaml"
-    recipe_file.write_text(RECIPE.format(folder=folder), encoding="utf-8")
+    named = "" if device == "auto" else f"device: {device}\n"
+    recipe_file.write_text(RECIPE.format(folder=folder) + named, encoding="utf-8")
     recipe = load_recipe(recipe_file)
     say("2. Before: what the model makes of held-out questions (phrasings and constants it will not be trained on)")
-    base = load_model(recipe.model, dtype=recipe.train.dtype)
+    base = load_model(recipe.model, device=recipe.device, dtype=recipe.train.dtype)
     before = measured(base, folder, recipe)
     say(f"   {before.metrics['sql']:.0%} right")
     say(f"3. Training on {train_rows} other questions")
@@ -84,7 +88,7 @@ def command(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"`veneer train {recipe_file}` goes on with the training.") from None
     say("4. After")
-    base = load_model(recipe.model, dtype=recipe.train.dtype)
+    base = load_model(recipe.model, device=recipe.device, dtype=recipe.train.dtype)
     adapter = load_adapter(base, outcome.adapter)
     after = measured(base, folder, recipe)
     people.print(by_kind(folder, before, after))
@@ -97,7 +101,7 @@ def command(
         "accuracy_before": before.metrics["sql"],
         "accuracy_after": after.metrics["sql"],
         "seconds": round(time.monotonic() - began, 1),
-        "peak_bytes": peak_rss_bytes(),
+        "peak_bytes": where.peak_bytes(),
         "adapter_bytes": outcome.adapter_bytes,
         "merged_equal": merged,
     }
@@ -214,7 +218,7 @@ def merged_equal(recipe: "Recipe", adapter: Path, folder: Path, people: Console)
     from veneer.data.sources import read_rows
     from veneer.merge.verified_merge import merge_and_verify
 
-    base = load_model(recipe.model, dtype="float32")
+    base = load_model(recipe.model, device=recipe.device, dtype="float32")
     attached = load_adapter(base, adapter)
     renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
     prompts = [renderer.prompt(row) for row in read_rows(str(folder / HELD_OUT), limit=VERIFY_ROWS)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, Dtype, KeptIn, emit_json, remark, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, DeviceName, Dtype, KeptIn, emit_json, remark, stderr, stdout
 
 
 def command(
@@ -30,6 +30,7 @@ def command(
     before: Annotated[bool, typer.Option(help="Measure without the adapter too.")] = True,
     predictions: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write every answer here.")] = None,
     dtype: Dtype = "auto",
+    device: DeviceName = "auto",
     storage: KeptIn = None,
     allow_other_base: AllowOtherBase = False,
     as_json: AsJson = False,
@@ -55,6 +56,7 @@ def command(
         source=data,
         templates=templates,
         dtype=dtype,
+        device=device,
         storage=storage,
         allow_other_base=allow_other_base,
     )

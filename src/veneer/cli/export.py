@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, Model, emit_json, remark, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, DeviceName, Model, emit_json, remark, stderr, stdout
 from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
@@ -29,6 +29,7 @@ def command(
     rank: Annotated[
         int | None, typer.Option(help="lora, gguf: of the nearest LoRA where none is equal; by default the equal one.")
     ] = None,
+    device: DeviceName = "auto",
     allow_other_base: AllowOtherBase = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +49,7 @@ def command(
 
     _refuse(to, into, rank)
     if to == "gguf-model":
-        written = _whole_model(model, adapter, into, allow_other_base)
+        written = _whole_model(model, adapter, into, device, allow_other_base)
         if as_json:
             emit_json({"path": str(into), "bytes": written, "to": to})
         else:
@@ -56,7 +57,8 @@ def command(
         return
     if adapter is None:
         raise ConfigError(f"--to {to} exports an adapter: name its folder with --adapter")
-    base = load_model(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
+    kept = storage_for([adapter], None)
+    base = load_model(model, storage=kept, device=device, dtype="float32", say=remark)
     trained = load_adapter(base, adapter, allow_other_base=allow_other_base)
     if to == "peft":
         _refuse_unknown_to_peft(trained)
@@ -78,7 +80,7 @@ def command(
     stdout.print(f"exported: {into} ({format_bytes(result['bytes'])}){said}", markup=False, soft_wrap=True)
 
 
-def _whole_model(model: str, adapter: Path | None, into: Path, allow_other_base: bool) -> int:
+def _whole_model(model: str, adapter: Path | None, into: Path, device: str, allow_other_base: bool) -> int:
     """Write the model, merged with the adapter, as GGUF; the merged folder lies beside it meanwhile."""
     from tempfile import TemporaryDirectory
 
@@ -92,7 +94,8 @@ def _whole_model(model: str, adapter: Path | None, into: Path, allow_other_base:
     name = Path(model).name
     if adapter is None:
         return write_gguf_model(resolve(model), into, name)
-    base = load_model(model, storage=storage_for([adapter], None), dtype="float32", say=remark)
+    kept = storage_for([adapter], None)
+    base = load_model(model, storage=kept, device=device, dtype="float32", say=remark)
     trained = load_adapter(base, adapter, allow_other_base=allow_other_base)
     with TemporaryDirectory(dir=into.absolute().parent) as beside:
         merge(trained, base.files, Path(beside) / "merged")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, Dtype, KeptIn, Model, emit_json, remark, stderr
+from veneer.cli.console import AllowOtherBase, AsJson, DeviceName, Dtype, KeptIn, Model, emit_json, remark, stderr
 
 
 def command(
@@ -27,6 +27,7 @@ def command(
     ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
     dtype: Dtype = "auto",
+    device: DeviceName = "auto",
     storage: KeptIn = None,
     allow_other_base: AllowOtherBase = False,
     as_json: AsJson = False,
@@ -53,7 +54,7 @@ def command(
         raise ConfigError(f"--raw and --format {format} exclude each other: a raw prompt is put as it is")
     form = form_of({} if adapter is None else read_facts(adapter), "raw" if raw else format)
     kept = storage_for([] if adapter is None else [adapter], storage)
-    base = load_model(model, storage=kept, dtype=dtype, say=remark)
+    base = load_model(model, storage=kept, device=device, dtype=dtype, say=remark)
     if adapter is not None:
         load_adapter(base, adapter, allow_other_base=allow_other_base)
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.console import AsJson, Model, emit_json, remark, stdout
+from veneer.cli.console import AsJson, DeviceName, Model, emit_json, remark, stdout
 from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
@@ -26,6 +26,7 @@ def command(
     dtype: Annotated[
         str, typer.Option(help="Of the written weights: keep (the base's own), float32, bfloat16 or float16.")
     ] = "keep",
+    device: DeviceName = "auto",
     storage: Annotated[
         str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
     ] = None,
@@ -56,7 +57,7 @@ def command(
     refuse_taken(into, Path(model))
     kept = storage_for([adapter], storage)
     # in float32, so that what is compared is the fold, not the rounding of sums
-    base = load_model(model, storage=kept, dtype="float32", say=remark)
+    base = load_model(model, storage=kept, device=device, dtype="float32", say=remark)
     attached = load_adapter(base, adapter, allow_other_base=allow_other_base)
     templates = {"prompt": prompt, "completion": ""} if prompt is not None else {}
     try:

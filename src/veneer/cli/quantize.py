@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, Model, emit_json, stderr, stdout
+from veneer.cli.console import AsJson, DeviceName, Model, emit_json, stderr, stdout
 from veneer.units import format_bytes
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def command(
     no_double_quant: Annotated[
         bool, typer.Option("--no-double-quant", help="4-bit: keep absmax in 32 bits, not in 8.")
     ] = False,
+    device: DeviceName = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Quantize a model into a folder that veneer maps, and that transformers loads with bitsandbytes.
@@ -35,6 +36,7 @@ def command(
 
         veneer quantize smollm2-135m-instruct --to models/smollm2-nf4
     """
+    from veneer.base.device import find_device
     from veneer.base.quant_cache import is_quantized, misread_on_cpu, quantize_weights, write_quantized
     from veneer.base.quantize import Quantizer
     from veneer.base.storage_config import DENSE, base_storage
@@ -46,12 +48,13 @@ def command(
     if kept is None:
         raise ConfigError(f"--storage {DENSE} quantizes nothing; choose nf4, fp4 or int8")
     _refuse_taken(to)
+    where = find_device(device)
     folder = resolve(model)
     if is_quantized(folder):
         raise ConfigError(f"{model} is quantized already; give the model it was made from")
     errors = Errors()
     with ExitStack() as shown:
-        made = Quantizer(kept, seen=errors, progress=_bar("quantizing weights", shown))
+        made = Quantizer(kept, seen=errors, progress=_bar("quantizing weights", shown), device=where)
         quantize_weights(folder, made)
     if not made.homes:
         raise ModelError(f"{model} keeps its weights in another arrangement than its files; it cannot be written so")
@@ -106,10 +109,12 @@ class Errors:
         self._layers: dict[str, float] = {}
 
     def __call__(self, path: str, w: "Tensor", kept: "Storage") -> None:
+        from veneer.base.device import Device
+
         dense = w.float()
         moved = kept.dense(dense.dtype) - dense
         self._largest = max(self._largest, float(moved.abs().max()))
-        difference = float(moved.square().sum(dtype=dense.double().dtype))
+        difference = float(moved.square().sum(dtype=Device(w.device).wide_dtype))
         size = float(dense.square().sum())
         self.weights += w.numel()
         self.nbytes += kept.nbytes

@@ -34,6 +34,7 @@ def command(
 
         veneer train recipe.yaml --train.epochs 2 --optimizer.lr 1e-3
     """
+    from veneer.base.device import find_device
     from veneer.plan.fit import fit
     from veneer.train.job import read_job
     from veneer.train.preflight import preflight
@@ -43,6 +44,7 @@ def command(
     if recipe.startswith("--"):
         raise ConfigError(f"the recipe comes first: veneer train RECIPE {recipe} ...")
     settings = load_recipe(recipe, parse_flags(context.args))
+    find_device(settings.device).add_up_in_one_order()
     try:
         with open_run(settings, remark) as session, TrainProgress() as progress:
             run = session.finished

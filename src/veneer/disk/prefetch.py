@@ -21,7 +21,7 @@ def ask_for(tensor: Tensor, step: int) -> None:
     is not a mapped file is not affected.
     """
     apart = step * tensor.element_size()
-    if apart < SPARSE * mmap.PAGESIZE or tensor.device.type != "cpu" or not hasattr(mmap, "MADV_WILLNEED"):
+    if apart < SPARSE * mmap.PAGESIZE or not tensor.is_cpu or not hasattr(mmap, "MADV_WILLNEED"):
         return
     first = tensor.data_ptr()
     with suppress(OSError, AttributeError):

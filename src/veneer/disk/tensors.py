@@ -290,5 +290,5 @@ def _split(specs: Mapping[str, Spec], most: int) -> list[dict[str, Spec]]:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    flat: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    flat: Any = tensor.reshape(-1).view(torch.uint8).cpu().numpy()
     return memoryview(flat)

@@ -30,6 +30,7 @@ class Subject:
     """The rows to evaluate on."""
     max_length: int
     dtype: str
+    device: str = "auto"
     storage: str | None = None
     """How the model's weights are kept; None as they were when the adapter was trained."""
     allow_other_base: bool = False
@@ -42,6 +43,7 @@ def subject_of(
     source: str | None,
     templates: dict[str, Any],
     dtype: str = "auto",
+    device: str = "auto",
     storage: str | None = None,
     allow_other_base: bool = False,
 ) -> Subject:
@@ -49,6 +51,7 @@ def subject_of(
 
     source      rows; for a run by default the recipe's data.eval
     templates   settings of DataSettings that outrank the recipe's (None: not given)
+    dtype, device   by default the recipe's
     storage     how the model's weights are kept; by default as the adapter was trained
     Raises ConfigError for a run without adapter, or no rows named.
     """
@@ -64,12 +67,13 @@ def subject_of(
             raise ConfigError(f"the recipe of {run} names no data.eval; name the rows to evaluate on (data=FILE)")
         data, _ = recorded_settings({"recipe": {"data": recipe.data.model_dump(exclude_unset=True)}}, rows, **given)
         chosen = dtype if dtype != "auto" else recipe.train.dtype
+        where = device if device != "auto" else recipe.device
         length = recipe.train.max_length
-        return Subject(recipe.model, folder, data, rows, length, chosen, storage, allow_other_base)
+        return Subject(recipe.model, folder, data, rows, length, chosen, where, storage, allow_other_base)
     if source is None:
         raise ConfigError(f"name the rows to evaluate on (data=FILE); {target} is not a run with a recipe of its own")
     read, _ = recorded_settings({}, source, **given)
-    return Subject(target, adapter, read, source, MAX_LENGTH, dtype, storage, allow_other_base)
+    return Subject(target, adapter, read, source, MAX_LENGTH, dtype, device, storage, allow_other_base)
 
 
 def rows_of(subject: Subject, most: int | None = None) -> list[Row]:
@@ -100,7 +104,7 @@ def measure(
     Raises what loading the model, loading the adapter and evaluating raise.
     """
     storage = storage_for([] if subject.adapter is None else [subject.adapter], subject.storage)
-    base = load_model(subject.model, storage=storage, dtype=subject.dtype, say=say)
+    base = load_model(subject.model, storage=storage, device=subject.device, dtype=subject.dtype, say=say)
     adapter = None
     if subject.adapter is not None:
         adapter = load_adapter(base, subject.adapter, allow_other_base=subject.allow_other_base)

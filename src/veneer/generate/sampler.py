@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from veneer.base.device import Device
 from veneer.errors import ConfigError
 
 
@@ -61,8 +62,8 @@ class Sampling:
         if self.top_p < 1:
             before = kept.cumsum(-1) - kept
             kept = kept.masked_fill(before >= self.top_p, 0)
-        sums = kept.double().cumsum(-1)
-        u = torch.tensor([self._uniform(row) for row in rows], dtype=torch.float64, device=sums.device)
+        sums = kept.to(Device(kept.device).wide_dtype).cumsum(-1)
+        u = torch.tensor([self._uniform(row) for row in rows], dtype=sums.dtype, device=sums.device)
         choice = torch.searchsorted(sums, (u * sums[:, -1])[:, None], right=True)
         last = (kept > 0).sum(-1, keepdim=True) - 1  # rounding may not push a draw past the last kept token
         choice = choice.minimum(last) if tokens is not None else choice.clamp(max=p.shape[-1] - 1)

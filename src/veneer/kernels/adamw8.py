@@ -101,7 +101,8 @@ def step_plain(values: Tensor, gradients: Tensor, moments: Moments, rates: Rates
     f = rates.factors()
     m = decode(moments.codes1, moments.absmax1, True) * f["beta1"] + gradients * f["rest1"]
     v = decode(moments.codes2, moments.absmax2, False) * f["beta2"] + gradients * f["rest2"] * gradients
-    root = v.double().sqrt().float()  # torch's float32 root may be off by its last bit
+    # torch's float32 root on a CPU may be off by its last bit; MPS has no float64
+    root = v.double().sqrt().float() if v.is_cpu else v.sqrt()
     change = m / (root * f["root"] + f["eps"])
     values.copy_(values * f["keep"] - change * f["size"])
     for signed, x, codes, absmax in ((True, m, moments.codes1, moments.absmax1), (False, v, *moments[1::2])):

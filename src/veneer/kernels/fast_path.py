@@ -22,8 +22,8 @@ class FastMatmul:
     def __init__(self, w: Packed, rows: int, cols: int) -> None:
         checks.check_weight("matmul_4bit", w, rows, cols)
         self.w, self.rows, self.cols = w, rows, cols
-        self.struct = cpu.as_struct(w, rows, cols)
-        self.found = native.library() if w.codes.device.type == "cpu" and cols % w.block == 0 else None
+        self.found = native.library() if w.codes.is_cpu and cols % w.block == 0 else None
+        self.struct = None if self.found is None else cpu.as_struct(w, rows, cols)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FastMatmul, (self.w, self.rows, self.cols)

@@ -18,6 +18,7 @@ from veneer.adapters.adapter import Adapter
 from veneer.adapters.deltas import DeltaPart
 from veneer.adapters.layer_view import layer_at
 from veneer.adapters.targets import Targeting
+from veneer.base.device import Device
 from veneer.errors import ConfigError, NotFoldable
 from veneer.methods.base import METHODS, Delta, FrozenLayer, config_from
 
@@ -97,7 +98,8 @@ def _of_rank(
     if factors is not None and factors[0].shape[0] <= rank:
         a, b = factors
         return F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - len(a))), 0.0
-    w = layer.weight().double()
+    w = layer.weight()
+    w = w.to(Device(w.device).wide_dtype)
     update = delta.fold(w) - w
     u, values, vt = torch.linalg.svd(update, full_matrices=False)
     root = values[:rank].sqrt()

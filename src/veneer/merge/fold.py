@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from veneer.adapters.adapter import Adapter
 from veneer.adapters.layer_view import dense_weight, is_transposed
 from veneer.adapters.part import Fold
+from veneer.base.device import Device
 from veneer.base.fingerprint import OWN_ROWS
 from veneer.base.quantize import packed_names
 from veneer.base.vocabulary import with_rows
@@ -75,7 +76,7 @@ def merge(
         _adjust_config(folder / "config.json", untied, dtype, adapter.base.vocab_size if grown else None)
         if adapter.new_tokens:
             adapter.base.tokenizer.save_pretrained(folder)
-        write_model_tensors(folder, specs, _folded(plan, stored, specs, kept, progress))
+        write_model_tensors(folder, specs, _folded(plan, stored, specs, kept, adapter.base.device, progress))
     return sum(f.stat().st_size for f in into.iterdir())
 
 
@@ -188,12 +189,13 @@ def _folded(
     stored: Tensors,
     specs: Mapping[str, Spec],
     kept: Mapping[str, Stored],
+    device: Device,
     progress: Callable[[int, int], None],
 ) -> Iterator[tuple[str, Tensor]]:
     for done, (name, source) in enumerate(plan.items(), start=1):
         tensor = _dequantized(kept[source.stored]) if source.stored in kept else stored.read(source.stored)
         if source.rows is not None or source.fold is not None:
-            tensor = _changed(tensor.float(), source)
+            tensor = _changed(tensor.to(device.torch_device, torch.float32), source)
         yield name, tensor.to(specs[name][0]).contiguous()
         del tensor  # before the next one is read
         progress(done, len(plan))

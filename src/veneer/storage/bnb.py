@@ -1,6 +1,6 @@
 """Multiply with bitsandbytes' kernels: the tensors of a 4-bit storage, bitsandbytes' arithmetic.
 
-`auto` uses them on CUDA; on a CPU they can be chosen, which is how this code is tested. It has not been run on CUDA.
+`auto` uses them on CUDA (base/load.py); on a CPU they can be chosen, which is how this code is tested. It has not been run on CUDA.
 """
 
 from functools import cache
@@ -25,11 +25,6 @@ def installed() -> bool:
     return find_spec("bitsandbytes") is not None
 
 
-def chosen(backend: Backend, x: Tensor) -> bool:
-    """Whether bitsandbytes computes the product with x."""
-    return backend == "bitsandbytes" or (backend == "auto" and x.is_cuda and installed())
-
-
 def check(packed: Packed, shape: tuple[int, int], name: str) -> None:
     """Raise ModelError for a weight W (O, D) that bitsandbytes misreads or does not support.
 
@@ -39,7 +34,7 @@ def check(packed: Packed, shape: tuple[int, int], name: str) -> None:
     """
     if not installed():
         raise ConfigError("storage.backend is bitsandbytes, which is not installed; run pip install bitsandbytes")
-    if packed.codes.device.type == "cpu" and shape[1] % packed.block:
+    if packed.codes.is_cpu and shape[1] % packed.block:
         raise ModelError(
             f"{name}: its rows of {shape[1]} are not a multiple of the block of {packed.block}, which bitsandbytes "
             "misreads on a CPU; set storage.backend to veneer, or storage.block to a divisor"

@@ -59,7 +59,7 @@ class FourBit(Storage):
     nested_absmax: Tensor | None
     nested_levels: Tensor | None
     backend: bnb.Backend = "auto"
-    """Kernels for products: auto is bitsandbytes on CUDA, veneer elsewhere."""
+    """Kernels for products; auto is veneer until `compute_with` says otherwise."""
 
     def __init__(self, packed: Packed, shape: tuple[int, int], dtype: torch.dtype) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class FourBit(Storage):
         self.backend = backend
 
     def matmul(self, x: Tensor) -> Tensor:
-        if bnb.chosen(self.backend, x) and not functorch.differentiating():
+        if self.backend == "bitsandbytes" and not functorch.differentiating():
             return bnb.matmul(x, self._packed, self.shape, self.quant_type)
         if x.dtype == torch.float16:  # no float16 kernel: its range is too small for sums
             return ops.matmul_4bit(x.float(), self._packed, self.shape[0]).half()
