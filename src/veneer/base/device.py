@@ -109,7 +109,8 @@ class Device:
         """
         if not self.is_cpu:
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # its cost is for programs that read such
+            deterministic: Any = torch.utils.deterministic
+            deterministic.fill_uninitialized_memory = False  # its cost is for programs that read such
 
     def offloading(self) -> saved_tensors_hooks:
         """Inside, tensors that autograd saves are kept in host memory, pinned where the device copies from it."""
