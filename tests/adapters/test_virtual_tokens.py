@@ -203,7 +203,7 @@ def test_saved_loaded_and_detached(tiny_model: Path, tmp_path: Path, config: Any
     prompted = trained(model, config)
     want = logits(model)
     assert not any(p.requires_grad for p in model.parameters())
-    assert prompted.n_params() == PROMPTS[config.kind].n_params(shape_of(model), config)
+    assert prompted.n_params() == PROMPTS[config.kind].n_params(shape_of(Base(model)), config)
     assert [(n.path, n.role) for n in prompted.named()] == [("prompt", "full")]
     prompted.save(tmp_path / "a")
     prompted.detach()
@@ -217,7 +217,7 @@ def test_saved_loaded_and_detached(tiny_model: Path, tmp_path: Path, config: Any
 
 
 def test_grouped_heads_and_sizes(tiny_model: Path) -> None:
-    shape = shape_of(fresh(tiny_model))
+    shape = shape_of(Base(fresh(tiny_model)))
     assert (shape.width, shape.layers, shape.heads, shape.head_width, shape.vocab_size) == (32, 2, 2, 8, 384)
     assert part(attach(fresh(tiny_model), None, prompt=CONFIGS[1])).prompt.table().shape == (5, 2 * 2 * 2 * 8)
 

@@ -311,7 +311,7 @@ def test_the_base_itself_and_a_folder_that_exists_are_refused(made_model: Callab
 
 def test_files_that_lack_a_targets_weight(tiny_model: Path, made_model: Callable[..., Path], tmp_path: Path) -> None:
     deeper = adapted(made_model(tmp_path / "deeper", num_hidden_layers=3), ("q_proj",))
-    with pytest.raises(ModelError, match=r"no model\.layers\.2\.self_attn\.q_proj\.weight \(1 in all\).*loaded from"):
+    with pytest.raises(ModelError, match=r"no model\.layers\.2\.self_attn\.q_proj\.weight.*loaded from"):
         merge(deeper, tiny_model, tmp_path / "merged")
     assert [p.name for p in tmp_path.iterdir()] == ["deeper"]
 

@@ -19,7 +19,7 @@ from veneer.adapters.virtual_tokens import new_virtual_tokens
 from veneer.base.base import Base
 from veneer.base.device import Device
 from veneer.disk.adapter_dir import parts_of, read_adapter, read_facts
-from veneer.errors import AdapterMismatch, ConfigError
+from veneer.errors import AdapterMismatch, ConfigError, listed
 from veneer.methods.base import METHODS, MethodConfig, Watch, refuse_idle_patterns
 from veneer.prompts.base import PromptConfig
 
@@ -128,10 +128,11 @@ def fitting_paths(model: nn.Module, config: MethodConfig, targeting: Targeting) 
         try:
             method.refuse_layer(layer_at(model, path), config.at(path))
         except ConfigError as error:
-            problems.append(f"  {path}: {error}")
+            problems.append(f"{path}: {error}")
     if problems:
-        listed = "\n".join([*problems[:8], *([f"  ... and {len(problems) - 8} more"] if len(problems) > 8 else [])])
-        raise ConfigError(f"{config.method} does not fit {len(problems)} of its {len(paths)} targets:\n{listed}")
+        raise ConfigError(
+            f"{config.method} does not fit {len(problems)} of its {len(paths)} targets:\n{listed(problems)}"
+        )
     return paths
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
 
 from veneer.adapters.part import NamedParameter, Part
 from veneer.base.base import Base
@@ -42,7 +41,7 @@ class VirtualTokens(Part):
         return self._hook is not None
 
     def attach(self) -> None:
-        self._hook = _transformer(self.base.network).register_forward_pre_hook(self._add, with_kwargs=True)
+        self._hook = self.base.decoder.register_forward_pre_hook(self._add, with_kwargs=True)
 
     def detach(self) -> None:
         if self._hook is not None:
@@ -63,7 +62,7 @@ class VirtualTokens(Part):
 
     def peft_fields(self) -> dict[str, Any]:
         return {
-            **type(self.prompt).to_peft(shape_of(self.base.network), self.config),
+            **type(self.prompt).to_peft(shape_of(self.base), self.config),
             "base_model_name_or_path": None,
             "task_type": "CAUSAL_LM",
             "inference_mode": True,
@@ -83,7 +82,7 @@ class VirtualTokens(Part):
             past = cache.get_seq_length() if cache is not None else 0
             positions = torch.arange(past, past + count, device=next(module.parameters()).device)[None]
         self._refuse_beyond(positions)
-        front = self.prompt.keys_values(lambda x: keys_values_of(self.base.network, x))
+        front = self.prompt.keys_values(lambda x: keys_values_of(self.base, x))
         context = replace(context, virtual=front)
         return inputs, {**named, "position_ids": positions + self.config.tokens, **context.arguments()}
 
@@ -104,18 +103,12 @@ def new_virtual_tokens(base: Base, config: PromptConfig, seed: int) -> VirtualTo
     Raises ModelError for a model whose attention cannot be given virtual tokens.
     """
     network, embed = base.network, base.embedding
-    kind, shape = PROMPTS[config.kind], shape_of(network)
+    kind, shape = PROMPTS[config.kind], shape_of(base)
     use_veneer_attention(network)
     device = next(network.parameters()).device
     rng = torch.Generator().manual_seed(seed)
-    prompt = kind(shape, config, rng, lambda ids: embed(ids.to(device)), lambda x: keys_values_of(network, x))
+    prompt = kind(shape, config, rng, lambda ids: embed(ids.to(device)), lambda x: keys_values_of(base, x))
     return VirtualTokens(base, config, prompt.to(device))
-
-
-def _transformer(network: Any) -> nn.Module:
-    """The module that embeds tokens and runs the blocks: the base model, or the decoder in it that is called (OPT)."""
-    decoder = network.get_decoder()
-    return decoder if isinstance(decoder, PreTrainedModel) else network.base_model  # ModernBERT's `decoder` is its head
 
 
 def config_of_prompt(fields: Mapping[str, Any]) -> PromptConfig | None:
@@ -123,33 +116,31 @@ def config_of_prompt(fields: Mapping[str, Any]) -> PromptConfig | None:
     return next((c for name in PROMPTS if (c := PROMPTS[name].from_peft(fields)) is not None), None)
 
 
-def shape_of(model: Any) -> Shape:
+def shape_of(base: Base) -> Shape:
     """The sizes of the model that a prompt depends on; raises ModelError if the model cannot take virtual tokens."""
-    what = "an encoder and a decoder" if model.config.is_encoder_decoder else other_attention(model)
+    what = "an encoder and a decoder" if base.is_encoder_decoder else other_attention(base.network)
     if what is not None:
         raise ModelError(
-            f"{type(model).__name__} has {what}; a prompt needs a causal language model with attention 'sdpa' "
+            f"{base.kind} has {what}; a prompt needs a causal language model with attention 'sdpa' "
             "(attn_implementation='sdpa' when it is loaded)"
         )
-    config = model.config.get_text_config()
-    queries, embedding = config.num_attention_heads, model.get_input_embeddings()
     return Shape(
-        width=embedding.embedding_dim,
-        layers=config.num_hidden_layers,
-        heads=getattr(config, "num_key_value_heads", None) or queries,
-        head_width=getattr(config, "head_dim", None) or config.hidden_size // queries,
-        vocab_size=embedding.num_embeddings,
+        width=base.embedding_width,
+        layers=base.layers,
+        heads=base.key_value_heads,
+        head_width=base.head_width,
+        vocab_size=base.embedding_rows,
     )
 
 
-def keys_values_of(model: Any, embeddings: Tensor) -> KeysValues:
+def keys_values_of(base: Base, embeddings: Tensor) -> KeysValues:
     """The keys and values that each layer computes from embeddings (1, n, D) at positions 0 .. n - 1."""
     context = AttentionContext(recorded={})
-    _transformer(model)(inputs_embeds=embeddings.to(model.dtype), use_cache=False, **context.arguments())
-    recorded, layers = context.recorded or {}, model.config.get_text_config().num_hidden_layers
+    base.decoder(inputs_embeds=embeddings.to(base.dtype), use_cache=False, **context.arguments())
+    recorded, layers = context.recorded or {}, base.layers
     if (absent := layers - len(recorded)) > 0:
         raise ModelError(
-            f"{type(model).__name__} cannot be given virtual tokens: {absent} of its {layers} layers have no "
+            f"{base.kind} cannot be given virtual tokens: {absent} of its {layers} layers have no "
             "attention, or the model does not pass keyword arguments on to it"
         )
     return [recorded[i] for i in range(layers)]

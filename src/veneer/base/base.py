@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from veneer.base.device import CPU, Device
 from veneer.base.fingerprint import base_fingerprint
@@ -89,6 +90,12 @@ class Base:
         """The network without its output head."""
         return self.network.base_model
 
+    @property
+    def decoder(self) -> Any:
+        """The module that embeds tokens and runs the blocks: the transformer, or the decoder in it that runs (OPT)."""
+        decoder = self.network.get_decoder()
+        return decoder if isinstance(decoder, PreTrainedModel) else self.transformer  # ModernBERT's is its head
+
     @cached_property
     def head_path(self) -> str | None:
         """Module path of the output head."""
@@ -120,6 +127,11 @@ class Base:
         return int(self.embedding.num_embeddings)  # type: ignore[arg-type]
 
     @property
+    def embedding_width(self) -> int:
+        """Width of the token embedding; that of the hidden states but for a few models."""
+        return int(self.embedding.embedding_dim)  # type: ignore[arg-type]
+
+    @property
     def tied(self) -> bool:
         """Whether the output head's weight is the embedding's."""
         return bool(self.network.config.tie_word_embeddings) and self.head_path is not None
@@ -142,6 +154,26 @@ class Base:
     @property
     def is_encoder_decoder(self) -> bool:
         return bool(self.network.config.is_encoder_decoder)
+
+    @property
+    def layers(self) -> int:
+        """Layers with attention or another mixer, one for each block."""
+        return int(text_config(self.network).num_hidden_layers)
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values; fewer than those of queries where these are grouped."""
+        return int(getattr(text_config(self.network), "num_key_value_heads", None) or self.attention_heads)
+
+    @property
+    def attention_heads(self) -> int:
+        """Heads of queries."""
+        return int(text_config(self.network).num_attention_heads)
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return int(getattr(text_config(self.network), "head_dim", None) or self.hidden_size // self.attention_heads)
 
     @property
     def architecture(self) -> str:

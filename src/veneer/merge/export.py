@@ -19,7 +19,7 @@ from veneer.adapters.deltas import DeltaPart
 from veneer.adapters.layer_view import layer_at
 from veneer.adapters.targets import Targeting
 from veneer.base.device import Device
-from veneer.errors import ConfigError, NotFoldable
+from veneer.errors import ConfigError, NotFoldable, listed
 from veneer.methods.base import METHODS, Delta, FrozenLayer, config_from
 
 
@@ -77,18 +77,17 @@ def _refuse_what_lora_cannot_say(adapter: Adapter, layers: dict[str, FrozenLayer
     for path, delta in adapter.deltas.items():
         layer = layers[path]
         if layer.kind != "linear":
-            problems.append(f"  {path} is a layer of kind {layer.kind}")
+            problems.append(f"{path} is a layer of kind {layer.kind}")
             continue
         try:
             delta.fold(layer.weight())
         except NotFoldable as error:
-            problems.append(f"  {path}: {error}")
+            problems.append(f"{path}: {error}")
             continue
         if layer.bias is not None and not torch.equal(delta.fold_bias(layer.bias()), layer.bias()):
-            problems.append(f"  {path}: its bias is changed too")
+            problems.append(f"{path}: its bias is changed too")
     if problems:
-        listed = "\n".join([*problems[:8], *([f"  ... and {len(problems) - 8} more"] if len(problems) > 8 else [])])
-        raise NotFoldable(f"this {adapter.kind} adapter cannot be said in LoRA:\n{listed}")
+        raise NotFoldable(f"this {adapter.kind} adapter cannot be said in LoRA:\n{listed(problems)}")
 
 
 def _of_rank(

@@ -9,11 +9,9 @@ into those: they are what the adapter was trained on. The base's own weights dif
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +24,11 @@ from veneer.base.fingerprint import OWN_ROWS
 from veneer.base.quantize import packed_names
 from veneer.base.vocabulary import with_rows
 from veneer.disk.atomic import replacing_folder
+from veneer.disk.model_dir import copy_settings
 from veneer.disk.tensors import Spec, Tensors, open_tensors, write_model_tensors
-from veneer.errors import ConfigError, ModelError, NotFoldable
+from veneer.errors import ConfigError, ModelError, NotFoldable, listed
+from veneer.models.blocks import name_in_files
 from veneer.storage.layers import Stored
-
-COPIED = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*")
-"""What a merged folder takes over from the base: configuration and tokenizer, not weights."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def merge(
     plan, untied = _plan(adapter, stored)
     specs = {name: _spec(stored, source, dtype, kept) for name, source in plan.items()}
     with replacing_folder(into) as folder:
-        _copy_rest(base, folder)
+        copy_settings(base, folder)
         grown = any(source.rows is not None for source in plan.values())
         _adjust_config(folder / "config.json", untied, dtype, adapter.base.vocab_size if grown else None)
         if adapter.new_tokens:
@@ -118,7 +115,7 @@ def _plan(adapter: Adapter, stored: Tensors) -> tuple[dict[str, Source], bool]:
     names_of, untied, missing = _tied(network), False, []
     for name in folds:
         group = names_of.get(name, [name])
-        own = {n: _stored_name(n, stored, network) for n in group}
+        own = {n: name_in_files(network, n, stored) for n in group}
         home = next((n for n in own.values() if n is not None), None)
         if home is None:
             missing += [] if name.endswith(".bias") else [name]
@@ -131,11 +128,11 @@ def _plan(adapter: Adapter, stored: Tensors) -> tuple[dict[str, Source], bool]:
                 plan[place or other] = Source(place or home, fold, other)
     if missing:
         raise ModelError(
-            f"the base's files hold no {', '.join(missing[:4])} ({len(missing)} in all), so nothing can be folded "
+            f"the base's files hold no {listed(missing, 4, ', ')}, so nothing can be folded "
             f"into it; they hold {', '.join(list(stored)[:4])}, ... Give the folder that the model was loaded from."
         )
     for name, parameter in network.named_parameters(remove_duplicate=False):
-        place = _stored_name(name, plan, network)
+        place = name_in_files(network, name, plan)
         if hasattr(parameter, OWN_ROWS) and place is not None:
             plan[place] = replace(plan[place], rows=len(parameter))
     return plan, untied
@@ -145,15 +142,6 @@ def _folds_of(group: Sequence[str], folds: Mapping[str, Fold], network: nn.Modul
     """The fold of each name of one parameter; a module that stands in several places is folded in all of them."""
     by_module = {id(network.get_submodule(n.rpartition(".")[0])): folds[n] for n in group if n in folds}
     return {n: by_module.get(id(network.get_submodule(n.rpartition(".")[0]))) for n in group}
-
-
-def _stored_name(name: str, stored: Mapping[str, Any], model: Any) -> str | None:
-    """The name in the files of a parameter of the model; files of headless models lack the prefix."""
-    prefix = getattr(model, "base_model_prefix", "")
-    for candidate in (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"):
-        if candidate in stored:
-            return candidate
-    return None
 
 
 def _tied(model: nn.Module) -> dict[str, list[str]]:
@@ -170,7 +158,7 @@ def _tied(model: nn.Module) -> dict[str, list[str]]:
 def _kept(model: nn.Module, stored: Tensors) -> dict[str, Stored]:
     """Name in the files -> the module that keeps this weight quantized."""
     modules = ((path, m) for path, m in model.named_modules() if isinstance(m, Stored) and m.saved)
-    return {name: m for path, m in modules if (name := _stored_name(f"{path}.weight", stored, model)) is not None}
+    return {name: m for path, m in modules if (name := name_in_files(model, f"{path}.weight", stored)) is not None}
 
 
 def _spec(stored: Tensors, source: Source, dtype: torch.dtype | None, kept: Mapping[str, Stored]) -> Spec:
@@ -216,13 +204,6 @@ def _changed(tensor: Tensor, source: Source) -> Tensor:
         return tensor if source.fold is None else source.fold(tensor)
     except NotFoldable as error:
         raise _not_foldable(f"{source.name.rpartition('.')[0]}: {error}") from error
-
-
-def _copy_rest(base: Path, folder: Path) -> None:
-    for pattern in COPIED:
-        for file in base.glob(pattern):
-            if file.is_file() and not file.name.endswith(".safetensors.index.json"):
-                shutil.copyfile(file, folder / file.name)
 
 
 def _adjust_config(file: Path, untied: bool, dtype: torch.dtype | None, vocab_size: int | None) -> None:

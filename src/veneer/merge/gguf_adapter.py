@@ -14,7 +14,7 @@ from torch import Tensor
 
 from veneer.adapters.adapter import Adapter
 from veneer.disk.atomic import replacing
-from veneer.errors import ConfigError
+from veneer.errors import ConfigError, listed
 from veneer.methods.lora import LoRAConfig
 from veneer.models.gguf import ARCHITECTURES, LAYER, PERMUTED, TOP, interleave
 
@@ -31,21 +31,21 @@ def write_gguf_adapter(adapter: Adapter, file: Path) -> int:
             f"a LoRA file for llama.cpp cannot hold {' and '.join(others)}; merge the adapter into its model and "
             "write that as GGUF (`veneer export --to gguf-model` does both)"
         )
-    config, model = adapter.settings, adapter.model.config
+    config, base = adapter.settings, adapter.base
     assert isinstance(config, LoRAConfig) and not config.rank_pattern and not config.alpha_pattern
-    if model.model_type not in ARCHITECTURES:
+    if base.architecture not in ARCHITECTURES:
         raise ConfigError(
-            f"--to gguf knows the names of {', '.join(ARCHITECTURES)} models, this is a {model.model_type}; export "
+            f"--to gguf knows the names of {', '.join(ARCHITECTURES)} models, this is a {base.architecture}; export "
             "--to lora and use llama.cpp's own convert_lora_to_gguf.py on it"
         )
-    names = {path: gguf_name(path, tied=bool(model.tie_word_embeddings)) for path in adapter.deltas}
+    names = {path: gguf_name(path, tied=base.tied) for path in adapter.deltas}
     if unknown := [path for path, name in names.items() if name is None]:
         raise ConfigError(
-            f"--to gguf cannot say {', '.join(unknown[:4])} ({len(unknown)} in all): llama.cpp has no such layer, or "
+            f"--to gguf cannot say {listed(unknown, 4, ', ')}: llama.cpp has no such layer, or "
             "ties it to another; train without them (method.exclude)"
         )
-    heads = {"q_proj": model.num_attention_heads, "k_proj": model.num_key_value_heads}
-    permuted = model.model_type in PERMUTED
+    heads = {"q_proj": base.attention_heads, "k_proj": base.key_value_heads}
+    permuted = base.architecture in PERMUTED
     tensors: dict[str, Tensor] = {}
     for path, delta in adapter.deltas.items():
         a, b = delta.tensors()["lora_A.weight"].detach(), delta.tensors()["lora_B.weight"].detach()
@@ -53,7 +53,7 @@ def write_gguf_adapter(adapter: Adapter, file: Path) -> int:
         tensors[f"{names[path]}.lora_a"] = a
         tensors[f"{names[path]}.lora_b"] = interleave(b, heads[leaf]) if permuted and leaf in heads else b
     with replacing(file) as temporary:
-        _write(temporary, model.model_type, config.alpha, tensors)
+        _write(temporary, base.architecture, config.alpha, tensors)
     return file.stat().st_size
 
 
