@@ -258,8 +258,9 @@ def foresee_seconds(job: dict[str, Any], steps: int) -> dict[str, Any]:
 def write_rows(file: Path, model: str, length: int | None, rows: int) -> None:
     """Texts of random small letters and blanks, cut to `length` tokens with the one that ends a text."""
     from veneer.models.skeleton import load_tokenizer
+    from veneer.models.sources import resolve
 
-    tokenizer, drawn = load_tokenizer(model), random.Random(0)
+    tokenizer, drawn = load_tokenizer(resolve(model)), random.Random(0)
     if "w3" in tokenizer.get_vocab():  # a word a token
         assert length is not None
         synthetic.write_rows(file, rows, length, len(tokenizer))
