@@ -54,7 +54,7 @@ def test_what_bitsandbytes_misreads_is_said(
     said = capsys.readouterr()
     paths = json.loads(said.out.splitlines()[-1])["misread_by_bitsandbytes_on_cpu"]
     assert len(paths) == misread
-    words = "on a CPU with AVX-512 misreads model.layers.0.self_attn.q_proj and 11 more, whose rows are no multiple"
+    words = "on a CPU with AVX-512 misreads model.layers.0.self_attn.q_proj and 11 more, whose rows are not a multiple"
     assert (words in said.err) == bool(misread) == bool(said.err)
 
 
