@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 SPIN_COUNT = 1000
@@ -33,9 +34,8 @@ default 3.0 and 2.7, this value 0.49 and 1.02, passive 0.48 and 0.58. Not yet me
 PRIMITIVES = 64
 """Capacity of oneDNN's primitive cache: compiled matrix products, one per shape.
 
-Packed batches differ in their number of tokens, so each step has new shapes (LoRA on SmolLM2: 22, on a 4-bit base 17)
-that hardly ever repeat. With oneDNN's default of 1024, 203 steps on 2400 rows of WikiSQL (NF4, one thread) peaked at
-2.76 GB instead of 2.39 and took 467 s instead of 461.
+Packed batches differ in their number of tokens, so each step has about 20 new shapes that hardly ever repeat. With the
+default of 1024, 203 steps on 2400 rows of WikiSQL (NF4, one thread) peaked at 2.76 GB instead of 2.39.
 """
 CLEARLY_FASTER = 1.2
 """bfloat16 is chosen if float32 takes at least this many times as long; otherwise float32 is more exact."""
@@ -103,9 +103,7 @@ def prepare_process() -> None:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
     if "OMP_NUM_THREADS" not in os.environ and usable_cores() < _affinity():
         os.environ["OMP_NUM_THREADS"] = str(usable_cores())
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # else CUDA's matrix products may differ from run to run
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the same bits each time on CUDA
     if not any(f"{name}_PRIMITIVE_CACHE_CAPACITY" in os.environ for name in ("ONEDNN", "DNNL")):
         os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = str(PRIMITIVES)
 
@@ -287,11 +285,10 @@ def peak_rss_bytes() -> int:
 
 def reset_peak_rss() -> bool:
     """Reset the peak to the current value; returns whether the system allows it."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def trim_memory() -> None:
@@ -377,19 +374,13 @@ def _timed_matmuls(seconds: float) -> tuple[float, float, float, float]:
         turns += [partial(linear, x.to(dtype), w.to(dtype)), partial(torch.matmul, dy.to(dtype), w.to(dtype))]
     times: list[list[float]] = [[] for _ in turns]
     with torch.no_grad():
-        warm = sum(_seconds(turn) for turn in turns)
+        warm = sum(timeit(turn, number=1) for turn in turns)
         end = time.perf_counter() + seconds
         while not times[0] or (time.perf_counter() < end and warm < seconds):
             for turn, taken in zip(turns, times, strict=True):
-                taken.append(_seconds(turn))
+                taken.append(timeit(turn, number=1))
     first, second, third, fourth = (statistics.median(taken) for taken in times)
     return first, second, third, fourth
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def _text(path: Path) -> str:

@@ -15,10 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging
 
-from veneer.base.device import CPU
-from veneer.base.load import load_model
+from veneer.base.device import CPU, Device
+from veneer.base.load import compute_with_, load_model
+from veneer.base.storage_config import base_storage
 from veneer.errors import ConfigError, ModelError
 from veneer.models.skeleton import build_skeleton, load_tokenizer
+from veneer.storage import bnb
+from veneer.storage.layers import store_weight
 
 IDS = torch.arange(3, 43).reshape(2, 20)
 
@@ -260,3 +263,25 @@ def test_peak_memory_is_the_model_and_one_tensor(big_folder: Path, tiny_model: P
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=exact)
     peak, size, largest = map(int, done.stdout.split())
     assert size <= peak < size + 2 * largest + 8e6, f"{peak=} {size=} {largest=}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "installed", "chosen"),
+    [
+        ("auto", "cuda", True, "bitsandbytes"),
+        ("auto", "cuda", False, "auto"),
+        ("auto", "cpu", True, "auto"),
+        ("veneer", "cuda", True, "veneer"),
+        ("bitsandbytes", "cpu", True, "bitsandbytes"),
+    ],
+)
+def test_kernels_of_4_bit_weights_are_chosen_by_device(
+    asked: Any, kind: str, installed: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bnb, "installed", lambda: installed)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, where: self)
+    storage = base_storage({"name": "nf4", "backend": asked})
+    assert storage is not None
+    network = torch.nn.Sequential(store_weight(torch.ones(64, 64), storage.config, "weight"))
+    compute_with_(network, storage, Device(torch.device(kind)))
+    assert network[0].backend == chosen

@@ -1,13 +1,15 @@
 """What runs on the CPU and on the fake device, and what comes out: `python cases.py FOLDER` prints a JSON line a case.
 
 A line holds the largest relative difference between the two devices over the numbers that the case returns, or what
-was raised on each. FOLDER holds `model` and `rows.jsonl`. test_fake_device.py runs it, with the repository on PYTHONPATH.
+was raised on each. FOLDER holds `model` and `rows.jsonl`. test_fake_device.py runs it; the repository has to be on
+PYTHONPATH.
 """
 
 import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "full": {"method": {"name": "full", "targets": ["q_proj", "embed_tokens"]}},
     "rows_and_modules": {
         "method": {**LORA, "trained_modules": ["norm"]},
-        "tokens": {"add": ["<sql>"], "train": [5, 7]},
+        "tokens": {"add": ["<a>"], "train": [5]},
     },
     "embedding": {"method": {**LORA, "targets": ["embed_tokens", "q_proj"]}},
     "prompt_and_lora": {"prompt": {"name": "prompt", "tokens": 4}},
@@ -55,7 +57,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "page_activations": {"train.recompute": True, "memory.page_activations": True},
     "restarts": RESTARTS,
     "restarts_nf4": {**RESTARTS, "storage": "nf4"},
-    "restarts_random_adamw8": {
+    "restarts_random": {
         **RESTARTS,
         "restarts": {"every": 2, "warmup": 0, "reset": "random"},
         "optimizer.bits": 8,
@@ -171,7 +173,7 @@ def evaluation(folder: Path, device: str) -> Mapping[str, Tensor]:
 def merged_from(folder: Path, device: str, name: str, **changes: Any) -> Mapping[str, Tensor]:
     import veneer
 
-    training, found = trained(folder, device, name, **changes)
+    _, found = trained(folder, device, name, **changes)
     base = veneer.load_model(folder / "model", device=device, dtype="float32", storage=changes.get("storage"))
     adapter = veneer.load_adapter(base, folder / device / name / "adapter")
     again = logits_of(base)
@@ -202,7 +204,7 @@ def quantizing(folder: Path, device: str) -> Mapping[str, Tensor]:
 
     found = {}
     for storage in ("nf4", "int8"):
-        into = folder / device / storage
+        into = folder / device / f"quantized-{storage}"
         arguments = ["quantize", str(folder / "model"), "--to", str(into), "--storage", storage, "--device", device]
         assert invoke(arguments) == 0
         found |= {f"{storage} {name}": tensor for name, tensor in load_file(into / "model.safetensors").items()}
@@ -228,7 +230,8 @@ CASES |= {name: training_case(name) for name in TRAINED}
 def outcome(run: Case, folder: Path, device: str) -> tuple[Mapping[str, Tensor], str]:
     """Numbers and "", or nothing and what was raised."""
     try:
-        return run(folder, device), ""
+        with redirect_stdout(sys.stderr):
+            return run(folder, device), ""
     except Exception as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if "/veneer/" in f.filename]
         where = f" ({frames[-1].filename.split('/veneer/')[-1]}:{frames[-1].lineno})" if frames else ""

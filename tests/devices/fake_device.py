@@ -75,9 +75,9 @@ def run(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     ours = {id(t.held): t for t in tensors if isinstance(t, FakeTensor)}
     target = kwargs.get("device")
     here = bool(ours) if target is None else torch.device(target).type == KIND
-    if ours and op._schema.name + (f".{op._overloadname}" if op._overloadname != "default" else "") not in MIXED:
-        if [t for t in tensors if t.dim() and not isinstance(t, FakeTensor)]:
-            raise RuntimeError(f"{op}: all tensors should be on the same device, but found fake:0 and cpu")
+    left_behind = [t for t in tensors if t.dim() and not isinstance(t, FakeTensor)]
+    if ours and left_behind and op.name() not in MIXED:
+        raise RuntimeError(f"{op}: all tensors should be on the same device, but found fake:0 and cpu")
     if here and (rng := kwargs.get("generator")) is not None and rng.device.type != KIND:
         raise RuntimeError(f"{op}: expected a generator of fake:0, but found one of {rng.device}")
     if here and kwargs.get("dtype") == torch.float64:

@@ -33,6 +33,9 @@ def test_a_run(tmp_path: Path) -> None:
         77,
         "float32",
     )
+    assert subject.device == "auto"
+    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text() + "device: cpu\n")
+    assert subject_of(str(run), adapter=None, source=None, templates=NOTHING).device == "cpu"
 
 
 def test_options_outrank_the_recipe(tmp_path: Path) -> None:
@@ -44,7 +47,9 @@ def test_options_outrank_the_recipe(tmp_path: Path) -> None:
         source="x.csv",
         templates={"completion": "{b}", "system": None},
         dtype="bfloat16",
+        device="cuda:1",
     )
+    assert subject.device == "cuda:1"
     assert (subject.adapter, subject.source, subject.data.completion) == (other, "x.csv", "{b}")
     assert subject.data.prompt == "{q}?" and subject.data.system == "Be brief." and subject.dtype == "bfloat16"
 

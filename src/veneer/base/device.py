@@ -110,7 +110,7 @@ class Device:
         if not self.is_cpu:
             torch.use_deterministic_algorithms(True, warn_only=True)
             deterministic: Any = torch.utils.deterministic
-            deterministic.fill_uninitialized_memory = False  # its cost is for programs that read such
+            deterministic.fill_uninitialized_memory = False  # which costs time, and nothing here reads it
 
     def offloading(self) -> saved_tensors_hooks:
         """Inside, tensors that autograd saves are kept in host memory, pinned where the device copies from it."""

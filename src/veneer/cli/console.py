@@ -14,7 +14,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as t
 Dtype = Annotated[str, typer.Option(help="auto, bfloat16 or float32.")]
 DeviceName = Annotated[
     str,
-    typer.Option("--device", metavar="NAME", help="auto (CUDA if there is any, else cpu), cpu, cuda, cuda:N or mps."),
+    typer.Option("--device", metavar="NAME", help="auto (CUDA if there is any), cpu, cuda, cuda:N or mps."),
 ]
 KeptIn = Annotated[
     str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")

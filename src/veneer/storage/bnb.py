@@ -1,6 +1,6 @@
 """Multiply with bitsandbytes' kernels: the tensors of a 4-bit storage, bitsandbytes' arithmetic.
 
-`auto` uses them on CUDA (base/load.py); on a CPU they can be chosen, which is how this code is tested.  It has not been
+`auto` uses them on CUDA (base/load.py); on a CPU they can be chosen, which is how this code is tested. It has not been
 run on CUDA.
 """
 
