@@ -1,7 +1,6 @@
 """The machine: cores, memory, instruction set, and whether bfloat16 or float32 is faster on it.
 
-Importing this module does nothing. Only `prepare_process` changes the process; veneer's command calls it before torch
-starts.
+Importing it changes nothing. veneer's command calls `prepare_process`, which does, before torch starts.
 """
 
 import ctypes
