@@ -151,3 +151,11 @@ def test_a_result_on_one_line() -> None:
     assert demo.shown([]) == "(no rows)"
     assert demo.shown([("Ada", 3), ("Bo", None)]) == "Ada, 3; Bo, None"
     assert demo.shown([(n,) for n in range(9)]) == "0; 1; 2; 3; 4; 5; ... 9 rows"
+
+
+def test_an_unknown_device_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["demo", "--folder", str(tmp_path / "demo"), "--device", "cdua"]) == 2
+    assert "device is 'cdua'. Did you mean 'cuda'?" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()

@@ -10,8 +10,10 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -222,6 +224,31 @@ def exporting(folder: Path, device: str) -> Mapping[str, Tensor]:
     write_gguf_adapter(made.adapter, folder / device / "adapter.gguf")
     made.adapter.save(folder / device / "exported")
     return {"errors": torch.tensor(list(made.errors.values()))}
+
+
+@case
+def commands(folder: Path, device: str) -> Mapping[str, Tensor]:
+    """Every command that loads a model computes where `--device` says, and nowhere else."""
+    from veneer.cli.main import invoke
+
+    trained(folder, device, "by_command", **{"data.eval": "rows.jsonl"})
+    model, run = str(folder / "model"), folder / device / "by_command"
+    put = ["--adapter", str(run / "adapter")]
+    verbs: list[list[str]] = [
+        ["generate", model, *put, "--prompt", "which city", "--max-tokens", "4"],
+        ["eval", str(run), "--rows", "2", "--max-tokens", "2"],
+        ["merge", model, *put, "--into", str(folder / device / "command-merged"), "--rows", "2"],
+        ["export", model, *put, "--to", "lora", "--into", str(folder / device / "command-lora")],
+        ["chat", model, *put],
+    ]
+    found = {}
+    for verb in verbs:
+        before = fake_device.launches.total()
+        with mock.patch.object(sys, "stdin", StringIO("who\n")):
+            found[verb[0]] = torch.tensor(invoke([*verb, "--device", device]))
+        assert (fake_device.launches.total() > before) == (device == fake_device.KIND), f"{verb[0]} computed elsewhere"
+    assert not any(found.values()), found
+    return found
 
 
 CASES |= {name: training_case(name) for name in TRAINED}

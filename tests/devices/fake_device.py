@@ -13,6 +13,7 @@ whole process (it renames the backend, registers operators and replaces `torch.i
 call it in a process of its own, before veneer is imported. The interface is experimental in torch.
 """
 
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,8 @@ MIXED = {"aten::copy_", "aten::_to_copy", "aten::index.Tensor", "aten::index_put
 """Operators that a GPU lets take tensors of the CPU too."""
 OTHER_LAYOUTS = ("sparse", "quantized", "nested", "from_file", "dep_token")
 """In the names of operators that make no plain tensor."""
+launches: Counter[str] = Counter()
+"""Operators that were computed for the fake device, by name."""
 _stream = torch.Generator().manual_seed(0)
 _registered: list[Any] = []  # a torch.library.Library that is collected takes its operators away
 
@@ -82,6 +85,8 @@ def run(op: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{op}: expected a generator of fake:0, but found one of {rng.device}")
     if here and kwargs.get("dtype") == torch.float64:
         raise TypeError(f"{op}: fake:0 has no float64")
+    if here:
+        launches[op.name()] += 1
     if here and target is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
     kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
