@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError
-from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, config_from, first_match
+from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, first_match
+from veneer.settings import typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +208,7 @@ class AdaLoRA(Delta):
             "orthogonality": fields.get("orth_reg_weight", 0.5),
             "kept_pattern": {name.removesuffix(".lora_E"): sum(kept) for name, kept in pattern.items()},
         }
-        config = config_from("adalora", settings)
-        assert isinstance(config, AdaLoRAConfig)
-        return config
+        return typed("method", "adalora", AdaLoRAConfig, settings)
 
 
 class Importance(NamedTuple):

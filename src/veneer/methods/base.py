@@ -284,14 +284,24 @@ class Delta(nn.Module, ABC):
             tensor.copy_(tensors[key])
 
     @classmethod
-    @abstractmethod
     def to_peft(cls, config: Any) -> dict[str, Any]:
-        """The method's own fields of adapter_config.json, including `peft_type`."""
+        """The method's own fields of adapter_config.json, including `peft_type`.
+
+        Here: for a method that PEFT does not have, a type that it refuses and our settings.
+        """
+        return {"peft_type": config.method.upper(), **{name: getattr(config, name) for name in cls._settings()}}
 
     @classmethod
-    @abstractmethod
     def from_peft(cls, fields: Mapping[str, Any]) -> MethodConfig | None:
         """Settings from an adapter_config.json; None if that file describes another method."""
+        method = cls.Config.method
+        if fields.get("peft_type") != method.upper():
+            return None
+        return typed("method", method, cls.Config, {name: fields[name] for name in cls._settings() if name in fields})
+
+    @classmethod
+    def _settings(cls) -> list[str]:
+        return [f.name for f in fields(cls.Config) if f.name != "targets"]
 
 
 METHODS: Registry[type[Delta]] = Registry("method")
