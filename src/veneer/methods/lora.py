@@ -318,15 +318,9 @@ class LoRA(Restartable):
 
 
 _NOT_READ = (
-    "bias",
-    "lora_bias",
-    "layer_replication",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "monteclora_config",
-    "kasa_config",
-)
+    "bias", "lora_bias", "layer_replication", "target_parameters",
+    "alora_invocation_tokens", "arrow_config", "monteclora_config", "kasa_config",
+)  # fmt: skip
 """Fields of PEFT's LoRA that change the adapter's meaning; set ones are refused, and so are all `use_...`."""
 _READ_AS: dict[Any, str] = {"gaussian": "gaussian", False: "random"}
 _SAME_BASE = {True, False, None, "gaussian", "eva", "orthogonal", "mica"}
