@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,6 +159,27 @@ def train_here(run: Run, scratch: Path) -> dict[str, Any]:
     }
 
 
+def collate_padded(examples: Sequence[Any], pad_id: int) -> tuple[Any, Any, Any]:
+    """One row a document, padded on the right.
+
+    Returns input_ids, attention_mask and labels, each (B, T) int64; labels are -100 where nothing is trained and stand
+    at their token's own place, as transformers' models expect.
+    """
+    import numpy as np
+    import torch
+
+    longest = max(len(e) for e in examples)
+    ids = torch.full((len(examples), longest), pad_id, dtype=torch.int64)
+    attention = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for row, example in enumerate(examples):
+        tokens = torch.from_numpy(example.tokens.astype(np.int64))
+        ids[row, : len(example)] = tokens
+        attention[row, : len(example)] = 1
+        labels[row, : len(example)] = tokens.where(torch.from_numpy(example.supervised.copy()), torch.tensor(-100))
+    return ids, attention, labels
+
+
 def train_with_peft(run: Run, scratch: Path) -> dict[str, Any]:
     """As their documentation shows it: padded batches of 8 rows, bfloat16 weights, AdamW, a linear schedule."""
     import time
@@ -167,7 +188,6 @@ def train_with_peft(run: Run, scratch: Path) -> dict[str, Any]:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 
-    from veneer.data.pack import collate_padded
     from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
     from veneer.machine import peak_rss_bytes

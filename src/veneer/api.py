@@ -167,12 +167,7 @@ def load_adapter(
     name    keep it detached under this name, for `with base.using(name)`
     """
     adapter = attaching.load_adapter(
-        base,
-        folder,
-        name=name,
-        allow_other_base=allow_other_base,
-        allow_no_effect=allow_no_effect,
-        kind=Adapter,
+        base, folder, name=name, allow_other_base=allow_other_base, allow_no_effect=allow_no_effect, kind=Adapter
     )
     return _ours(adapter)
 

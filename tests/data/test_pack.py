@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veneer.data.example import Example
-from veneer.data.pack import collate, collate_padded, plan_batches
+from veneer.data.pack import collate, plan_batches
 from veneer.errors import ConfigError, DataError
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=200)
@@ -131,10 +131,3 @@ def test_collate_says_what_one_document_at_a_time_says(examples: list[Example]) 
     assert list(zip(batch.supervised.tolist(), batch.targets.tolist(), strict=True)) == [t[:2] for t in targets]
     lasts = {end - 1 for _, end in pairwise(batch.starts.tolist())}
     assert not lasts & set(batch.supervised.tolist())  # no document predicts the next one's first token
-
-
-def test_collate_padded() -> None:
-    ids, attention, labels = collate_padded([example([5, 6, 7], [2]), example([8], [])], pad_id=9)
-    assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert attention.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert labels.tolist() == [[-100, -100, 7], [-100, -100, -100]]

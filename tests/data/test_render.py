@@ -175,7 +175,7 @@ def test_the_report_counts_what_is_there(tokenizer: Any) -> None:
     assert report.length_max == lengths[-1]
     assert report.length_p50 == lengths[50]
     assert (report.layouts, report.unused) == ({"prompt -> completion": 100}, ("id",))
-    assert report.as_dict()["examples"] == 100
+    assert report.examples == 100
 
 
 def test_progress_is_told_of_every_row(tokenizer: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, DeviceName, Dtype, KeptIn, Model, remark
+from veneer.cli.console import AllowOtherBase, DeviceName, Dtype, Form, KeptIn, Model, remark
 
 HELP = """\
 /adapter NAME   answer with this adapter from now on; /adapter none without any; /adapter lists them
@@ -23,10 +23,7 @@ def command(
         list[str] | None, typer.Option(metavar="[NAME=]DIR", help="Adapter folder; may be repeated. The first answers.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    format: Annotated[  # noqa: A002
-        str | None,
-        typer.Option(metavar="chat|plain", help="How prompts are put; by default as the adapter's rows were."),
-    ] = None,
+    format: Form = None,  # noqa: A002
     max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 for the likeliest text; above 0 draws by chance.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens of this total probability.")] = 1.0,
@@ -78,11 +75,9 @@ def _command(talk: Any, line: str) -> bool:
                 return False
             case "/help":
                 remark(HELP)
-            case "/reset":
-                talk.reset()
-                remark("The conversation begins anew.")
-            case "/system":
-                talk.system = rest.strip() or None
+            case "/reset" | "/system":
+                if word == "/system":
+                    talk.system = rest.strip() or None
                 talk.reset()
                 remark("The conversation begins anew.")
             case "/adapter":
@@ -102,15 +97,14 @@ def _answer(talk: Any, line: str) -> None:
     except KeyboardInterrupt:
         print(flush=True)
         remark("(stopped)")
-        return
-    print(flush=True)
+    else:
+        print(flush=True)
 
 
 def _read() -> str | None:
     """One line; None at the end of input and at Ctrl-C."""
     if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        return line if line else None
+        return sys.stdin.readline() or None
     with suppress(ImportError):
         import readline  # noqa: F401  lines can be edited and recalled
     try:

@@ -16,10 +16,18 @@ DeviceName = Annotated[
     str,
     typer.Option("--device", metavar="NAME", help="auto (CUDA if there is any), cpu, cuda, cuda:N or mps."),
 ]
+Form = Annotated[
+    str | None, typer.Option(metavar="chat|plain", help="How prompts are put; by default as the adapter's rows were.")
+]
 KeptIn = Annotated[
     str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
 ]
 AllowOtherBase = Annotated[bool, typer.Option("--allow-other-base", help="Use a base the adapter was not trained on.")]
+
+
+def say(text: str) -> None:
+    """A line of the result on stdout, as it is."""
+    stdout.print(text, markup=False, soft_wrap=True)
 
 
 def remark(text: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, emit_json, stderr, stdout
+from veneer.cli.console import AsJson, emit_json, say, stderr, stdout
 
 SETTINGS = {"context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
@@ -43,13 +43,13 @@ def command(
             continue
         color = stdout.color_system is not None and not stdout.no_color
         if shown:
-            _say(f"{part}: trained text is {'green' if color else 'between ⟦ and ⟧'}")
+            say(f"{part}: trained text is {'green' if color else 'between ⟦ and ⟧'}")
         for example, parts in shown:
-            _say(f"\n--- {example.source}:{example.line}, {len(example)} tokens, {example.supervised.sum()} trained")
+            say(f"\n--- {example.source}:{example.line}, {len(example)} tokens, {example.supervised.sum()} trained")
             stdout.print(colored(parts, color), soft_wrap=True)
         lengths = [len(e) for e in rendered.examples]
-        _say("\n".join(["", f"{part}: {source}", *describe(rendered, figures), "", "tokens of an example"]))
-        _say("\n".join([*histogram(lengths), ""]))
+        say("\n".join(["", f"{part}: {source}", *describe(rendered, figures), "", "tokens of an example"]))
+        say("\n".join([*histogram(lengths), ""]))
     if as_json:
         emit_json(result)
 
@@ -77,7 +77,3 @@ def _rendered(part: str, source: str, settings: Any, tokenizer: Any) -> tuple[An
     )
     figures = totals(rendered, plan)
     return rendered, figures, as_json(rendered, figures)
-
-
-def _say(text: str) -> None:
-    stdout.print(text, markup=False, soft_wrap=True)

@@ -21,6 +21,8 @@ from veneer.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from veneer.base.base import Base
+    from veneer.data.render import Renderer
+    from veneer.data.sources import Row
     from veneer.evaluate.runner import Evaluation
     from veneer.recipe.settings import Recipe
 
@@ -62,6 +64,8 @@ def command(
     from veneer.base.device import find_device
     from veneer.base.load import load_model
     from veneer.cli.train import TrainProgress
+    from veneer.data.render import Renderer
+    from veneer.data.sources import read_rows
     from veneer.recipe.load import load_recipe
     from veneer.train.run import train_recipe
 
@@ -78,7 +82,9 @@ def command(
     recipe = load_recipe(recipe_file)
     say("2. Before: what the model makes of held-out questions (phrasings and constants it will not be trained on)")
     base = load_model(recipe.model, device=recipe.device, dtype=recipe.train.dtype)
-    before = measured(base, folder, recipe)
+    rows = read_rows(str(folder / HELD_OUT))
+    renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
+    before = measured(base, folder, rows, renderer)
     say(f"   {before.metrics['sql']:.0%} right")
     say(f"3. Training on {train_rows} other questions")
     del base
@@ -90,13 +96,14 @@ def command(
     say("4. After")
     base = load_model(recipe.model, device=recipe.device, dtype=recipe.train.dtype)
     adapter = load_adapter(base, outcome.adapter)
-    after = measured(base, folder, recipe)
+    after = measured(base, folder, rows, renderer)
     people.print(by_kind(folder, before, after))
     say("5. Three questions, asked live")
-    ask(base, folder, recipe, people)
+    ask(base, folder, renderer, people)
     del base, adapter
     say("6. Merging, and comparing the merged model with the unmerged one")
-    merged = merged_equal(recipe, Path(outcome.adapter), folder, people)
+    prompts = [renderer.prompt(row) for row in rows[:VERIFY_ROWS]]
+    merged = merged_equal(recipe, Path(outcome.adapter), folder, prompts, people)
     result = {
         "accuracy_before": before.metrics["sql"],
         "accuracy_after": after.metrics["sql"],
@@ -150,19 +157,15 @@ def say(message: str) -> None:
     stderr.print(message, style="bold cyan", markup=False, soft_wrap=True)
 
 
-def measured(base: "Base", folder: Path, recipe: "Recipe") -> "Evaluation":
+def measured(base: "Base", folder: Path, rows: "list[Row]", renderer: "Renderer") -> "Evaluation":
     """Execution accuracy on the held-out questions, with whatever is attached."""
     from functools import partial
 
     from veneer.data.progress import showing
-    from veneer.data.render import Renderer
-    from veneer.data.sources import read_rows
     from veneer.evaluate.metrics import MetricOptions
     from veneer.evaluate.runner import EvalSettings, evaluate
 
     settings = EvalSettings(metrics=("sql",), max_new_tokens=80, options=MetricOptions(database=folder / DATABASE))
-    renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
-    rows = read_rows(str(folder / HELD_OUT))
     return evaluate(base, rows, renderer, settings, progress=partial(showing, console=stderr))
 
 
@@ -181,14 +184,12 @@ def by_kind(folder: Path, before: "Evaluation", after: "Evaluation") -> Table:
     return table
 
 
-def ask(base: "Base", folder: Path, recipe: "Recipe", people: Console) -> None:
+def ask(base: "Base", folder: Path, renderer: "Renderer", people: Console) -> None:
     """Let the model write SQL for three questions, run it, and show what the database says."""
-    from veneer.data.render import Renderer
     from veneer.data.sources import read_rows
     from veneer.evaluate.runner import EvalSettings, answer
     from veneer.evaluate.sql_sandbox import QueryError, Sandbox
 
-    renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
     with as_file(DATA / "showcase.jsonl") as path:
         questions = list(read_rows(str(path)))
     prompts = [renderer.prompt(row) for row in questions]
@@ -210,18 +211,14 @@ def shown(result: Sequence[tuple[Any, ...]], most: int = 6) -> str:
     return f"{rows}{f'; ... {len(result)} rows' if len(result) > most else ''}" or "(no rows)"
 
 
-def merged_equal(recipe: "Recipe", adapter: Path, folder: Path, people: Console) -> bool:
-    """Merge, verify on held-out questions, and say whether every greedy text is the same."""
+def merged_equal(recipe: "Recipe", adapter: Path, folder: Path, prompts: list[list[int]], people: Console) -> bool:
+    """Merge, verify on held-out questions (token ids), and say whether every greedy text is the same."""
     from veneer.adapters.attach import load_adapter
     from veneer.base.load import load_model
-    from veneer.data.render import Renderer
-    from veneer.data.sources import read_rows
     from veneer.merge.verified_merge import merge_and_verify
 
     base = load_model(recipe.model, device=recipe.device, dtype="float32")
     attached = load_adapter(base, adapter)
-    renderer = Renderer(base.tokenizer, recipe.data, recipe.train.max_length)
-    prompts = [renderer.prompt(row) for row in read_rows(str(folder / HELD_OUT), limit=VERIFY_ROWS)]
     drift = merge_and_verify(base, attached, folder / "merged", prompts).drift
     people.print(
         f"merged and unmerged write the same text for {drift.greedy_agreement:.0%} of {drift.rows} questions; "

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from veneer import machine
-from veneer.cli.console import AsJson, emit_json, stdout
+from veneer.cli.console import AsJson, emit_json, say
 from veneer.units import format_bytes
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def command(as_json: AsJson = False) -> None:
     found, kernels = machine.describe(), native.status()
     probe = machine.probe_dtype(refresh=True)
     for label, value in _rows(found, kernels, probe):
-        stdout.print(f"{label:<12} {value}", markup=False, soft_wrap=True)
+        say(f"{label:<12} {value}")
     if as_json:
         built = {"kernels": {"instructions": kernels.isa, "reason": kernels.reason}}
         chosen = {"compute_dtype": probe.chosen, "probe": asdict(probe) | {"ratio": probe.ratio}}
@@ -39,10 +39,7 @@ def _rows(found: machine.Machine, kernels: "Status", probe: machine.Probe) -> li
         ("system", f"{found.system}, Python {found.python}, torch {found.torch or 'not installed'}"),
         ("cpu", found.cpu),
         ("instructions", " ".join(found.isa) or "none that matter here"),
-        (
-            "cores",
-            f"{found.usable_cores} usable of {found.logical_cores}, {physical} physical{quota}",
-        ),
+        ("cores", f"{found.usable_cores} usable of {found.logical_cores}, {physical} physical{quota}"),
         ("memory", f"{_size(found.memory_available)} available of {_size(found.memory_total)}{limit}"),
         ("swap", _size(found.swap_total)),
         ("disk", f"{format_bytes(found.disk_free)} free at {found.disk_path}"),

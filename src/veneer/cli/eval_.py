@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, DeviceName, Dtype, KeptIn, emit_json, remark, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, DeviceName, Dtype, KeptIn, emit_json, remark, say, stderr
 
 
 def command(
@@ -96,10 +96,10 @@ def _print(old: Any, new: Any, source: str, predictions: Path | None) -> None:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     for line in lines:
         cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        stdout.print("  ".join(cells), markup=False, soft_wrap=True)
-    stdout.print(f"{new.rows} rows of {source}", markup=False, soft_wrap=True)
+        say("  ".join(cells))
+    say(f"{new.rows} rows of {source}")
     if predictions is not None:
-        stdout.print(f"answers: {predictions}", markup=False, soft_wrap=True)
+        say(f"answers: {predictions}")
 
 
 def _write(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, DeviceName, Model, emit_json, remark, stderr, stdout
+from veneer.cli.console import AllowOtherBase, AsJson, DeviceName, Model, emit_json, remark, say, stderr
 from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
@@ -41,9 +41,6 @@ def command(
 
         veneer export smollm2-135m-instruct --adapter runs/mora/adapter --to lora --into exports/mora --rank 64
     """
-    from veneer.adapters.attach import load_adapter
-    from veneer.base.load import load_model
-    from veneer.base.storage_config import storage_for
     from veneer.merge.fold import refuse_unfoldable
     from veneer.merge.gguf_adapter import write_gguf_adapter
 
@@ -53,13 +50,11 @@ def command(
         if as_json:
             emit_json({"path": str(into), "bytes": written, "to": to})
         else:
-            stdout.print(f"exported: {into} ({format_bytes(written)})", markup=False, soft_wrap=True)
+            say(f"exported: {into} ({format_bytes(written)})")
         return
     if adapter is None:
         raise ConfigError(f"--to {to} exports an adapter: name its folder with --adapter")
-    kept = storage_for([adapter], None)
-    base = load_model(model, storage=kept, device=device, dtype="float32", say=remark)
-    trained = load_adapter(base, adapter, allow_other_base=allow_other_base)
+    trained = _loaded(model, adapter, device, allow_other_base)
     if to == "peft":
         _refuse_unknown_to_peft(trained)
         result: dict[str, Any] = {"path": str(into), "bytes": trained.save(into), "to": to}
@@ -69,7 +64,8 @@ def command(
         made = _as_lora(trained, rank)
         written = made.adapter.save(into) if to == "lora" else write_gguf_adapter(made.adapter, into)
         worst = max(made.errors, key=made.errors.__getitem__)
-        result = {"path": str(into), "bytes": written, "to": to, "rank": rank_of(made), "exact": made.exact}
+        rank = getattr(made.adapter.settings, "rank")  # noqa: B009 (a MethodConfig need not have one; LoRA's has)
+        result = {"path": str(into), "bytes": written, "to": to, "rank": rank, "exact": made.exact}
         result["error"] = made.errors[worst]
         equal = f"equal to the {trained.kind} adapter"
         loses = f"not equal: it loses at most {made.errors[worst]:.2%} of an update ({worst})"
@@ -77,16 +73,23 @@ def command(
     if as_json:
         emit_json(result)
         return
-    stdout.print(f"exported: {into} ({format_bytes(result['bytes'])}){said}", markup=False, soft_wrap=True)
+    say(f"exported: {into} ({format_bytes(result['bytes'])}){said}")
+
+
+def _loaded(model: str, adapter: Path, device: str, allow_other_base: bool) -> "Adapter":
+    """The adapter, attached to the model in float32, kept as it was when the adapter was trained."""
+    from veneer.adapters.attach import load_adapter
+    from veneer.base.load import load_model
+    from veneer.base.storage_config import storage_for
+
+    base = load_model(model, storage=storage_for([adapter], None), device=device, dtype="float32", say=remark)
+    return load_adapter(base, adapter, allow_other_base=allow_other_base)
 
 
 def _whole_model(model: str, adapter: Path | None, into: Path, device: str, allow_other_base: bool) -> int:
     """Write the model, merged with the adapter, as GGUF; the merged folder lies beside it meanwhile."""
     from tempfile import TemporaryDirectory
 
-    from veneer.adapters.attach import load_adapter
-    from veneer.base.load import load_model
-    from veneer.base.storage_config import storage_for
     from veneer.merge.fold import merge
     from veneer.merge.gguf_model import write_gguf_model
     from veneer.models.sources import resolve
@@ -94,17 +97,10 @@ def _whole_model(model: str, adapter: Path | None, into: Path, device: str, allo
     name = Path(model).name
     if adapter is None:
         return write_gguf_model(resolve(model), into, name)
-    kept = storage_for([adapter], None)
-    base = load_model(model, storage=kept, device=device, dtype="float32", say=remark)
-    trained = load_adapter(base, adapter, allow_other_base=allow_other_base)
+    trained = _loaded(model, adapter, device, allow_other_base)
     with TemporaryDirectory(dir=into.absolute().parent) as beside:
-        merge(trained, base.files, Path(beside) / "merged")
+        merge(trained, trained.base.files, Path(beside) / "merged")
         return write_gguf_model(Path(beside) / "merged", into, name)
-
-
-def rank_of(made: "AsLoRA") -> int:
-    """The one rank of all its layers."""
-    return int(getattr(made.adapter.settings, "rank"))  # noqa: B009 (a MethodConfig need not have one; LoRA's has)
 
 
 def _refuse(to: str, into: Path, rank: int | None) -> None:

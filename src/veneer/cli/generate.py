@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from veneer.cli.console import AllowOtherBase, AsJson, DeviceName, Dtype, KeptIn, Model, emit_json, remark, stderr
+from veneer.cli.console import AllowOtherBase, AsJson, DeviceName, Dtype, Form, KeptIn, Model, emit_json, remark, stderr
 
 
 def command(
@@ -21,10 +21,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
     system: Annotated[str | None, typer.Option(help="System message in front of the prompt.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, with nothing around it.")] = False,
-    format: Annotated[  # noqa: A002
-        str | None,
-        typer.Option(metavar="chat|plain", help="How prompts are put; by default as the adapter's rows were."),
-    ] = None,
+    format: Form = None,  # noqa: A002
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; may be repeated.")] = None,
     dtype: Dtype = "auto",
     device: DeviceName = "auto",
@@ -60,14 +57,8 @@ def command(
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
     tokens = encode(base.tokenizer, messages, plain=form)
     begin = monotonic()
-    written = speak(
-        base,
-        tokens,
-        max_new_tokens=max_tokens,
-        sampler=sampler,
-        show=_nothing if as_json else _show,
-        stop=stop or (),
-    )
+    show = (lambda piece: None) if as_json else (lambda piece: print(piece, end="", flush=True))
+    written = speak(base, tokens, max_new_tokens=max_tokens, sampler=sampler, show=show, stop=stop or ())
     seconds = monotonic() - begin
     if not as_json:
         print(flush=True)
@@ -76,11 +67,3 @@ def command(
         emit_json(result | {"seconds": seconds, "stopped": written.stopped})
     elif not written.stopped and stderr.is_terminal:
         stderr.print(f"(stopped after {max_tokens} tokens; --max-tokens allows more)", style="dim")
-
-
-def _show(piece: str) -> None:
-    print(piece, end="", flush=True)
-
-
-def _nothing(piece: str) -> None:
-    pass

@@ -8,11 +8,13 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from functools import partial
+from importlib import import_module
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from veneer.cli.console import AsJson, emit_json, stdout
+from veneer.cli.console import AsJson, emit_json, say
 from veneer.errors import ConfigError, did_you_mean
 
 Item = dict[str, Any]
@@ -32,58 +34,40 @@ def command(
     found = {name: items() for name, items in KINDS.items() if kind in (None, name)}
     for name, items in found.items():
         if kind is None:
-            _print(name)
+            say(name)
         for item in items:
             _print_item(item, items, whole=kind is not None)
-        _print("")
+        say("")
     if as_json:
         emit_json(found)
 
 
-def methods() -> list[Item]:
-    """The ways to change a layer."""
-    from veneer.methods import METHODS
-
-    return [_on_layers(METHODS, name, METHODS[name].Config) for name in METHODS]
-
-
-def inits() -> list[Item]:
-    """Where lora's A and B can start: `method: {name: lora, init: NAME}`."""
-    from veneer.methods.init import INITS
-
-    return [_on_layers(INITS, name, INITS[name]) for name in INITS]
-
-
-def prompts() -> list[Item]:
-    """What can be put in front of the tokens."""
-    from veneer.prompts import PROMPTS
-
-    return _with_settings(PROMPTS)
+def _registered(module: str, registry: str, *, on_layers: bool = False, settings: bool = False) -> list[Item]:
+    """All things of a registry: `on_layers` with the layers they fit and their paper."""
+    things = getattr(import_module(module), registry)
+    found = []
+    for name in things:
+        thing = things[name]
+        item: Item = {"name": name, "summary": summary(things, name)}
+        if on_layers:
+            item |= {"layers": sorted(thing.kinds), "source": _source(thing)}
+        found.append(item | ({"settings": settings_of(getattr(thing, "Config", thing))} if settings else {}))
+    return found
 
 
-def storages() -> list[Item]:
-    """The ways to keep a frozen weight."""
-    from veneer.storage import STORAGES
-
-    return _with_settings(STORAGES)
-
-
-def tasks() -> list[Item]:
-    """The kinds of thing to learn."""
-    from veneer.tasks import TASKS
-
-    return [{"name": name, "summary": summary(TASKS, name)} for name in TASKS]
+methods = partial(_registered, "veneer.methods", "METHODS", on_layers=True, settings=True)
+inits = partial(_registered, "veneer.methods.init", "INITS", on_layers=True, settings=True)
+prompts = partial(_registered, "veneer.prompts", "PROMPTS", settings=True)
+storages = partial(_registered, "veneer.storage", "STORAGES", settings=True)
 
 
 def metrics() -> list[Item]:
     """What `veneer eval` measures."""
-    from veneer.evaluate.metrics import METRICS
-
     own = [
         {"name": "loss", "summary": "Mean negative log likelihood of a supervised token, in nats."},
         {"name": "perplexity", "summary": "exp(loss)."},
     ]
-    return sorted(own + [{"name": n, "summary": summary(METRICS, n)} for n in METRICS], key=lambda item: item["name"])
+    return sorted(own + _registered("veneer.evaluate.metrics", "METRICS"), key=lambda item: item["name"])
 
 
 def models() -> list[Item]:
@@ -96,36 +80,17 @@ def models() -> list[Item]:
     ]
 
 
-def schedules() -> list[Item]:
-    """How the learning rate falls after the warm-up."""
-    from veneer.train.schedule import SCHEDULES
-
-    return [{"name": name, "summary": summary(SCHEDULES, name)} for name in SCHEDULES]
-
-
-def optimizers() -> list[Item]:
-    """How parameters step."""
-    from veneer.train.optim import OPTIMIZERS
-
-    return [{"name": name, "summary": summary(OPTIMIZERS, name)} for name in OPTIMIZERS]
-
-
 KINDS: dict[str, Callable[[], list[Item]]] = {
-    f.__name__: f for f in (methods, inits, prompts, storages, tasks, metrics, models, schedules, optimizers)
+    "methods": methods,
+    "inits": inits,
+    "prompts": prompts,
+    "storages": storages,
+    "tasks": partial(_registered, "veneer.tasks", "TASKS"),
+    "metrics": metrics,
+    "models": models,
+    "schedules": partial(_registered, "veneer.train.schedule", "SCHEDULES"),
+    "optimizers": partial(_registered, "veneer.train.optim", "OPTIMIZERS"),
 }
-
-
-def _on_layers(registry: Any, name: str, config: type) -> Item:
-    thing = registry[name]
-    facts = {"summary": summary(registry, name), "layers": sorted(thing.kinds), "source": _source(thing)}
-    return {"name": name, **facts, "settings": settings_of(config)}
-
-
-def _with_settings(registry: Any) -> list[Item]:
-    return [
-        {"name": name, "summary": summary(registry, name), "settings": settings_of(registry[name].Config)}
-        for name in registry
-    ]
 
 
 def summary(registry: Any, name: str) -> str:
@@ -184,14 +149,10 @@ def _source(method: type) -> str | None:
 
 def _print_item(item: Item, items: list[Item], *, whole: bool) -> None:
     width = max(len(i["name"]) for i in items)
-    _print(f"{'' if whole else '  '}{item['name']:<{width}}  {item['summary']}")
+    say(f"{'' if whole else '  '}{item['name']:<{width}}  {item['summary']}")
     if whole and "layers" in item:
         source = f"; {item['source']}" if item["source"] else ""
-        _print(f"    on layers of kind {', '.join(item['layers'])}{source}")
+        say(f"    on layers of kind {', '.join(item['layers'])}{source}")
     for setting in item.get("settings", ()) if whole else ():
         words = f" ({' | '.join(map(str, setting['choices']))})" if "choices" in setting else ""
-        _print(f"    {setting['name']}: {json.dumps(setting['default'])}{words}  {setting['help']}")
-
-
-def _print(text: str) -> None:
-    stdout.print(text, markup=False, soft_wrap=True)
+        say(f"    {setting['name']}: {json.dumps(setting['default'])}{words}  {setting['help']}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.console import AsJson, DeviceName, Model, emit_json, remark, stdout
+from veneer.cli.console import AsJson, DeviceName, KeptIn, Model, emit_json, remark, say
 from veneer.errors import ConfigError, did_you_mean
 from veneer.units import format_bytes
 
@@ -27,9 +27,7 @@ def command(
         str, typer.Option(help="Of the written weights: keep (the base's own), float32, bfloat16 or float16.")
     ] = "keep",
     device: DeviceName = "auto",
-    storage: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Keep the model in nf4, ...; by default as the adapter's was.")
-    ] = None,
+    storage: KeptIn = None,
     allow_other_base: Annotated[
         bool, typer.Option("--allow-other-base", help="Merge into a base it was not trained on.")
     ] = False,
@@ -66,9 +64,8 @@ def command(
     except ConfigError as error:
         where = f"the recipe in {adapter / 'veneer.json'}, or --prompt and --format"
         raise ConfigError(f"{where}: {error}; data=FILE names other rows") from None
-    merged = merge_and_verify(
-        base, attached, into, prompts, dtype=None if dtype == "keep" else TORCH_DTYPES[dtype], say=remark
-    )
+    written_in = None if dtype == "keep" else TORCH_DTYPES[dtype]
+    merged = merge_and_verify(base, attached, into, prompts, dtype=written_in, say=remark)
     drift = merged.drift
     if as_json:
         emit_json({"folder": merged.folder, "bytes": merged.bytes, **vars(drift)})
@@ -79,4 +76,4 @@ def command(
         + (f" ({drift.near_ties} near ties)" if drift.near_ties else "")
         + f", largest logit difference {drift.max_drift:.3g}, relative {drift.relative_drift:.2g}",
     ]
-    stdout.print("\n".join(lines), markup=False, soft_wrap=True)
+    say("\n".join(lines))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, emit_json, remark, stderr, stdout
+from veneer.cli.console import AsJson, emit_json, remark, say, stderr
 from veneer.errors import ConfigError, Refused
 from veneer.units import format_bytes, format_seconds
 
@@ -70,7 +70,7 @@ def command(
         lines = [*_needed(found, room), *([] if times is None else _spent(times))]
         lines += [f"memory.auto picks {fits[0].flags}"] if picked else []
         lines += [f"warning: {warning}" for warning in warnings] + ([] if problems else ["it fits"])
-        stdout.print("\n".join(lines), markup=False, soft_wrap=True)
+        say("\n".join(lines))
     if problems:
         others = [f"  {f.flags}   ({_costs(f, s)})" for f, s in zip_longest(fits, each)]
         ways = ["with these flags it would:", *others] if fits else ["no change of storage, portions or paging helps"]
@@ -79,16 +79,8 @@ def command(
 
 def _bytes(found: "Estimate", room: "Room") -> dict[str, Any]:
     """For --json."""
-    return {
-        "peak_bytes": found.peak_bytes,
-        "floor_bytes": found.floor_bytes,
-        "moment": found.moment,
-        "parts": found.parts,
-        "droppable_bytes": found.droppable_bytes,
-        "disk_bytes": found.disk_bytes,
-        "disk": found.disk,
-        "memory_bytes": room.memory,
-    }
+    names = ("peak_bytes", "floor_bytes", "moment", "parts", "droppable_bytes", "disk_bytes", "disk")
+    return {name: getattr(found, name) for name in names} | {"memory_bytes": room.memory}
 
 
 def _needed(found: "Estimate", room: "Room") -> list[str]:

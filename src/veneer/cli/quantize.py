@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from veneer.cli.console import AsJson, DeviceName, Model, emit_json, stderr, stdout
+from veneer.cli.console import AsJson, DeviceName, Model, emit_json, say, stderr
 from veneer.units import format_bytes
 
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ def command(
     if as_json:
         emit_json(result)
         return
-    stdout.print(f"{to}: {format_bytes(size)}, {kept}", markup=False, soft_wrap=True)
-    stdout.print(errors.text(), markup=False, soft_wrap=True)
+    say(f"{to}: {format_bytes(size)}, {kept}")
+    say(errors.text())
 
 
 def _refuse_taken(to: Path) -> None:

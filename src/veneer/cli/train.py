@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from veneer.cli.console import AsJson, emit_json, remark, stderr, stdout
+from veneer.cli.console import AsJson, emit_json, remark, say, stderr
 from veneer.errors import ConfigError
 from veneer.recipe.load import keys, load_recipe, parse_flags
 from veneer.train.events import Event
@@ -67,7 +67,7 @@ def command(
         *[f"memory.auto picked {key} {value}" for key, value in run.picked.items()],
         f"adapter: {run.adapter} ({format_bytes(run.adapter_bytes)})",
     ]
-    stdout.print("\n".join(lines), markup=False, soft_wrap=True)
+    say("\n".join(lines))
 
 
 class TrainProgress:

@@ -139,21 +139,3 @@ def collate(examples: Sequence[Example], multiple: int = 1) -> Batch:
         supervised=torch.from_numpy(at - 1),
         targets=torch.from_numpy(ids[at]),
     )
-
-
-def collate_padded(examples: Sequence[Example], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The common form, as a second opinion: one row a document, padded on the right.
-
-    Returns input_ids, attention_mask and labels, each (B, T) int64; labels are -100 where nothing is trained and stand
-    at their token's own place, as transformers' models expect.
-    """
-    longest = max(len(e) for e in examples)
-    ids = torch.full((len(examples), longest), pad_id, dtype=torch.int64)
-    attention = torch.zeros_like(ids)
-    labels = torch.full_like(ids, -100)
-    for row, example in enumerate(examples):
-        tokens = torch.from_numpy(example.tokens.astype(np.int64))
-        ids[row, : len(example)] = tokens
-        attention[row, : len(example)] = 1
-        labels[row, : len(example)] = tokens.where(torch.from_numpy(example.supervised.copy()), torch.tensor(-100))
-    return ids, attention, labels

@@ -114,4 +114,4 @@ def describe(rendered: Rendered, figures: Totals) -> list[str]:
 
 def as_json(rendered: Rendered, figures: Totals) -> dict[str, Any]:
     """Report and totals under their names."""
-    return rendered.report.as_dict() | asdict(figures)
+    return asdict(rendered.report) | asdict(figures)

@@ -58,8 +58,7 @@ def read_rows(source: str, *, split: str = "train", limit: int | None = None) ->
 
 
 def _suffix(path: Path) -> str:
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
 def _looks_like_a_path(source: str) -> bool:

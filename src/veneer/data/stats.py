@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,10 +39,6 @@ class RenderReport:
     """Columns that no layout reads."""
     dropped_lines: tuple[int, ...]
     """Lines of the first rows dropped."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """All figures under their names."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,7 @@ class Encoder:
 
     def encode(self, texts: Sequence[str], edges: Sequence[Sequence[int]]) -> list[Tokenized]:
         """Tokenize each text, in pieces that begin at its `edges` (rising character positions)."""
-        bounds = [
-            sorted({0, len(text), *(at if self.in_pieces else ())}) for text, at in zip(texts, edges, strict=True)
-        ]
+        bounds = [sorted({0, len(t), *(at if self.in_pieces else ())}) for t, at in zip(texts, edges, strict=True)]
         pieces = [text[a:b] for text, cuts in zip(texts, bounds, strict=True) for a, b in pairwise(cuts)]
         encoded = iter(self._backend.encode_batch(pieces, add_special_tokens=False))
         result = []

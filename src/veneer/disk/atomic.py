@@ -73,9 +73,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 def clear_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove temporary files of killed processes in `folder`: those of the target `name`, or all.
-
-    Files that a running process is writing stay.
-    """
+    Files that a running process is writing stay."""
     for left in folder.glob(".*.tmp"):
         found = TEMPORARY.fullmatch(left.name)
         if found is None or name not in (None, found[1]):
@@ -141,10 +139,8 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        try:
+        with suppress(OSError):
             path.unlink(missing_ok=True)
-        except OSError:
-            return
 
 
 def _sync(path: Path) -> None:

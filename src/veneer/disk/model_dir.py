@@ -9,14 +9,8 @@ from typing import Any
 from veneer.disk.tensors import INDEX, SINGLE, open_tensors, weight_files
 from veneer.errors import DiskError, ModelError, listed
 
-TOKENIZERS = [
-    ("tokenizer.json",),
-    ("tokenizer.model",),
-    ("vocab.json", "merges.txt"),
-    ("vocab.txt",),
-    ("spiece.model",),
-]
-"""Each row is one complete set of tokenizer files."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json + merges.txt", "vocab.txt", "spiece.model")
+"""Each is one complete set of tokenizer files."""
 COPIED = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICENSE*")
 """Files copied into a folder derived from another: configuration and tokenizer, not weights."""
 
@@ -40,17 +34,14 @@ class ModelDir:
 
 def open_model_dir(folder: Path, *, tokenizer: bool = True) -> ModelDir:
     """Check a model folder and read its config; of the weights only headers and lengths are checked.
-
-    Raises ModelError that lists the missing and damaged files and says what to do.
-    """
+    Raises ModelError that lists the missing and damaged files and says what to do."""
     if not folder.is_dir():
         raise ModelError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a model folder was expected")
     config, problems = _read_config(folder)
     weights, broken = _check_weights(folder)
     problems += broken
-    if tokenizer and not any(all((folder / name).exists() for name in way) for way in TOKENIZERS):
-        ways = ", or ".join(" + ".join(way) for way in TOKENIZERS)
-        problems.append(f"no tokenizer: {ways} is needed")
+    if tokenizer and not any(all((folder / name).exists() for name in way.split(" + ")) for way in TOKENIZERS):
+        problems.append(f"no tokenizer: {', or '.join(TOKENIZERS)} is needed")
     if problems:
         raise ModelError(f"{folder} is not a complete model folder:\n{listed(problems, 20)}\n{_advice(folder)}")
     return ModelDir(folder, config, weights)

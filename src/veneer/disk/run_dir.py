@@ -88,23 +88,11 @@ class RunDir:
 
     def picked(self) -> dict[str, Any]:
         """The settings that `memory.auto` chose when the run began."""
-        try:
-            changes: dict[str, Any] = json.loads(self._read(self.changes)) if self.changes.exists() else {}
-        except ValueError as error:
-            raise DiskError(
-                f"{self.changes} is damaged ({error}); write into it what recipe.yaml has and your recipe has not"
-            ) from error
-        return changes
+        return self._object(self.changes, "write into it what recipe.yaml has and your recipe has not") or {}
 
     def done(self) -> dict[str, Any] | None:
         """The results of a finished run, else None."""
-        if not self.result.exists():
-            return None
-        try:
-            figures: dict[str, Any] = json.loads(self._read(self.result))
-        except ValueError as error:
-            raise DiskError(f"{self.result} is damaged ({error}); remove it to end the run again") from error
-        return figures
+        return self._object(self.result, "remove it to end the run again")
 
     def finish(self, figures: dict[str, Any]) -> None:
         """Mark the run as done."""
@@ -157,6 +145,14 @@ class RunDir:
     def trained(self) -> bool:
         """Whether any step was completed here."""
         return self.result.exists() or bool(self._checkpoints()) or bool(self.read_events())
+
+    def _object(self, path: Path, advice: str) -> dict[str, Any] | None:
+        """A JSON file's contents; None if it does not exist."""
+        try:
+            value: dict[str, Any] | None = json.loads(self._read(path)) if path.exists() else None
+        except ValueError as error:
+            raise DiskError(f"{path} is damaged ({error}); {advice}") from error
+        return value
 
     @staticmethod
     def _read(path: Path) -> str:

@@ -24,22 +24,12 @@ from veneer.disk.atomic import replacing, write_json
 from veneer.errors import DiskError, listed
 
 DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
     "BOOL": torch.bool,
-}
+}  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000  # bytes; the reference implementation's own limit
 SETTLED = 1.0
@@ -124,9 +114,7 @@ class Tensors(Mapping[str, Entry]):
 
 def open_tensors(path: Path) -> Tensors:
     """List the tensors of a .safetensors file or of a model folder (single file, or shards named by an index).
-
-    Reads headers only.  Raises DiskError for a file that is missing, cut short or not safetensors.
-    """
+    Reads headers only.  Raises DiskError for a file that is missing, cut short or not safetensors."""
     files = weight_files(path) if path.is_dir() else [path]
     entries: dict[str, Entry] = {}
     metadata: dict[str, str] = {}
@@ -251,9 +239,7 @@ def write_model_tensors(
     shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a model's weights into `folder`: one file, or shards of at most `shard_bytes` and their index.
-
-    `tensors` may come in any order; one is in memory at a time.  Raises DiskError like `TensorWriter`.
-    """
+    `tensors` may come in any order; one is in memory at a time.  Raises DiskError like `TensorWriter`."""
     shards = _split(specs, shard_bytes)
     files = (
         [SINGLE]

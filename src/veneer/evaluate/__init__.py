@@ -39,19 +39,28 @@ class Verb(ModuleType):
                     attached adapter's rows were read with
         Raises DataError and ConfigError for rows, columns and metrics that do not fit.
         """
-        from veneer.evaluate.eval_target import evaluate_rows
+        from veneer.data.prompt_format import recorded_settings
+        from veneer.data.render import Renderer
+        from veneer.data.sources import read_rows
+        from veneer.evaluate.eval_target import default_metrics
+        from veneer.evaluate.metrics import MetricOptions
+        from veneer.evaluate.runner import EvalSettings, evaluate
 
-        return evaluate_rows(
-            base,
-            data,
-            metrics=metrics,
-            limit=limit,
-            reference=reference,
+        facts = base.attached[-1].facts if base.attached else {}
+        source = str(data) if isinstance(data, str | Path) else "rows"
+        settings, most = recorded_settings(facts, source, **templates)
+        if isinstance(data, str | Path):
+            rows = read_rows(source, split=settings.split, limit=limit)
+        else:
+            rows = list(data)[:limit]
+        chosen = EvalSettings(
+            metrics=tuple(metrics or default_metrics(settings, rows, reference)),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
-            options=options,
-            **templates,
+            reference=reference,
+            options=options or MetricOptions(),
         )
+        return evaluate(base, rows, Renderer(base.tokenizer, settings, most), chosen)
 
 
 sys.modules[__name__].__class__ = Verb

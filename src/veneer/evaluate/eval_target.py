@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from veneer.adapters.attach import load_adapter
-from veneer.base.base import Base
 from veneer.base.load import Say, load_model
 from veneer.base.storage_config import storage_for
 from veneer.data.prompt_format import MAX_LENGTH, recorded_settings
@@ -14,7 +13,6 @@ from veneer.data.render import Renderer
 from veneer.data.settings import DataSettings
 from veneer.data.sources import Row, read_rows
 from veneer.errors import ConfigError
-from veneer.evaluate.metrics import MetricOptions
 from veneer.evaluate.runner import EvalSettings, Evaluation, ShowProgress, evaluate, silent
 from veneer.recipe.load import load_recipe
 
@@ -55,25 +53,25 @@ def subject_of(
     storage     how the model's weights are kept; by default as the adapter was trained
     Raises ConfigError for a run without adapter, or no rows named.
     """
-    given = {key: value for key, value in templates.items() if value is not None}
+    recorded: dict[str, Any] = {}
+    model, length = target, MAX_LENGTH
     if (Path(target) / "recipe.yaml").is_file():
         run = Path(target)
         recipe = load_recipe(run / "recipe.yaml")
-        folder = adapter or run / "adapter"
-        if not folder.is_dir():
-            raise ConfigError(f"the run {run} has no adapter yet ({folder} is missing); finish it with veneer train")
-        rows = source or recipe.data.eval
-        if rows is None:
+        adapter = adapter or run / "adapter"
+        if not adapter.is_dir():
+            raise ConfigError(f"the run {run} has no adapter yet ({adapter} is missing); finish it with veneer train")
+        source = source or recipe.data.eval
+        if source is None:
             raise ConfigError(f"the recipe of {run} names no data.eval; name the rows to evaluate on (data=FILE)")
-        data, _ = recorded_settings({"recipe": {"data": recipe.data.model_dump(exclude_unset=True)}}, rows, **given)
-        chosen = dtype if dtype != "auto" else recipe.train.dtype
-        where = device if device != "auto" else recipe.device
-        length = recipe.train.max_length
-        return Subject(recipe.model, folder, data, rows, length, chosen, where, storage, allow_other_base)
+        recorded = {"recipe": {"data": recipe.data.model_dump(exclude_unset=True)}}
+        model, length = recipe.model, recipe.train.max_length
+        dtype = dtype if dtype != "auto" else recipe.train.dtype
+        device = device if device != "auto" else recipe.device
     if source is None:
         raise ConfigError(f"name the rows to evaluate on (data=FILE); {target} is not a run with a recipe of its own")
-    read, _ = recorded_settings({}, source, **given)
-    return Subject(target, adapter, read, source, MAX_LENGTH, dtype, device, storage, allow_other_base)
+    data, _ = recorded_settings(recorded, source, **templates)
+    return Subject(model, adapter, data, source, length, dtype, device, storage, allow_other_base)
 
 
 def rows_of(subject: Subject, most: int | None = None) -> list[Row]:
@@ -100,9 +98,7 @@ def measure(
     say: Say = lambda _: None,
 ) -> tuple[Evaluation | None, Evaluation]:
     """The evaluation without the adapter (None if there is none, or not `before`), and as it is.
-
-    Raises what loading the model, loading the adapter and evaluating raise.
-    """
+    Raises what loading the model, loading the adapter and evaluating raise."""
     storage = storage_for([] if subject.adapter is None else [subject.adapter], subject.storage)
     base = load_model(subject.model, storage=storage, device=subject.device, dtype=subject.dtype, say=say)
     adapter = None
@@ -118,36 +114,6 @@ def measure(
         with adapter.disabled():
             first = one()
     return first, one()
-
-
-def evaluate_rows(
-    base: Base,
-    data: str | Path | Sequence[Row],
-    *,
-    metrics: Sequence[str] | None,
-    limit: int | None,
-    reference: str | None,
-    max_new_tokens: int,
-    batch_size: int,
-    options: MetricOptions | None,
-    **templates: Any,
-) -> Evaluation:
-    """Measure a base in memory on rows; see `veneer.evaluate`."""
-    facts = base.attached[-1].facts if base.attached else {}
-    source = str(data) if isinstance(data, str | Path) else "rows"
-    settings, most = recorded_settings(facts, source, **templates)
-    if isinstance(data, str | Path):
-        rows = read_rows(source, split=settings.split, limit=limit)
-    else:
-        rows = list(data)[:limit]
-    chosen = EvalSettings(
-        metrics=tuple(metrics or default_metrics(settings, rows, reference)),
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        reference=reference,
-        options=options or MetricOptions(),
-    )
-    return evaluate(base, rows, Renderer(base.tokenizer, settings, most), chosen)
 
 
 def table(before: Evaluation | None, after: Evaluation) -> list[tuple[str, ...]]:

@@ -1,9 +1,8 @@
 """A conversation with one model and several adapters, of which one answers at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
 
-from veneer.base.base import Base
+from veneer.base.base import Attachable, Base
 from veneer.data.prompt_format import PlainText
 from veneer.errors import ConfigError, did_you_mean
 from veneer.generate.engine import Memory
@@ -12,14 +11,6 @@ from veneer.generate.streaming import Answer, encode, speak
 
 NONE = "none"
 """The word for no adapter."""
-
-
-class Attachable(Protocol):
-    """An adapter, as far as a conversation is concerned."""
-
-    def attach(self) -> Any: ...
-
-    def detach(self) -> Any: ...
 
 
 class ChatSession:
@@ -56,7 +47,10 @@ class ChatSession:
 
         self.turns.append({"role": "user", "content": text})
         try:
-            tokens = encode(self.base.tokenizer, [*self._beginning(), *self._asked()], plain=self._form())
+            form = self._form()
+            asked = [{"role": "system", "content": self.system}] if self.system else []
+            asked += self.turns if form is None else self.turns[-1:]
+            tokens = encode(self.base.tokenizer, asked, plain=form)
             answer = speak(
                 self.base,
                 tokens,
@@ -102,9 +96,3 @@ class ChatSession:
 
     def _form(self) -> PlainText | None:
         return self.forms.get(self.adapter or NONE)
-
-    def _asked(self) -> Sequence[dict[str, str]]:
-        return self.turns if self._form() is None else self.turns[-1:]
-
-    def _beginning(self) -> Sequence[dict[str, str]]:
-        return [{"role": "system", "content": self.system}] if self.system else []

@@ -34,9 +34,7 @@ OnFinish = Callable[[int, list[int]], object]
 @dataclass
 class Memory:
     """Keys and values of the last conversation, so that the next turn computes only what is new.
-
-    Valid for one model with one set of adapters: `clear` it when an adapter is attached or detached.
-    """
+    Valid for one model with one set of adapters: `clear` it when an adapter is attached or detached."""
 
     tokens: list[int] = field(default_factory=list)
     cache: DynamicCache | None = None
@@ -124,6 +122,8 @@ class _Run:
 
     on_token: OnToken | None = None
     on_finish: OnFinish | None = None
+    last: _Batch | None = None
+    """The batch that ended last."""
 
     def __init__(
         self,
@@ -166,8 +166,7 @@ class _Run:
         """Bring the batch up to strength if places are free, then compute one token for each of its rows."""
         if self.batch is None or self._worth_rebuilding(self.batch):
             self._rebuild()
-        batch = self.batch
-        if batch is None:
+        if (batch := self.batch) is None:
             return
         batch.mask = nn.functional.pad(batch.mask, (0, 1), value=1)
         logits = self._forward(batch.tokens, batch.mask, batch.positions, batch.cache)
@@ -178,16 +177,10 @@ class _Run:
         """Leave the single row's keys and values to the next call."""
         if memory is not None and self.movable and self.last is not None:
             fed = int(self.last.mask.sum())
-            select(
-                self.last.cache,
-                torch.zeros(1, dtype=torch.long, device=self.device),
-                self.last.mask[0].nonzero().squeeze(1),
-            )
+            columns = self.last.mask[0].nonzero().squeeze(1)
+            select(self.last.cache, torch.zeros_like(columns[:1]), columns)
             memory.tokens = [*self.prompts[0], *self.outputs[0]][:fed]
             memory.cache = self.last.cache
-
-    last: _Batch | None = None
-    """The batch that ended last."""
 
     def _worth_rebuilding(self, batch: _Batch) -> bool:
         free = self.batch_size - sum(batch.alive)

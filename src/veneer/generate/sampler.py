@@ -3,9 +3,8 @@
 Because every row draws from its own seeded stream, what a row says does not depend on which rows it was batched with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,13 +12,8 @@ from torch import Tensor
 from veneer.base.device import Device
 from veneer.errors import ConfigError
 
-
-class Sampler(Protocol):
-    """Anything that picks one token per row."""
-
-    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
-        """logits (B, V) and the rows' numbers in the caller's order -> chosen tokens (B,) int64."""
-        ...
+Sampler = Callable[[Tensor, Sequence[int]], Tensor]
+"""Logits (B, V) and the rows' numbers in the caller's order -> chosen tokens (B,) int64."""
 
 
 def greedy(logits: Tensor, rows: Sequence[int]) -> Tensor:
@@ -71,9 +65,7 @@ class Sampling:
 
     def _likeliest(self, p: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities in falling order with their tokens, as many as can be kept; (p, None) when all are kept.
-
-        A full sort of the vocabulary costs more than the model's step, so few tokens are tried first.
-        """
+        A full sort of the vocabulary costs more than the model's step, so few tokens are tried first."""
         vocab_size = p.shape[-1]
         if self.top_k:
             kept, tokens = p.topk(min(self.top_k, vocab_size))
@@ -89,7 +81,5 @@ class Sampling:
 
     def _uniform(self, row: int) -> float:
         if row not in self._streams:
-            stream = torch.Generator()
-            stream.manual_seed((self.seed * 1_000_003 + row) % 2**63)
-            self._streams[row] = stream
+            self._streams[row] = torch.Generator().manual_seed((self.seed * 1_000_003 + row) % 2**63)
         return float(torch.rand((), dtype=torch.float64, generator=self._streams[row]))

@@ -1,5 +1,6 @@
 """Check the arguments of every op (shapes, dtypes, contiguity, values) before a kernel touches memory."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -111,9 +112,7 @@ def check_absmax(op: str, values: Tensor, dtype: torch.dtype, block: int) -> Non
 def check_dequantize(w: Packed, shape: Sequence[int], dtype: torch.dtype) -> int:
     op = "dequantize_4bit"
     require(dtype in DTYPES, f"{op}: dtype is {dtype}, should be one of {', '.join(map(str, DTYPES))}")
-    n = 1
-    for size in shape:
-        n *= size
+    n = math.prod(shape)
     require(n > 0, f"{op}: shape is {tuple(shape)}")
     check_weight(op, w, 1, n)
     return n

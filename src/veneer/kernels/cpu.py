@@ -29,22 +29,10 @@ def done(op: str, code: int) -> None:
 
 def as_struct(w: Packed, rows: int, cols: int) -> Any:
     """Pointer to a `veneer_weight`; the tensors must outlive its use."""
-    absmax = w.absmax.data_ptr()
-    plain = w.nested_absmax is None or w.nested_levels is None
-    made = native.Weight(
-        w.codes.data_ptr(),
-        absmax if plain else None,
-        None if plain else absmax,
-        None if w.nested_absmax is None else w.nested_absmax.data_ptr(),
-        None if w.nested_levels is None else w.nested_levels.data_ptr(),
-        w.levels.data_ptr(),
-        w.offset,
-        w.nested_block,
-        rows,
-        cols,
-        w.block,
-    )
-    return ctypes.byref(made)
+    absmax = (w.absmax, None) if w.nested_absmax is None or w.nested_levels is None else (None, w.absmax)
+    tensors = (w.codes, *absmax, w.nested_absmax, w.nested_levels, w.levels)
+    where = (None if t is None else t.data_ptr() for t in tensors)
+    return ctypes.byref(native.Weight(*where, w.offset, w.nested_block, rows, cols, w.block))
 
 
 def map8(table: DynamicMap) -> native.Map8:
@@ -85,9 +73,8 @@ def dequantize_absmax(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offs
     if found is None:
         return reference.dequantize_absmax(codes, nested_absmax, levels, offset, block)
     out = codes.new_empty(codes.numel(), dtype=torch.float32)
-    w = Packed(
-        codes, codes, levels[:16], nested_absmax, levels, offset, block, 2
-    )  # blocks of 2 weights: one absmax per byte of codes
+    # blocks of 2 weights: one absmax per byte of codes
+    w = Packed(codes, codes, levels[:16], nested_absmax, levels, offset, block, 2)
     struct, threads = as_struct(w, 1, 2 * codes.numel()), torch.get_num_threads()
     done("dequantize_absmax", found.lib.veneer_decode_absmax(found.isa, threads, struct, out.data_ptr()))
     return out

@@ -47,18 +47,12 @@ class Map8(ctypes.Structure):
 class Weight(ctypes.Structure):
     """`veneer_weight` of csrc/veneer.h: pointers, then sizes."""
 
+    TENSORS = ("codes", "absmax", "absmax_codes", "nested_absmax", "nested_levels", "levels")
     _fields_ = (
-        ("codes", ctypes.c_void_p),
-        ("absmax", ctypes.c_void_p),
-        ("absmax_codes", ctypes.c_void_p),
-        ("nested_absmax", ctypes.c_void_p),
-        ("nested_levels", ctypes.c_void_p),
-        ("levels", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in TENSORS),
         ("nested_offset", ctypes.c_float),
         ("nested_block", ctypes.c_int32),
-        ("rows", ctypes.c_int64),
-        ("cols", ctypes.c_int64),
-        ("block", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("rows", "cols", "block")),
     )
 
 

@@ -22,6 +22,8 @@ WEIGHT = (
 """A `Packed`, field by field."""
 LIBRARY: Any = torch.library.Library("veneer", "DEF")  # type: ignore[no-untyped-call]
 Kernel = Callable[..., Any]
+OneTensor = Callable[..., Tensor]
+TwoTensors = Callable[..., tuple[Tensor, Tensor]]
 
 
 def define(schema: str, plain: Kernel, on_cpu: Kernel, fake: Kernel) -> None:
@@ -33,11 +35,10 @@ def define(schema: str, plain: Kernel, on_cpu: Kernel, fake: Kernel) -> None:
     torch.library.register_fake(f"veneer::{name}", fake, lib=LIBRARY)
 
 
-def quantizer(kernel: Kernel) -> Kernel:
+def quantizer(kernel: TwoTensors) -> TwoTensors:
     def op(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tensor, Tensor]:
         checks.check_quantize(x, bounds, order, block)
-        codes, absmax = kernel(x, bounds, order, block)
-        return codes, absmax
+        return kernel(x, bounds, order, block)
 
     return op
 
@@ -58,11 +59,10 @@ define(
 )
 
 
-def absmax_quantizer(kernel: Kernel) -> Kernel:
+def absmax_quantizer(kernel: TwoTensors) -> TwoTensors:
     def op(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
         checks.check_absmax("quantize_absmax", centered, torch.float32, block)
-        codes, nested = kernel(centered, block)
-        return codes, nested
+        return kernel(centered, block)
 
     return op
 
@@ -78,14 +78,13 @@ define(
 )
 
 
-def absmax_dequantizer(kernel: Kernel) -> Kernel:
+def absmax_dequantizer(kernel: OneTensor) -> OneTensor:
     def op(codes: Tensor, nested_absmax: Tensor, levels: Tensor, offset: float, block: int) -> Tensor:
         checks.check_absmax("dequantize_absmax", codes, torch.uint8, block)
         blocks = -(-codes.numel() // block)
         checks.check_tensor("dequantize_absmax", "levels", levels, (256,), torch.float32)
         checks.check_tensor("dequantize_absmax", "nested_absmax", nested_absmax, (blocks,), torch.float32)
-        out: Tensor = kernel(codes, nested_absmax, levels, offset, block)
-        return out
+        return kernel(codes, nested_absmax, levels, offset, block)
 
     return op
 
@@ -100,11 +99,10 @@ define(
 )
 
 
-def dequantizer(kernel: Kernel) -> Kernel:
+def dequantizer(kernel: OneTensor) -> OneTensor:
     def op(*arguments: Any) -> Tensor:
         w, (shape, dtype) = Packed(*arguments[:8]), arguments[8:]
-        out: Tensor = kernel(w, checks.check_dequantize(w, shape, dtype), dtype)
-        return out.view(shape)
+        return kernel(w, checks.check_dequantize(w, shape, dtype), dtype).view(shape)
 
     return op
 
@@ -119,24 +117,22 @@ define(
 )
 
 
-def multiplier(kernel: Kernel) -> Kernel:
+def multiplier(kernel: OneTensor) -> OneTensor:
     def op(x: Tensor, *arguments: Any) -> Tensor:
         w, rows = Packed(*arguments[:8]), arguments[8]
         checks.check_rows("matmul_4bit", "x", x)
         checks.check_weight("matmul_4bit", w, rows, x.shape[-1])
-        y: Tensor = kernel(x, w, rows)
-        return y
+        return kernel(x, w, rows)
 
     return op
 
 
-def back_multiplier(kernel: Kernel) -> Kernel:
+def back_multiplier(kernel: OneTensor) -> OneTensor:
     def op(dy: Tensor, *arguments: Any) -> Tensor:
         w, cols = Packed(*arguments[:8]), arguments[8]
         checks.check_rows("matmul_4bit_backward", "dy", dy)
         checks.check_weight("matmul_4bit_backward", w, dy.shape[-1], cols)
-        dx: Tensor = kernel(dy, w, cols)
-        return dx
+        return kernel(dy, w, cols)
 
     return op
 
@@ -192,13 +188,12 @@ torch.library.register_autograd(
 )
 
 
-def segmenter(kernel: Kernel, values: bool = True) -> Kernel:
+def segmenter(kernel: OneTensor, values: bool = True) -> OneTensor:
     def op(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
         checks.check_segments(x, a, b, scale, starts, slots)
         if values:
             checks.check_segment_values(x.shape[0], a.shape[0], starts.tolist(), slots.tolist())
-        y: Tensor = kernel(x, a, b, scale, starts, slots)
-        return y
+        return kernel(x, a, b, scale, starts, slots)
 
     return op
 
@@ -281,6 +276,6 @@ def matmul_4bit(x: Tensor, w: Packed, rows: int) -> Tensor:
 def lora_segments(x: Tensor, a: Tensor, b: Tensor, scale: Tensor, starts: Tensor, slots: Tensor) -> Tensor:
     """reference.lora_segments.  Raises IndexError for a slot outside [-1, S)."""
     if functorch.differentiating():  # the reference is differentiable by torch
-        return segmenter(reference.lora_segments)(x, a, b, scale, starts, slots)  # type: ignore[no-any-return]
+        return segmenter(reference.lora_segments)(x, a, b, scale, starts, slots)
     y: Tensor = torch.ops.veneer.lora_segments(x, a, b, scale, starts, slots)
     return y

@@ -1,6 +1,6 @@
 """Merge an adapter and prove it: the merged model is loaded again and compared with the unmerged one on real rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from veneer.adapters.adapter import Adapter
 from veneer.base.base import Base
-from veneer.base.load import load_model
+from veneer.base.load import Say, load_model
 from veneer.data.prompt_format import recorded_settings, recorded_source
 from veneer.data.render import Renderer, TooLong
 from veneer.data.sources import Row, read_rows
@@ -35,12 +35,6 @@ PROBES = (
 )
 """Texts to verify on where no rows are known."""
 
-Say = Callable[[str], None]
-
-
-def _silent(_: str) -> None:
-    """Say nothing."""
-
 
 @dataclass(frozen=True)
 class Merged:
@@ -58,7 +52,7 @@ def merge_and_verify(
     prompts: Sequence[Sequence[int]],
     *,
     dtype: torch.dtype | None = None,
-    say: Say = _silent,
+    say: Say = lambda _: None,
 ) -> Merged:
     """Fold `adapter`, attached to `base`, into a folder, and compare the two on `prompts` (token ids).
 
@@ -94,7 +88,13 @@ def merge_and_verify(
 
 
 def verification_prompts(
-    base: Base, facts: Mapping[str, Any], data: str | None = None, *, rows: int = 50, say: Say = _silent, **given: Any
+    base: Base,
+    facts: Mapping[str, Any],
+    data: str | None = None,
+    *,
+    rows: int = 50,
+    say: Say = lambda _: None,
+    **given: Any,
 ) -> list[list[int]]:
     """Prompts to verify a merge on: beginnings of rows of `data`, else of the recorded rows, else built-in texts.
 
@@ -120,9 +120,7 @@ def verification_prompts(
 
 def beginnings(rows: Sequence[Row], renderer: Renderer) -> list[list[int]]:
     """What a model reads of each row before it writes: the prompt, or the first half of a running text.
-
-    Rows that the renderer drops for their length are passed over.  Raises DataError with a row's place.
-    """
+    Rows that the renderer drops for their length are passed over.  Raises DataError with a row's place."""
     found = []
     for row in rows:
         try:

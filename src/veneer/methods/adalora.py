@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError
-from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, config_from, first_match
+from veneer.methods.base import METHODS, Delta, FrozenLayer, MethodConfig, Role, first_match
+from veneer.settings import typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +57,8 @@ class AdaLoRAConfig(MethodConfig):
     """Other `kept` for modules whose path ends with, or matches, a key; the first that fits counts."""
 
     def __post_init__(self) -> None:
-        least = {"rank": 1, "target_rank": 1, "start": 0, "final": 0, "every": 1, "orthogonality": 0}
-        problems = [
-            f"adalora.{k} must be at least {n}, got {v}" for k, n in least.items() if (v := getattr(self, k)) < n
-        ]
+        low = {"rank": 1, "target_rank": 1, "start": 0, "final": 0, "every": 1, "orthogonality": 0}
+        problems = [f"adalora.{k} must be at least {n}, got {v}" for k, n in low.items() if (v := getattr(self, k)) < n]
         problems += [
             f"adalora.{k} must be in (0, 1), got {v}" for k in ("beta1", "beta2") if not 0 < (v := getattr(self, k)) < 1
         ]
@@ -115,9 +114,7 @@ class AdaLoRA(Delta):
     @classmethod
     def stepped_(cls, deltas: Sequence[Any], config: AdaLoRAConfig, step: int, steps: int) -> None:
         """Remember every sensitivity and, when it is time, keep the triplets that the budget allows.
-
-        Raises ConfigError for a run that is no longer than its first and last steps without a choice.
-        """
+        Raises ConfigError for a run that is no longer than its first and last steps without a choice."""
         if steps <= config.start + config.final:
             raise ConfigError(
                 f"adalora.start {config.start} and adalora.final {config.final} leave none of the run's {steps} steps "
@@ -207,9 +204,7 @@ class AdaLoRA(Delta):
             "orthogonality": fields.get("orth_reg_weight", 0.5),
             "kept_pattern": {name.removesuffix(".lora_E"): sum(kept) for name, kept in pattern.items()},
         }
-        config = config_from("adalora", settings)
-        assert isinstance(config, AdaLoRAConfig)
-        return config
+        return typed("method", "adalora", AdaLoRAConfig, settings)
 
 
 class Importance(NamedTuple):
@@ -238,9 +233,7 @@ def triplet_scores(a: Importance, e: Importance, b: Importance) -> Tensor:
 
 def budget(step: int, total: int, layers: int, config: AdaLoRAConfig) -> tuple[int, bool]:
     """Triplets that all layers together may keep after `step` of `total`, and whether to choose them now.
-
-    Falls from rank * layers to target_rank * layers with the cube of the time left (eq. 12).
-    """
+    Falls from rank * layers to target_rank * layers with the cube of the time left (eq. 12)."""
     first, last = config.rank * layers, config.target_rank * layers
     if step <= config.start:
         return first, False

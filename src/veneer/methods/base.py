@@ -92,9 +92,7 @@ class _Spelled(type):
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(metaclass=_Spelled):
     """Settings of one method; subclasses add typed fields with unit and range below each.
-
-    A field whose name ends in `_pattern` maps module names to other values; every key has to fit a target.
-    """
+    A field whose name ends in `_pattern` maps module names to other values; every key has to fit a target."""
 
     method: ClassVar[str]
     targets: str | tuple[str, ...] | None = None
@@ -204,9 +202,7 @@ class Delta(nn.Module, ABC):
     @abstractmethod
     def __init__(self, layer: FrozenLayer, config: Any, rng: torch.Generator) -> None:
         """Build the delta for `layer` with random numbers from `rng` (CPU); parameters are float32.
-
-        Raises ConfigError as `refuse_layer` does.
-        """
+        Raises ConfigError as `refuse_layer` does."""
         super().__init__()
         self.refuse_layer(layer, config)
 
@@ -224,9 +220,7 @@ class Delta(nn.Module, ABC):
 
     def fold(self, w: Tensor) -> Tensor:
         """W (O, D, *kernel) float32, the base's own -> the single weight that does the same without the delta.
-
-        Raises NotFoldable by name.
-        """
+        Raises NotFoldable by name."""
         raise NotFoldable(f"{type(self).__name__} is not a change of one weight, so it cannot be folded into it")
 
     def fold_bias(self, bias: Tensor) -> Tensor:
@@ -245,9 +239,7 @@ class Delta(nn.Module, ABC):
     @classmethod
     def stepped_(cls, deltas: Sequence[Any], config: Any, step: int, steps: int) -> None:
         """Hook after optimizer step `step` of `steps`, before gradients are cleared, for methods with a schedule.
-
-        Such a method keeps its state in buffers of its deltas, so that checkpoints contain it.
-        """
+        Such a method keeps its state in buffers of its deltas, so that checkpoints contain it."""
 
     @classmethod
     @abstractmethod
@@ -284,14 +276,22 @@ class Delta(nn.Module, ABC):
             tensor.copy_(tensors[key])
 
     @classmethod
-    @abstractmethod
     def to_peft(cls, config: Any) -> dict[str, Any]:
-        """The method's own fields of adapter_config.json, including `peft_type`."""
+        """The method's own fields of adapter_config.json, including `peft_type`.
+        Here: for a method that PEFT does not have, a type that it refuses and our settings."""
+        return {"peft_type": config.method.upper(), **{name: getattr(config, name) for name in cls._settings()}}
 
     @classmethod
-    @abstractmethod
     def from_peft(cls, fields: Mapping[str, Any]) -> MethodConfig | None:
         """Settings from an adapter_config.json; None if that file describes another method."""
+        method = cls.Config.method
+        if fields.get("peft_type") != method.upper():
+            return None
+        return typed("method", method, cls.Config, {name: fields[name] for name in cls._settings() if name in fields})
+
+    @classmethod
+    def _settings(cls) -> list[str]:
+        return [f.name for f in fields(cls.Config) if f.name != "targets"]
 
 
 METHODS: Registry[type[Delta]] = Registry("method")

@@ -8,7 +8,7 @@ target layers: name the norms among the targets to have theirs too.  A layer wit
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +61,3 @@ class BitFit(Delta):
 
     def tensors(self) -> dict[str, Tensor]:
         return {"bias_delta": self.c}
-
-    @classmethod
-    def to_peft(cls, config: BitFitConfig) -> dict[str, Any]:
-        """PEFT has no such method and refuses the type."""
-        return {"peft_type": "BITFIT"}
-
-    @classmethod
-    def from_peft(cls, fields: Mapping[str, Any]) -> BitFitConfig | None:
-        return BitFitConfig() if fields.get("peft_type") == "BITFIT" else None

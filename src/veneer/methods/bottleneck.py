@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import ConfigError, TargetError
-from veneer.methods.base import METHODS, Delta, FrozenLayer, Kind, MethodConfig, Role, config_from
+from veneer.methods.base import METHODS, Delta, FrozenLayer, Kind, MethodConfig, Role
 
 Variant = Literal["houlsby", "pfeiffer", "parallel"]
 Activation = Literal["relu", "gelu", "silu", "tanh"]
@@ -112,24 +112,7 @@ class Bottleneck(Delta):
 
     @classmethod
     def to_peft(cls, config: BottleneckConfig) -> dict[str, Any]:
-        """PEFT has no such method and refuses the type."""
-        return {
-            "peft_type": "BOTTLENECK",
-            "variant": config.variant,
-            "size": config.size,
-            "activation": config.activation or _OWN_ACTIVATION[config.variant],
-            "scale": config.scale,
-            "dropout": config.dropout,
-        }
-
-    @classmethod
-    def from_peft(cls, fields: Mapping[str, Any]) -> BottleneckConfig | None:
-        if fields.get("peft_type") != "BOTTLENECK":
-            return None
-        names = ("variant", "size", "activation", "scale", "dropout")
-        config = config_from("bottleneck", {k: fields[k] for k in names if k in fields})
-        assert isinstance(config, BottleneckConfig)
-        return config
+        return super().to_peft(config) | {"activation": config.activation or _OWN_ACTIVATION[config.variant]}
 
 
 def _width(layer: FrozenLayer, config: BottleneckConfig) -> int:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from veneer.methods.base import METHODS, FrozenLayer, Role
+from veneer.methods.base import METHODS, FrozenLayer, MethodConfig, Role
 from veneer.methods.init.base import INITS
 from veneer.methods.lora import LoRA, LoRAConfig
 
@@ -133,7 +133,7 @@ class DoRA(LoRA):
         return {**super().to_peft(config), "use_dora": True}
 
     @classmethod
-    def from_peft(cls, fields: Mapping[str, Any]) -> LoRAConfig | None:
+    def from_peft(cls, fields: Mapping[str, Any]) -> MethodConfig | None:
         return super().from_peft({**fields, "use_dora": False}) if fields.get("use_dora") else None
 
 

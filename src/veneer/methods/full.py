@@ -8,7 +8,7 @@ compared like any other method.  It costs a second matrix product; normalization
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,12 +60,3 @@ class Full(Delta):
     def tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {"weight_delta": self.w}
         return tensors if self.db is None else {**tensors, "bias_delta": self.db}
-
-    @classmethod
-    def to_peft(cls, config: FullConfig) -> dict[str, Any]:
-        """PEFT has no such method and refuses the type."""
-        return {"peft_type": "FULL"}
-
-    @classmethod
-    def from_peft(cls, fields: Mapping[str, Any]) -> FullConfig | None:
-        return FullConfig() if fields.get("peft_type") == "FULL" else None

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from veneer.errors import ConfigError
-from veneer.methods.base import METHODS, Delta, FrozenLayer, Kind, MethodConfig, Role, config_from
+from veneer.methods.base import METHODS, Delta, FrozenLayer, Kind, MethodConfig, Role
+from veneer.settings import typed
 
 FEEDFORWARD = ("down_proj", "fc2", "fc_out", "mlp.c_proj", "dense_4h_to_h", "wo", "w2", "output.dense")
 """The last feed-forward layer of common models."""
@@ -107,6 +108,4 @@ class IA3(Delta):
         if fields.get("peft_type") != "IA3":
             return None
         given = fields.get("feedforward_modules") or ()
-        config = config_from("ia3", {"feedforward": given if isinstance(given, str) else tuple(given)})
-        assert isinstance(config, IA3Config)
-        return config
+        return typed("method", "ia3", IA3Config, {"feedforward": given if isinstance(given, str) else tuple(given)})

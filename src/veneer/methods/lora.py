@@ -24,7 +24,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError, NotFoldable
-from veneer.methods.base import METHODS, DataInit, FrozenLayer, Geometry, Kind, RankedConfig, Role, config_from
+from veneer.methods.base import (
+    METHODS,
+    DataInit,
+    FrozenLayer,
+    Geometry,
+    Kind,
+    MethodConfig,
+    RankedConfig,
+    Role,
+    config_from,
+)
 from veneer.methods.init.base import INITS, Init, InitSetting, init_from, init_setting
 from veneer.methods.restartable import Restartable
 
@@ -291,7 +301,7 @@ class LoRA(Restartable):
         }
 
     @classmethod
-    def from_peft(cls, fields: Mapping[str, Any]) -> LoRAConfig | None:
+    def from_peft(cls, fields: Mapping[str, Any]) -> MethodConfig | None:
         if fields.get("peft_type") != "LORA" or any(fields.get(k) for k in ("use_dora", "use_mora")):
             return None
         _refuse_unread(fields)
@@ -304,21 +314,13 @@ class LoRA(Restartable):
             "rank_pattern": fields.get("rank_pattern") or {},
             "alpha_pattern": fields.get("alpha_pattern") or {},
         }
-        config = config_from(cls.Config.method, settings)
-        assert isinstance(config, LoRAConfig)
-        return config
+        return config_from(cls.Config.method, settings)
 
 
 _NOT_READ = (
-    "bias",
-    "lora_bias",
-    "layer_replication",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "monteclora_config",
-    "kasa_config",
-)
+    "bias", "lora_bias", "layer_replication", "target_parameters",
+    "alora_invocation_tokens", "arrow_config", "monteclora_config", "kasa_config",
+)  # fmt: skip
 """Fields of PEFT's LoRA that change the adapter's meaning; set ones are refused, and so are all `use_...`."""
 _READ_AS: dict[Any, str] = {"gaussian": "gaussian", False: "random"}
 _SAME_BASE = {True, False, None, "gaussian", "eva", "orthogonal", "mica"}

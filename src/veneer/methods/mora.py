@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from veneer.errors import AdapterMismatch, ConfigError
-from veneer.methods.base import METHODS, FrozenLayer, MethodConfig, Role, config_from, first_match
+from veneer.methods.base import METHODS, FrozenLayer, MethodConfig, Role, first_match
 from veneer.methods.mora_maps import adjacent_groups, continued, spread_groups, strided_groups, sum_groups, tiled, turns
 from veneer.methods.restartable import Restartable
 from veneer.settings import typed
@@ -333,9 +333,7 @@ class MoRA(Restartable):
         }
         if fields["peft_type"] == "REMORA":
             return typed("method", "mora", RegroupedConfig, {**settings, "finished": fields.get("mora_finished_types")})
-        config = config_from("mora", settings)
-        assert isinstance(config, MoRAConfig)
-        return config
+        return typed("method", "mora", MoRAConfig, settings)
 
 
 _UNSET: tuple[Any, ...] = ("none", None, [], {})

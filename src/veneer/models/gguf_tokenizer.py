@@ -27,9 +27,7 @@ CONTROL, USER_DEFINED = 3, 4
 
 def write_tokenizer(file: Path, reader: Any, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and the chat template into `folder`.
-
-    Raises ModelError for a tokenizer that cannot be rebuilt.
-    """
+    Raises ModelError for a tokenizer that cannot be rebuilt."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     facts = {key.removeprefix("tokenizer.ggml."): key for key in reader.fields if key.startswith("tokenizer.ggml.")}
@@ -63,9 +61,8 @@ def write_tokenizer(file: Path, reader: Any, folder: Path) -> None:
 
 def rule_of(backend: Mapping[str, Any]) -> str | None:
     """llama.cpp's name of the rule by which a tokenizer (its tokenizer.json) splits text; None if it is not known."""
-    rule = (
-        _split_of(backend) if backend["model"]["type"] == "BPE" and not backend["model"].get("byte_fallback") else None
-    )
+    model = backend["model"]
+    rule = _split_of(backend) if model["type"] == "BPE" and not model.get("byte_fallback") else None
     normalizer = backend.get("normalizer")
     composed = rule == "qwen2" and normalizer == {"type": "NFC"}  # llama.cpp leaves it out
     return rule if normalizer is None or composed else None

@@ -19,6 +19,8 @@ from veneer.settings import typed
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """One pair per layer, each (1, heads, n, E) in the model's compute dtype, as attention takes them (rotated already)."""
+Embed = Callable[[Tensor], Tensor]
+"""Token ids -> their embeddings."""
 Run = Callable[[Tensor], KeysValues]
 """Runs the model on embeddings (1, n, D) at positions 0 .. n - 1 and returns what attention was given."""
 
@@ -58,14 +60,13 @@ class Prompt(nn.Module, ABC):
     """Trained virtual tokens."""
 
     Config: ClassVar[type[PromptConfig]]
+    peft_type: ClassVar[str]
     roles: ClassVar[Mapping[str, Literal["full"]]]
     """Every parameter's role, as methods state theirs."""
 
     @abstractmethod
-    def __init__(
-        self, shape: Shape, config: Any, rng: torch.Generator, embed: Callable[[Tensor], Tensor], run: Run
-    ) -> None:
-        """Build the prompt; `embed` turns token ids into embeddings.  Parameters are float32."""
+    def __init__(self, shape: Shape, config: Any, rng: torch.Generator, embed: Embed, run: Run) -> None:
+        """Build the prompt.  Parameters are float32."""
         super().__init__()
 
     @abstractmethod
@@ -94,14 +95,21 @@ class Prompt(nn.Module, ABC):
         own.copy_(table)
 
     @classmethod
-    @abstractmethod
     def to_peft(cls, shape: Shape, config: Any) -> dict[str, Any]:
         """The kind's own fields of adapter_config.json, `peft_type` among them."""
+        return {
+            "peft_type": cls.peft_type,
+            "num_virtual_tokens": config.tokens,
+            "token_dim": shape.width,
+            "num_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_transformer_submodules": 1,
+        }
 
     @classmethod
-    @abstractmethod
     def from_peft(cls, fields: Mapping[str, Any]) -> PromptConfig | None:
         """Settings from an adapter_config.json; None if that file describes another kind."""
+        return cls.Config(tokens=fields["num_virtual_tokens"]) if fields.get("peft_type") == cls.peft_type else None
 
 
 PROMPTS: Registry[type[Prompt]] = Registry("prompt")

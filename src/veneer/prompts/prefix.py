@@ -7,14 +7,14 @@ Departs from it: the table is trained itself, without the network that makes it 
 Keys are taken as attention meets them: no rotary position is put on them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from veneer.prompts.base import PROMPTS, KeysValues, Prompt, PromptConfig, Run, Shape, some_words
+from veneer.prompts.base import PROMPTS, Embed, KeysValues, Prompt, PromptConfig, Run, Shape, some_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +29,10 @@ class PrefixTuning(Prompt):
     """One parameter, prefixes (n, L * 2 * heads * E): a token's keys and values of layer 0, of layer 1, ..."""
 
     Config = PrefixTuningConfig
+    peft_type = "PREFIX_TUNING"
     roles: ClassVar[Mapping[str, Literal["full"]]] = {"prefixes": "full"}
 
-    def __init__(
-        self,
-        shape: Shape,
-        config: PrefixTuningConfig,
-        rng: torch.Generator,
-        embed: Callable[[Tensor], Tensor],
-        run: Run,
-    ) -> None:
+    def __init__(self, shape: Shape, config: PrefixTuningConfig, rng: torch.Generator, embed: Embed, run: Run) -> None:
         super().__init__(shape, config, rng, embed, run)
         self.shape = shape
         with torch.no_grad():
@@ -61,20 +55,6 @@ class PrefixTuning(Prompt):
 
     @classmethod
     def to_peft(cls, shape: Shape, config: PrefixTuningConfig) -> dict[str, Any]:
-        return {
-            "peft_type": "PREFIX_TUNING",
-            "num_virtual_tokens": config.tokens,
-            "token_dim": shape.heads * shape.head_width,
-            "num_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_transformer_submodules": 1,
-            "encoder_hidden_size": shape.width,
-            "prefix_projection": False,
-        }
-
-    @classmethod
-    def from_peft(cls, fields: Mapping[str, Any]) -> PrefixTuningConfig | None:
-        """Also of a folder that was trained with a projection: what is saved is the table it made."""
-        if fields.get("peft_type") != "PREFIX_TUNING":
-            return None
-        return PrefixTuningConfig(tokens=fields["num_virtual_tokens"])
+        """A folder that was trained with a projection is read too: it holds the table that the projection made."""
+        own = {"token_dim": shape.heads * shape.head_width, "encoder_hidden_size": shape.width}
+        return super().to_peft(shape, config) | own | {"prefix_projection": False}

@@ -6,14 +6,14 @@ Source: Lester et al. 2021, arXiv:2104.08691; it starts from the embeddings of w
 common ones, which is the paper's "sampled vocabulary".  P passes through the model once per forward pass.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from veneer.prompts.base import PROMPTS, KeysValues, Prompt, PromptConfig, Run, Shape, some_words
+from veneer.prompts.base import PROMPTS, Embed, KeysValues, Prompt, PromptConfig, Run, Shape, some_words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,16 +28,10 @@ class PromptTuning(Prompt):
     """One parameter, embeddings (n, D)."""
 
     Config = PromptTuningConfig
+    peft_type = "PROMPT_TUNING"
     roles: ClassVar[Mapping[str, Literal["full"]]] = {"embeddings": "full"}
 
-    def __init__(
-        self,
-        shape: Shape,
-        config: PromptTuningConfig,
-        rng: torch.Generator,
-        embed: Callable[[Tensor], Tensor],
-        run: Run,
-    ) -> None:
+    def __init__(self, shape: Shape, config: PromptTuningConfig, rng: torch.Generator, embed: Embed, run: Run) -> None:
         super().__init__(shape, config, rng, embed, run)
         with torch.no_grad():
             self.embeddings = nn.Parameter(embed(some_words(shape, config.tokens, rng))[0].float().clone())
@@ -55,18 +49,4 @@ class PromptTuning(Prompt):
 
     @classmethod
     def to_peft(cls, shape: Shape, config: PromptTuningConfig) -> dict[str, Any]:
-        return {
-            "peft_type": "PROMPT_TUNING",
-            "num_virtual_tokens": config.tokens,
-            "token_dim": shape.width,
-            "num_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_transformer_submodules": 1,
-            "prompt_tuning_init": "RANDOM",
-        }
-
-    @classmethod
-    def from_peft(cls, fields: Mapping[str, Any]) -> PromptTuningConfig | None:
-        if fields.get("peft_type") != "PROMPT_TUNING":
-            return None
-        return PromptTuningConfig(tokens=fields["num_virtual_tokens"])
+        return super().to_peft(shape, config) | {"prompt_tuning_init": "RANDOM"}

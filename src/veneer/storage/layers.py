@@ -39,18 +39,11 @@ class Stored(nn.Module):
         if self.saved:
             destination.update(self.storage.tensors(f"{prefix}weight"))
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Mapping[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """`rest` are local_metadata, strict, missing_keys, unexpected_keys and error_msgs."""
         bias = {k: v for k, v in state_dict.items() if k == f"{prefix}bias"}
-        super()._load_from_state_dict(bias, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(bias, prefix, *rest)
+        error_msgs: list[str] = rest[-1]
         if not self.saved:
             return
         try:

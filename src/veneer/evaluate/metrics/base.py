@@ -1,12 +1,15 @@
 """What a metric is: answers and what they should be -> values for all rows, and one for each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from veneer.errors import ConfigError, DataError
 from veneer.registry import Registry
+
+Columns = Sequence[Mapping[str, Any]]
+"""The columns of each row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +36,10 @@ class Scores:
     """Each row's own score; None where the metric has none for single rows."""
 
 
-class Metric(Protocol):
-    """Anything that scores answers.
-
-    predictions   texts as generated
-    references    for each a text, a number, or a list of equally right ones
-    rows          the columns of each row
-    Raises DataError for references it cannot use, ConfigError for a library that is not installed.
-    """
-
-    def __call__(
-        self,
-        predictions: Sequence[str],
-        references: Sequence[Any],
-        rows: Sequence[Mapping[str, Any]],
-        options: MetricOptions,
-    ) -> Scores: ...
-
-
+Metric = Callable[[Sequence[str], Sequence[Any], Columns, MetricOptions], Scores]
+"""(predictions as generated, for each its reference: a text, a number, or a list of equally right ones, the rows'
+columns, options) -> scores.  Raises DataError for references it cannot use, ConfigError for a library that is not
+installed."""
 METRICS: Registry[Metric] = Registry("metric")
 
 

@@ -3,17 +3,15 @@
 Source: Papineni et al. 2002; Post 2018, arXiv:1804.08771.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from veneer.evaluate.metrics.base import METRICS, MetricOptions, Scores, alternatives, missing_library
+from veneer.evaluate.metrics.base import METRICS, Columns, MetricOptions, Scores, alternatives, missing_library
 
 
 @METRICS.add("bleu")
-def bleu(
-    predictions: Sequence[str], references: Sequence[Any], rows: Sequence[Mapping[str, Any]], options: MetricOptions
-) -> Scores:
+def bleu(predictions: Sequence[str], references: Sequence[Any], rows: Columns, options: MetricOptions) -> Scores:
     """In [0, 100], as it is published; over the corpus, so single rows have none. Rows may have several references."""
     try:
         from sacrebleu import BLEU

@@ -4,30 +4,24 @@ The labels are those of the references. An answer that is none of them is wrong,
 space is compared as single spaces; case counts unless `ignore_case`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from veneer.errors import DataError, did_you_mean
-from veneer.evaluate.metrics.base import METRICS, MetricOptions, Scores, mean, plain
+from veneer.evaluate.metrics.base import METRICS, Columns, MetricOptions, Scores, mean, plain
 
 
 @METRICS.add("accuracy")
-def accuracy(
-    predictions: Sequence[str], references: Sequence[Any], rows: Sequence[Mapping[str, Any]], options: MetricOptions
-) -> Scores:
+def accuracy(predictions: Sequence[str], references: Sequence[Any], rows: Columns, options: MetricOptions) -> Scores:
     """In [0, 1]: the share of answers that are the reference label."""
     given, wanted = _labels(predictions, references, options)
     return mean("accuracy", [float(g == w) for g, w in zip(given, wanted, strict=True)])
 
 
 @METRICS.add("f1")
-def f1(
-    predictions: Sequence[str], references: Sequence[Any], rows: Sequence[Mapping[str, Any]], options: MetricOptions
-) -> Scores:
+def f1(predictions: Sequence[str], references: Sequence[Any], rows: Columns, options: MetricOptions) -> Scores:
     """In [0, 1]: `f1`, the mean over all labels (macro), and `f1_positive`, that of `positive` if it is given.
-
-    Raises DataError for a positive label that no reference has.
-    """
+    Raises DataError for a positive label that no reference has."""
     given, wanted = _labels(predictions, references, options)
     by_label = {label: _f1(given, wanted, label) for label in sorted(set(wanted))}
     values = {"f1": sum(by_label.values()) / len(by_label) if by_label else 0.0}

@@ -8,11 +8,11 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from veneer.errors import DataError
-from veneer.evaluate.metrics.base import METRICS, MetricOptions, Scores, mean
+from veneer.evaluate.metrics.base import METRICS, Columns, MetricOptions, Scores, mean
 
 TOLERANCE = 1e-4
 LONGEST = 1000
@@ -29,9 +29,7 @@ OPERATIONS: dict[type[ast.AST], Callable[..., float]] = {
 
 
 @METRICS.add("numeric")
-def numeric(
-    predictions: Sequence[str], references: Sequence[Any], rows: Sequence[Mapping[str, Any]], options: MetricOptions
-) -> Scores:
+def numeric(predictions: Sequence[str], references: Sequence[Any], rows: Columns, options: MetricOptions) -> Scores:
     """In [0, 1].  Raises DataError for a reference without a number."""
     hits = []
     for index, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):

@@ -6,10 +6,10 @@ both agree. A script without spaces between words counts a run as one word.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from veneer.evaluate.metrics.base import METRICS, MetricOptions, Scores, alternatives, mean, missing_library
+from veneer.evaluate.metrics.base import METRICS, Columns, MetricOptions, Scores, alternatives, mean, missing_library
 
 
 class Words:
@@ -21,9 +21,7 @@ class Words:
 
 
 @METRICS.add("rouge_l")
-def rouge_l(
-    predictions: Sequence[str], references: Sequence[Any], rows: Sequence[Mapping[str, Any]], options: MetricOptions
-) -> Scores:
+def rouge_l(predictions: Sequence[str], references: Sequence[Any], rows: Columns, options: MetricOptions) -> Scores:
     """In [0, 1]: the mean over rows of the best F-measure among a row's references."""
     try:
         from rouge_score.rouge_scorer import RougeScorer

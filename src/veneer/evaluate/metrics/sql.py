@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from veneer.errors import DataError, listed
-from veneer.evaluate.metrics.base import METRICS, MetricOptions, Scores, alternatives, mean
+from veneer.evaluate.metrics.base import METRICS, Columns, MetricOptions, Scores, alternatives, mean
 from veneer.evaluate.sql_sandbox import QueryError, Sandbox, is_ordered, same_result
 
 SHOWN = 5  # reference queries named in one message
 
 
 @METRICS.add("sql")
-def sql(
-    predictions: Sequence[str], references: Sequence[Any], rows: Sequence[Mapping[str, Any]], options: MetricOptions
-) -> Scores:
+def sql(predictions: Sequence[str], references: Sequence[Any], rows: Columns, options: MetricOptions) -> Scores:
     """In [0, 1]; an answer that is no single reading query, or takes too long, counts as wrong.
 
     With `ignore_case`, text in results is compared regardless of case, and so are the text columns of tables made from
@@ -56,9 +54,7 @@ def open_database(row: Mapping[str, Any], options: MetricOptions) -> Sandbox:
 
 def answers(database: Sandbox, prediction: str, references: Sequence[str], ignore_case: bool = False) -> bool:
     """Whether the predicted query gives what any of the reference queries gives.
-
-    Raises QueryError, naming the reference, if one of them does not run.
-    """
+    Raises QueryError, naming the reference, if one of them does not run."""
     expected = []
     for reference in references:
         try:
