@@ -23,17 +23,7 @@ from veneer.recipe.aliases import (
     switch,
 )
 from veneer.recipe.settings import Recipe
-from veneer.recipe.validation import (
-    boolean_problems,
-    fields,
-    keys,
-    method_problems,
-    prompt_problems,
-    storage_problems,
-    takes,
-    type_problems,
-    word_problems,
-)
+from veneer.recipe.validation import boolean_problems, fields, keys, setting_problems, takes, type_problems
 from veneer.recipe.yaml_io import read_tree, read_value, write_tree
 
 __all__ = ["keys", "load_recipe", "parse_flags", "recipe_from", "respelled", "write_recipe"]
@@ -173,12 +163,7 @@ def _checked(
         recipe = Recipe.model_validate(settings)
     except ValidationError as error:
         problems += type_problems(error, {*places, *keys()})
-    problems += [
-        *method_problems(settings),
-        *prompt_problems(settings),
-        *storage_problems(settings),
-        *word_problems(settings),
-    ]
+    problems += setting_problems(settings)
     if problems:
         known = dict.fromkeys(f"{_place(key, places) or where}: {message}" for key, message in problems)
         raise ConfigError("\n".join(known))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from veneer.recipe.aliases import SECTIONS
 from veneer.recipe.load import recipe_from
 from veneer.recipe.settings import Recipe
 
@@ -21,13 +22,14 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def differences(before: Recipe, after: Recipe) -> Changes:
     """The keys whose values differ, with those of `after`; `with_changes` of the one gives the other."""
-    old = dict(_flat(before.model_dump(mode="json")))
-    return {key: value for key, value in _flat(after.model_dump(mode="json")) if old.get(key, ...) != value}
+    old = dict(flat(before.model_dump(mode="json")))
+    return {key: value for key, value in flat(after.model_dump(mode="json")) if old.get(key, ...) != value}
 
 
-def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value, with the sections of a recipe opened."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key in SECTIONS:
             yield from ((f"{key}.{inner}", leaf) for inner, leaf in value.items())
         else:
             yield key, value

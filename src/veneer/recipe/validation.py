@@ -45,6 +45,12 @@ def boolean_problems(settings: Mapping[Any, Any]) -> list[Problem]:
     return problems
 
 
+def setting_problems(settings: Mapping[Any, Any]) -> list[Problem]:
+    """Problems with what is registered by name, and with its own settings."""
+    finders = (method_problems, prompt_problems, storage_problems, word_problems)
+    return [problem for find in finders for problem in find(settings)]
+
+
 def method_problems(settings: Mapping[Any, Any]) -> list[Problem]:
     """Problems with the method's own settings and with restarts."""
     from veneer.methods.base import config_from  # not at import: brings torch

@@ -55,7 +55,9 @@ def read_tree(path: Path, text: str) -> tuple[dict[str, Any], dict[str, int]]:
     except ConfigError:
         raise
     except YAML_ERRORS as error:
-        raise ConfigError(f"{path}{_mark(error)}: not valid YAML: {_problem(error)}") from None
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {_problem(error)}") from None
     if not isinstance(tree, dict):
         found = {type(None): "empty", list: "a list"}.get(type(tree), "a single value")
         raise ConfigError(f"{path}: a recipe is a YAML mapping (model: ..., data: ..., run: ...), but this is {found}")
@@ -69,11 +71,6 @@ def write_tree(tree: dict[str, Any]) -> str:
 
 def _problem(error: BaseException) -> str:
     return str(getattr(error, "problem", None) or error or type(error).__name__)
-
-
-def _mark(error: BaseException) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f", line {mark.line + 1}" if mark else ""
 
 
 def _lines(

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from veneer.base.base import Base
 from veneer.data.example import Example
@@ -37,17 +36,14 @@ def check_fast_paths(base: Base, examples: Sequence[Example], *, packed: bool) -
             batch = collate(members).to(where)
             everywhere = torch.arange(batch.input_ids.shape[1], device=where)
             fast.append(head_of(base)(hidden_states(base, replace(batch, supervised=everywhere), packed=packed)))
-    difference, limit = _relative(torch.cat(fast).float(), torch.cat(plain).float()), LIMITS[plain[0].dtype]
+    ours, own, limit = torch.cat(fast).float(), torch.cat(plain).float(), LIMITS[plain[0].dtype]
+    difference = float((ours - own).norm() / own.norm().clamp_min(1e-30))
     if not difference < limit:
         way = "set data.packing to false" if packed else "this architecture computes its logits in a way not known here"
         raise ModelError(
             f"{base.kind}: the loss computed the fast way differs from the model's own by {difference:.2g} "
             f"(at most {limit} is rounding); {way}"
         )
-
-
-def _relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp_min(1e-30))
 
 
 def _shortened(example: Example) -> Example:

@@ -7,6 +7,7 @@ each gradient's norm and discards it, the second steps with the scale that the n
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from math import isfinite
 
 import torch
@@ -57,23 +58,29 @@ def _in_backward(
     scale, clip = None, training.job.recipe.train.clip
     if clip:
         with training.base.device.keeping_random_state():
-            in_backward.begin()
-            loss = _loss(training, state, batch, len(batch.targets))
-            with in_backward.measuring():
-                loss.backward()
-        del loss
-        _refuse_unreached(training, set(in_backward.norms))
-        norm = _norm(training, in_backward)
+            _, norm = _pass(training, state, batch, in_backward, in_backward.measuring())
         _refuse_norm(norm, state)
         scale = (clip / (norm + 1e-6)).clamp(max=1.0)  # as in torch's clip_grad_norm_
+    value, norm = _pass(training, state, batch, in_backward, in_backward.stepping(scale))
+    state.optimizer.step()
+    return value, float(norm)
+
+
+def _pass(
+    training: Training,
+    state: TrainState,
+    batch: Batch,
+    in_backward: StepInBackward,
+    using: AbstractContextManager[None],
+) -> tuple[float, Tensor]:
+    """One pass whose gradients are used as `using` says; returns the loss in nats and the norm of them all."""
     in_backward.begin()
     loss = _loss(training, state, batch, len(batch.targets))
-    with in_backward.stepping(scale):
+    with using:
         loss.backward()
     _refuse_unreached(training, set(in_backward.norms))
-    norm = _norm(training, in_backward)
-    state.optimizer.step()
-    return loss.value, float(norm)
+    norms = [in_backward.norms[p] for p in training.adapter.parameters()]
+    return loss.value, torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _loss(training: Training, state: TrainState, batch: Batch, supervised: int, number: int = 0) -> Loss:
@@ -87,11 +94,6 @@ def _loss(training: Training, state: TrainState, batch: Batch, supervised: int, 
         f"step {state.step + 1}: the loss is {loss.value}, in a micro-batch of the rows {rows}; look at those rows, or "
         "try a lower optimizer.lr. The last checkpoint is whole."
     )
-
-
-def _norm(training: Training, in_backward: StepInBackward) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([in_backward.norms[p] for p in training.adapter.parameters()]))
-    return norm
 
 
 def _refuse_unreached(training: Training, reached: set[Tensor]) -> None:

@@ -1,6 +1,6 @@
 """`veneer.train(...)`: train from a recipe, or train an adapter that is attached to a base in memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -14,8 +14,9 @@ from veneer.adapters.virtual_tokens import VirtualTokens
 from veneer.base.base import Base
 from veneer.base.vocabulary import add_tokens
 from veneer.errors import ConfigError
-from veneer.recipe.aliases import SECTIONS, own_name
+from veneer.recipe.aliases import own_name
 from veneer.recipe.load import load_recipe, recipe_from
+from veneer.recipe.overrides import flat
 from veneer.recipe.settings import NONE, Recipe
 from veneer.train.activation_checkpointing import chosen_blocks
 from veneer.train.events import Listener
@@ -38,7 +39,7 @@ def train(
     say: Say = lambda _: None,
 ) -> Run:
     """Train from `recipe` with `settings` over it, or train `adapter` in place; see `veneer.train`."""
-    given = dict(_flat(settings))
+    given = dict(flat(settings))
     if isinstance(recipe, Base):
         if adapter is None:
             raise ConfigError("train was given a base without an adapter; give train(base, attach(base, config), ...)")
@@ -107,12 +108,3 @@ def _new_run() -> str:
             continue
         return str(folder)
     raise AssertionError("numbers do not end")
-
-
-def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted key -> value, with the sections of a recipe opened."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and key in SECTIONS:
-            yield from ((f"{key}.{inner}", leaf) for inner, leaf in value.items())
-        else:
-            yield key, value

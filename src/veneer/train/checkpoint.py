@@ -47,7 +47,9 @@ class TrainState:
 
 def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
     """Write the state after a step, whole or not at all; `data` is a hash of the examples."""
-    tensors = _own(state.adapter) | _past(state.adapter)
+    tensors = _own(state.adapter)
+    for path, delta in restartable(state.adapter.deltas).items():
+        tensors |= {f"past.{path}:{name}": t for name, t in delta.past.items()}
     for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
     tensors |= state.base.device.random_state()
@@ -118,17 +120,12 @@ def load_checkpoint(folder: Path, state: TrainState, data: str) -> str | None:
     _restore_optimizer(state.optimizer, tensors)
     state.base.device.set_random_state(random)
     state.step, state.tokens, state.seconds = step, tokens, seconds
-    return _other_threads(facts.get("threads"))
-
-
-def _other_threads(before: int | None) -> str | None:
-    """Sums are added up in another order by another number of threads."""
-    now = torch.get_num_threads()
+    before, now = facts.get("threads"), torch.get_num_threads()
     if before is None or before == now:
         return None
     return (
         f"the run began with OMP_NUM_THREADS={before}, now there are {now} threads: the result is as good, but "
-        "its bytes differ from those of an uninterrupted run"
+        "its bytes differ from those of an uninterrupted run"  # sums are added up in another order
     )
 
 
@@ -138,12 +135,6 @@ def _own(adapter: Adapter) -> dict[str, Tensor]:
     for path, holder in adapter.holders().items():
         own |= {f"buffer.{path}:{name}": buffer for name, buffer in holder.named_buffers()}
     return own
-
-
-def _past(adapter: Adapter) -> dict[str, Tensor]:
-    """The past of every delta that restarts."""
-    deltas = restartable(adapter.deltas)
-    return {f"past.{path}:{name}": t for path, delta in deltas.items() for name, t in delta.past.items()}
 
 
 def _restore_adapter(folder: Path, state: TrainState, tensors: dict[str, Tensor]) -> None:

@@ -122,25 +122,23 @@ class FlatAdamW(torch.optim.Optimizer):
 
     def _advance(self, group: dict[str, Any], kept: State, span: slice, values: Tensor, gradients: Tensor) -> None:
         """Step a part of a group, whole blocks; `span` is where it lies in the group, the tensors are that part."""
+        beta1, beta2 = group["betas"]
+        rates = Rates(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], int(self.steps[0]) + 1)
         chunk = CHUNK if self.pages is not None else max(len(values), 1)
         for start in range(0, len(values), chunk):
             part = slice(start, min(start + chunk, len(values)))
             here = slice(span.start + part.start, span.start + part.stop)
             if self.pages is not None:
                 self.pages.ahead(kept.within(slice(here.stop, min(here.stop + chunk, span.stop))))
-            kept.step_(values[part], gradients[part], here, self._rates(group))
+            kept.step_(values[part], gradients[part], here, rates)
             if self.pages is not None:
                 self.pages.behind(kept.within(here), self._before)
                 self._before = kept.within(here)
 
-    def _rates(self, group: dict[str, Any]) -> Rates:
-        """What the next step of this group takes."""
-        beta1, beta2 = group["betas"]
-        return Rates(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], int(self.steps[0]) + 1)
-
     def state_bytes(self) -> int:
         """What the moments take."""
-        return sum(t.nbytes for kept in self.kept for t in kept.tensors)
+        whole = [kept.within(slice(0, len(span))) for kept, span in zip(self.kept, self.spans, strict=True)]
+        return sum(t.nbytes for tensors in whole for t in tensors)
 
     def moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """The parameter's moments as float32, the first moment first."""

@@ -27,11 +27,6 @@ class Part(NamedTuple):
 class State(ABC):
     """The moments of a stretch of n numbers, a multiple of ALIGN."""
 
-    @property
-    @abstractmethod
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that it holds."""
-
     @staticmethod
     @abstractmethod
     def nbytes(n: int) -> int:
@@ -64,10 +59,6 @@ class State32(State):
     def __init__(self, n: int, new: New, names: tuple[str, str]) -> None:
         self.names, self.first, self.second = names, new(n, torch.float32), new(n, torch.float32)
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.first, self.second
-
     @staticmethod
     def nbytes(n: int) -> int:
         return 8 * n
@@ -96,7 +87,7 @@ class State32(State):
     def entries(self, part: Part) -> dict[str, Tensor]:
         return {
             name: moment[part.start : part.start + part.numel].view(part.shape)
-            for name, moment in zip(self.names, self.tensors, strict=True)
+            for name, moment in zip(self.names, (self.first, self.second), strict=True)
         }
 
     def moments(self, part: Part) -> dict[str, Tensor]:
@@ -116,27 +107,19 @@ class State8(State):
         self.kept = Moments(new(n, torch.uint8), new(n, torch.uint8), *absmax)
         self.kept.codes1.fill_(dynamic_map(True).zero)
 
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(self.kept)
-
     @staticmethod
     def nbytes(n: int) -> int:
         return 2 * n + 8 * (n // ALIGN)
 
-    def within(self, span: slice) -> tuple[Tensor, ...]:
-        return tuple(self._within(span.start, span.stop))
-
-    def _within(self, start: int, stop: int) -> Moments:
-        blocks = slice(start // ALIGN, -(-stop // ALIGN))
-        k = self.kept
-        return Moments(k.codes1[start:stop], k.codes2[start:stop], k.absmax1[blocks], k.absmax2[blocks])
+    def within(self, span: slice) -> Moments:
+        k, blocks = self.kept, slice(span.start // ALIGN, -(-span.stop // ALIGN))
+        return Moments(k.codes1[span], k.codes2[span], k.absmax1[blocks], k.absmax2[blocks])
 
     def step_(self, values: Tensor, gradients: Tensor, span: slice, rates: Rates) -> None:
-        adamw_8bit_(values, gradients, self._within(span.start, span.stop), rates)
+        adamw_8bit_(values, gradients, self.within(span), rates)
 
     def entries(self, part: Part) -> dict[str, Tensor]:
-        k = self._within(part.start, part.start + part.numel)
+        k = self.within(slice(part.start, part.start + part.numel))
         codes = {"state1": k.codes1.view(part.shape), "state2": k.codes2.view(part.shape)}
         maps = {"qmap1": dynamic_map(True).levels, "qmap2": dynamic_map(False).levels}
         return {**codes, **maps, "absmax1": k.absmax1, "absmax2": k.absmax2}
@@ -162,7 +145,7 @@ class State8(State):
 
     def _whole(self, part: Part) -> Moments:
         """A parameter's blocks, to the end of the last."""
-        return self._within(part.start, part.start + -(-part.numel // ALIGN) * ALIGN)
+        return self.within(slice(part.start, part.start + -(-part.numel // ALIGN) * ALIGN))
 
 
 def from_bitsandbytes(own: dict[str, Tensor], saved: dict[str, Any]) -> dict[str, Tensor]:
