@@ -138,9 +138,7 @@ def describe(root: Path = Path("/")) -> Machine:
 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Memory available to this process now: the system's, or what its cgroup (v1 or v2) leaves, whichever is less.
-
-    Page cache that can be dropped counts as free.  None where the system does not report it.
-    """
+    Page cache that can be dropped counts as free.  None where the system does not report it."""
     _, available, _ = _memory(root)
     rooms = [max(limit - used, 0) for limit, used in _cgroup_memory(root)]
     return min(rooms if available is None else [available, *rooms], default=None)
@@ -164,9 +162,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_model(root: Path) -> str:
@@ -202,7 +198,6 @@ def _memory(root: Path) -> tuple[int | None, int | None, int | None]:
 
 def cgroup_folders(root: Path, controller: str) -> list[Path]:
     """The cgroup folders of this process that may hold limits, innermost first; controller "" is cgroup v2.
-
     In a container the path in /proc/self/cgroup may not exist under /sys/fs/cgroup; then its existing parents are used.
     """
     mount = root / "sys/fs/cgroup" / controller
@@ -230,9 +225,7 @@ def _cgroup_memory(root: Path) -> list[tuple[int, int]]:
 
 def _cgroup_cpu(root: Path) -> float | None:
     """The smallest quota, in cores."""
-    quotas = []
-    for folder in cgroup_folders(root, ""):
-        quotas.append(_text(folder / "cpu.max").split())
+    quotas = [_text(folder / "cpu.max").split() for folder in cgroup_folders(root, "")]
     for folder in cgroup_folders(root, "cpu"):
         quotas.append([_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")])
     cores = [int(q[0]) / int(q[1]) for q in quotas if len(q) == 2 and q[0].isdigit() and int(q[1] or 0) > 0]
@@ -292,9 +285,7 @@ def reset_peak_rss() -> bool:
 
 def trim_memory() -> None:
     """Return freed heap memory to the system (malloc_trim).
-
-    Saves 1.0 GB while a 1.1B model is quantized, and 200 MiB after the forward pass of 6 of its blocks.
-    """
+    Saves 1.0 GB while a 1.1B model is quantized, and 200 MiB after the forward pass of 6 of its blocks."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -314,8 +305,7 @@ class Probe:
     @property
     def ratio(self) -> float:
         """How many times as long float32 takes."""
-        slow, fast = self.float32_forward + self.float32_backward, self.bfloat16_forward + self.bfloat16_backward
-        return slow / fast
+        return (self.float32_forward + self.float32_backward) / (self.bfloat16_forward + self.bfloat16_backward)
 
 
 def compute_dtype() -> str:

@@ -27,10 +27,7 @@ CHUNK = 512  # rows tokenized at once
 
 class Renderer:
     """Renders rows for one tokenizer into examples of at most `max_length` tokens.
-
-    Raises ModelError for a tokenizer without a fast version, without chat template or without an end-of-text token
-    where one is needed.
-    """
+    Raises ModelError for a tokenizer without the fast version, chat template or end-of-text token that is needed."""
 
     def __init__(self, tokenizer: Any, settings: DataSettings, max_length: int) -> None:
         self.tokenizer, self.settings, self.max_length = tokenizer, settings, max_length
