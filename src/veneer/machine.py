@@ -138,7 +138,9 @@ def describe(root: Path = Path("/")) -> Machine:
 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Memory available to this process now: the system's, or what its cgroup (v1 or v2) leaves, whichever is less.
-    Page cache that can be dropped counts as free.  None where the system does not report it."""
+
+    Page cache that can be dropped counts as free.  None where the system does not report it.
+    """
     _, available, _ = _memory(root)
     rooms = [max(limit - used, 0) for limit, used in _cgroup_memory(root)]
     return min(rooms if available is None else [available, *rooms], default=None)
@@ -198,6 +200,7 @@ def _memory(root: Path) -> tuple[int | None, int | None, int | None]:
 
 def cgroup_folders(root: Path, controller: str) -> list[Path]:
     """The cgroup folders of this process that may hold limits, innermost first; controller "" is cgroup v2.
+
     In a container the path in /proc/self/cgroup may not exist under /sys/fs/cgroup; then its existing parents are used.
     """
     mount = root / "sys/fs/cgroup" / controller
@@ -285,7 +288,9 @@ def reset_peak_rss() -> bool:
 
 def trim_memory() -> None:
     """Return freed heap memory to the system (malloc_trim).
-    Saves 1.0 GB while a 1.1B model is quantized, and 200 MiB after the forward pass of 6 of its blocks."""
+
+    Saves 1.0 GB while a 1.1B model is quantized, and 200 MiB after the forward pass of 6 of its blocks.
+    """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

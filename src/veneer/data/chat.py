@@ -49,7 +49,9 @@ def question(content: Pair) -> list[dict[str, Any]]:
 
 def prompt_text(content: Content, tokenizer: Any, settings: DataSettings) -> tuple[str, list[int]]:
     """Everything the model reads before it writes its (last) answer, generation prompt included.
-    Also where in it earlier answers begin, as they do in the whole document."""
+
+    Also where in it earlier answers begin, as they do in the whole document.
+    """
     if isinstance(content, Text):
         raise DataError("running text has no prompt; give prompt and completion templates")
     if settings.format == "plain":
@@ -122,7 +124,9 @@ def _from_difference(expected: str, got: str, width: int = 40) -> str:
 
 def render(tokenizer: Any, messages: Sequence[dict[str, Any]], ask: bool = False) -> str:
     """The chat template's text; `ask` adds the generation prompt.
-    Raises ModelError for a tokenizer without template, DataError where the template refuses the messages."""
+
+    Raises ModelError for a tokenizer without template, DataError where the template refuses the messages.
+    """
     from jinja2 import TemplateError
 
     if not getattr(tokenizer, "chat_template", None):

@@ -55,7 +55,9 @@ def supervise(length: int, spans: list[slice]) -> Mask:
 
 def split(ids: Ints, most: int) -> list[tuple[Ints, Mask]]:
     """Running text in pieces of at most `most` >= 2 tokens, all of it trained.
-    Neighbors share one token, so that every token but the very first is a target exactly once."""
+
+    Neighbors share one token, so that every token but the very first is a target exactly once.
+    """
     begins = range(0, max(len(ids) - 1, 1), most - 1)
     pieces = [ids[begin : begin + most] for begin in begins]
     return [(piece, supervise(len(piece), [slice(0, len(piece))])) for piece in pieces]
@@ -63,7 +65,9 @@ def split(ids: Ints, most: int) -> list[tuple[Ints, Mask]]:
 
 def truncate(ids: Ints, spans: list[slice], most: int, bos: int | None) -> tuple[Ints, Mask] | None:
     """The last `most` tokens, behind the begin-of-text token if there was one; None if that would cut the last span.
-    An earlier span that loses its beginning is read but no longer trained."""
+
+    An earlier span that loses its beginning is read but no longer trained.
+    """
     first = ids[: int(len(ids) > 0 and int(ids[0]) == bos)]
     cut = len(ids) - most + len(first)
     if cut >= spans[-1].start:

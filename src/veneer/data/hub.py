@@ -9,7 +9,9 @@ from veneer.errors import DataError
 
 def read_hub(source: str, split: str, limit: int | None) -> Iterable[dict[str, Any]]:
     """At most `limit` rows of `split` of NAME or NAME:CONFIG, downloaded once and cached by `datasets`.
-    Raises DataError if the library is missing, the hub cannot be reached, or there is no such data set or split."""
+
+    Raises DataError if the library is missing, the hub cannot be reached, or there is no such data set or split.
+    """
     try:
         import datasets
     except ImportError as error:

@@ -65,7 +65,9 @@ def trained_on(facts: Mapping[str, Any]) -> PlainText | None:
 
 def recorded_source(facts: Mapping[str, Any]) -> str | None:
     """The held-out rows that an adapter folder names, else its training rows; None if it names neither.
-    Raises ConfigError for a name that is none."""
+
+    Raises ConfigError for a name that is none.
+    """
     data = _mapping(_mapping(facts, "recipe"), "data")
     source = data.get("eval") or data.get("train")
     if source is not None and not isinstance(source, str):

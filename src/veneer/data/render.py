@@ -52,7 +52,9 @@ class Renderer:
 
     def prompt(self, row: Row) -> list[int]:
         """Token ids up to and including the generation prompt, of any length; the example begins with them.
-        Only the columns of the prompt need to be there.  Raises DataError with the row's place."""
+
+        Only the columns of the prompt need to be there.  Raises DataError with the row's place.
+        """
         with _placed(row):
             text, earlier = prompt_text(self._content(row, complete=False), self.tokenizer, self.settings)
         leading = self._leading if self.settings.format == "plain" else []
@@ -65,7 +67,9 @@ class Renderer:
 
     def render_all(self, rows: Sequence[Row], progress: Callable[[int], None] | None = None) -> Rendered:
         """All rows; `progress` is told how many more are done after each few hundred.
-        Raises DataError that lists every kind of unusable row with the first lines of each, or if none is left."""
+
+        Raises DataError that lists every kind of unusable row with the first lines of each, or if none is left.
+        """
         made: list[Made | TooLong] = []
         unusable: list[tuple[Row, str]] = []
         for begin in range(0, len(rows), CHUNK):

@@ -97,7 +97,9 @@ def recognize(columns: list[str], settings: DataSettings) -> Layout:
 
 class Template:
     """Text with columns in braces; a single word is a column's name.
-    Raises DataError for a column that rows do not have, with those they have."""
+
+    Raises DataError for a column that rows do not have, with those they have.
+    """
 
     def __init__(self, template: str, columns: list[str], setting: str, constant: bool = False) -> None:
         parts = [(literal, name) for literal, name, _, _ in Formatter().parse(template)]

@@ -74,7 +74,9 @@ def adapter_bytes(folder: Path) -> int:
 
 def parts_of(folder: Path) -> list[Path]:
     """The subfolders of a folder with parts, in order; [] for any other folder.
-    Raises AdapterMismatch if a part is missing or was not trained together with the others."""
+
+    Raises AdapterMismatch if a part is missing or was not trained together with the others.
+    """
     if (folder / CONFIG).exists() or not (folder / FACTS).is_file():
         return []
     facts = _load(folder / FACTS)

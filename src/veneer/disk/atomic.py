@@ -73,7 +73,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 def clear_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove temporary files of killed processes in `folder`: those of the target `name`, or all.
-    Files that a running process is writing stay."""
+
+    Files that a running process is writing stay.
+    """
     for left in folder.glob(".*.tmp"):
         found = TEMPORARY.fullmatch(left.name)
         if found is None or name not in (None, found[1]):

@@ -34,7 +34,9 @@ class ModelDir:
 
 def open_model_dir(folder: Path, *, tokenizer: bool = True) -> ModelDir:
     """Check a model folder and read its config; of the weights only headers and lengths are checked.
-    Raises ModelError that lists the missing and damaged files and says what to do."""
+
+    Raises ModelError that lists the missing and damaged files and says what to do.
+    """
     if not folder.is_dir():
         raise ModelError(f"{folder} is {'a file' if folder.exists() else 'not there'}; a model folder was expected")
     config, problems = _read_config(folder)

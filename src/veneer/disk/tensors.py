@@ -114,7 +114,9 @@ class Tensors(Mapping[str, Entry]):
 
 def open_tensors(path: Path) -> Tensors:
     """List the tensors of a .safetensors file or of a model folder (single file, or shards named by an index).
-    Reads headers only.  Raises DiskError for a file that is missing, cut short or not safetensors."""
+
+    Reads headers only.  Raises DiskError for a file that is missing, cut short or not safetensors.
+    """
     files = weight_files(path) if path.is_dir() else [path]
     entries: dict[str, Entry] = {}
     metadata: dict[str, str] = {}
@@ -239,7 +241,9 @@ def write_model_tensors(
     shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a model's weights into `folder`: one file, or shards of at most `shard_bytes` and their index.
-    `tensors` may come in any order; one is in memory at a time.  Raises DiskError like `TensorWriter`."""
+
+    `tensors` may come in any order; one is in memory at a time.  Raises DiskError like `TensorWriter`.
+    """
     shards = _split(specs, shard_bytes)
     files = (
         [SINGLE]

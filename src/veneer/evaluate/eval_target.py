@@ -98,7 +98,9 @@ def measure(
     say: Say = lambda _: None,
 ) -> tuple[Evaluation | None, Evaluation]:
     """The evaluation without the adapter (None if there is none, or not `before`), and as it is.
-    Raises what loading the model, loading the adapter and evaluating raise."""
+
+    Raises what loading the model, loading the adapter and evaluating raise.
+    """
     storage = storage_for([] if subject.adapter is None else [subject.adapter], subject.storage)
     base = load_model(subject.model, storage=storage, device=subject.device, dtype=subject.dtype, say=say)
     adapter = None

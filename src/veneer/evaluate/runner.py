@@ -131,7 +131,9 @@ def measure_loss(
     base: Base, examples: Sequence[Example], max_length: int, done: Callable[[int], object]
 ) -> HeldOutLoss:
     """The loss over examples: packed, or one by one where the network cannot keep packed documents apart.
-    Raises ModelError for a network whose logits are not computed from its last hidden states by its output head."""
+
+    Raises ModelError for a network whose logits are not computed from its last hidden states by its output head.
+    """
     task, packed = CausalLM(), True
     try:
         task.selftest(base, examples, packed=True)
@@ -143,7 +145,9 @@ def measure_loss(
 
 def references_of(rows: Sequence[Row], renderer: Renderer, column: str | None = None) -> list[Any]:
     """The right answer of each row: `column`, or the completion as the renderer writes it.
-    Raises DataError naming the first rows that lack it."""
+
+    Raises DataError naming the first rows that lack it.
+    """
     if column is None:
         return [renderer.completion(row) for row in rows]
     without = [row for row in rows if row.columns.get(column) is None]

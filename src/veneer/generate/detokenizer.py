@@ -8,6 +8,7 @@ INCOMPLETE = "\ufffd"
 
 class StreamDecoder:
     """Decodes one row's tokens as they come.
+
     Only a window of the last tokens is decoded at each step: from the last whole piece shown, which also gives
     tokenizers that put a space in front of a word the context they need.
     """

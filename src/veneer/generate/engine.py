@@ -34,7 +34,9 @@ OnFinish = Callable[[int, list[int]], object]
 @dataclass
 class Memory:
     """Keys and values of the last conversation, so that the next turn computes only what is new.
-    Valid for one model with one set of adapters: `clear` it when an adapter is attached or detached."""
+
+    Valid for one model with one set of adapters: `clear` it when an adapter is attached or detached.
+    """
 
     tokens: list[int] = field(default_factory=list)
     cache: DynamicCache | None = None

@@ -20,7 +20,9 @@ GROWTH = 64
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values as the filled part of larger buffers.
-    transformers' own layer joins old and new with `torch.cat`, which copies the whole cache at every token."""
+
+    transformers' own layer joins old and new with `torch.cat`, which copies the whole cache at every token.
+    """
 
     keys: Tensor
     values: Tensor
@@ -94,7 +96,9 @@ def join(caches: Sequence[DynamicCache], base: Base) -> DynamicCache:
 
 def _stacked(parts: list[Tensor], columns: int) -> Tensor:
     """(B_i, heads, columns_i, width) each -> (sum of B_i, heads, columns + GROWTH, width).
-    Each part ends at `columns`; zeros stand before it, because attention multiplies them by 0."""
+
+    Each part ends at `columns`; zeros stand before it, because attention multiplies them by 0.
+    """
     rows, first = sum(p.shape[0] for p in parts), parts[0]
     out = first.new_empty(rows, first.shape[1], columns + GROWTH, first.shape[3])
     start = 0

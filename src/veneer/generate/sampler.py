@@ -65,7 +65,9 @@ class Sampling:
 
     def _likeliest(self, p: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities in falling order with their tokens, as many as can be kept; (p, None) when all are kept.
-        A full sort of the vocabulary costs more than the model's step, so few tokens are tried first."""
+
+        A full sort of the vocabulary costs more than the model's step, so few tokens are tried first.
+        """
         vocab_size = p.shape[-1]
         if self.top_k:
             kept, tokens = p.topk(min(self.top_k, vocab_size))

@@ -30,7 +30,9 @@ class DynamicMap(NamedTuple):
 @cache
 def dynamic_map(signed: bool = True) -> DynamicMap:
     """0, 1, and for i = 0 ... 6 the midpoints of 2^i cells (unsigned: 2^(i + 1)) of [0.1, 1], times 10^(i - 6).
-    Signed levels have both signs, except that -1 is missing.  Computed in float32, as in bitsandbytes."""
+
+    Signed levels have both signs, except that -1 is missing.  Computed in float32, as in bitsandbytes.
+    """
     values = [0.0, 1.0]
     for i in range(DECADES):
         edges = torch.linspace(0.1, 1, 2 ** (i + (not signed)) + 1, dtype=torch.float32)

@@ -63,7 +63,9 @@ def quantize(x: Tensor, bounds: Tensor, order: Tensor, block: int) -> tuple[Tens
 
 def quantize_absmax(centered: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """absmax minus its mean (n,) -> uint8 codes (n,), nested absmax (ceil(n / block),).
-    Each code is that of the nearest level of the dynamic map, the lower at a tie; a block of zeros gets code 0."""
+
+    Each code is that of the nearest level of the dynamic map, the lower at a tie; a block of zeros gets code 0.
+    """
     n = centered.numel()
     codes, nested = encode(F.pad(centered, (0, -n % block)).view(-1, block))
     codes[nested == 0] = 0

@@ -208,7 +208,9 @@ def _changed(tensor: Tensor, source: Source) -> Tensor:
 
 def _adjust_config(file: Path, untied: bool, dtype: torch.dtype | None, vocab_size: int | None) -> None:
     """Say in config.json what the fold has changed: weights that are tied or quantized no longer, dtype, vocabulary.
-    transformers loads into the dtype that stands there, so a stale one would round the weights again."""
+
+    transformers loads into the dtype that stands there, so a stale one would round the weights again.
+    """
     config = json.loads(file.read_text(encoding="utf-8"))
     config.pop("quantization_config", None)
     for part in (config, *(v for v in config.values() if isinstance(v, dict))):

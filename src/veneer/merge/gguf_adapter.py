@@ -23,7 +23,9 @@ LINEAR = {theirs: ours for ours, theirs in LAYER.items() if "norm" not in ours}
 
 def write_gguf_adapter(adapter: Adapter, file: Path) -> int:
     """Write a plain LoRA adapter of one rank and alpha (as `as_lora` makes it); returns the file's bytes.
-    Raises ConfigError for a model or a target that llama.cpp names in a way not known here, all targets at once."""
+
+    Raises ConfigError for a model or a target that llama.cpp names in a way not known here, all targets at once.
+    """
     if others := [part.kind for part in adapter.parts if not part.deltas]:
         raise ConfigError(
             f"a LoRA file for llama.cpp cannot hold {' and '.join(others)}; merge the adapter into its model and "

@@ -120,7 +120,9 @@ def verification_prompts(
 
 def beginnings(rows: Sequence[Row], renderer: Renderer) -> list[list[int]]:
     """What a model reads of each row before it writes: the prompt, or the first half of a running text.
-    Rows that the renderer drops for their length are passed over.  Raises DataError with a row's place."""
+
+    Rows that the renderer drops for their length are passed over.  Raises DataError with a row's place.
+    """
     found = []
     for row in rows:
         try:

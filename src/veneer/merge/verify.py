@@ -49,7 +49,9 @@ def logits_along(base: Base, prompts: Sequence[Sequence[int]], continuations: Se
 
 def compare(first: Sequence[Tensor], second: Sequence[Tensor]) -> Drift:
     """The drift of `second` from `first`, row by row as `logits_along` gives them; at least one row.
-    A number that is no number in either makes the drifts nan."""
+
+    A number that is no number in either makes the drifts nan.
+    """
     largest = difference = size = 0.0
     typical: list[Tensor] = []
     gaps: list[float] = []

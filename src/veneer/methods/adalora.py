@@ -114,7 +114,9 @@ class AdaLoRA(Delta):
     @classmethod
     def stepped_(cls, deltas: Sequence[Any], config: AdaLoRAConfig, step: int, steps: int) -> None:
         """Remember every sensitivity and, when it is time, keep the triplets that the budget allows.
-        Raises ConfigError for a run that is no longer than its first and last steps without a choice."""
+
+        Raises ConfigError for a run that is no longer than its first and last steps without a choice.
+        """
         if steps <= config.start + config.final:
             raise ConfigError(
                 f"adalora.start {config.start} and adalora.final {config.final} leave none of the run's {steps} steps "
@@ -233,7 +235,9 @@ def triplet_scores(a: Importance, e: Importance, b: Importance) -> Tensor:
 
 def budget(step: int, total: int, layers: int, config: AdaLoRAConfig) -> tuple[int, bool]:
     """Triplets that all layers together may keep after `step` of `total`, and whether to choose them now.
-    Falls from rank * layers to target_rank * layers with the cube of the time left (eq. 12)."""
+
+    Falls from rank * layers to target_rank * layers with the cube of the time left (eq. 12).
+    """
     first, last = config.rank * layers, config.target_rank * layers
     if step <= config.start:
         return first, False

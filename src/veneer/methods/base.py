@@ -92,7 +92,9 @@ class _Spelled(type):
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(metaclass=_Spelled):
     """Settings of one method; subclasses add typed fields with unit and range below each.
-    A field whose name ends in `_pattern` maps module names to other values; every key has to fit a target."""
+
+    A field whose name ends in `_pattern` maps module names to other values; every key has to fit a target.
+    """
 
     method: ClassVar[str]
     targets: str | tuple[str, ...] | None = None
@@ -202,7 +204,9 @@ class Delta(nn.Module, ABC):
     @abstractmethod
     def __init__(self, layer: FrozenLayer, config: Any, rng: torch.Generator) -> None:
         """Build the delta for `layer` with random numbers from `rng` (CPU); parameters are float32.
-        Raises ConfigError as `refuse_layer` does."""
+
+        Raises ConfigError as `refuse_layer` does.
+        """
         super().__init__()
         self.refuse_layer(layer, config)
 
@@ -220,7 +224,9 @@ class Delta(nn.Module, ABC):
 
     def fold(self, w: Tensor) -> Tensor:
         """W (O, D, *kernel) float32, the base's own -> the single weight that does the same without the delta.
-        Raises NotFoldable by name."""
+
+        Raises NotFoldable by name.
+        """
         raise NotFoldable(f"{type(self).__name__} is not a change of one weight, so it cannot be folded into it")
 
     def fold_bias(self, bias: Tensor) -> Tensor:
@@ -239,7 +245,9 @@ class Delta(nn.Module, ABC):
     @classmethod
     def stepped_(cls, deltas: Sequence[Any], config: Any, step: int, steps: int) -> None:
         """Hook after optimizer step `step` of `steps`, before gradients are cleared, for methods with a schedule.
-        Such a method keeps its state in buffers of its deltas, so that checkpoints contain it."""
+
+        Such a method keeps its state in buffers of its deltas, so that checkpoints contain it.
+        """
 
     @classmethod
     @abstractmethod

@@ -26,6 +26,8 @@ def top_svd(w: Tensor, rank: int, iterations: int, rng: torch.Generator) -> tupl
 
 def svd_scratch(rows: int, columns: int) -> int:
     """Bytes that LAPACK holds while torch.linalg.svd decomposes a float32 matrix, besides what it is given and returns.
-    Measured on matrices of 512 to 4096 rows and columns, within 8 %: a copy, more of a tall one, and 3.3 squares."""
+
+    Measured on matrices of 512 to 4096 rows and columns, within 8 %: a copy, more of a tall one, and 3.3 squares.
+    """
     narrow = min(rows, columns)
     return round(4 * (rows * columns * (1.6 if rows > columns else 1.0) + 3.3 * narrow * narrow))

@@ -52,7 +52,9 @@ LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_po
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write config.json, weights, tokenizer and generation_config.json of `file` into the existing `folder`.
-    Raises ModelError if the file is not GGUF, is truncated, or has an unsupported architecture."""
+
+    Raises ModelError if the file is not GGUF, is truncated, or has an unsupported architecture.
+    """
     reader = _open(file)
     architecture = field(reader, "general.architecture")
     if architecture not in ARCHITECTURES or any("_exps" in t.name for t in reader.tensors):

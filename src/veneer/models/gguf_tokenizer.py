@@ -27,7 +27,9 @@ CONTROL, USER_DEFINED = 3, 4
 
 def write_tokenizer(file: Path, reader: Any, folder: Path) -> None:
     """Write tokenizer.json, tokenizer_config.json and the chat template into `folder`.
-    Raises ModelError for a tokenizer that cannot be rebuilt."""
+
+    Raises ModelError for a tokenizer that cannot be rebuilt.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     facts = {key.removeprefix("tokenizer.ggml."): key for key in reader.fields if key.startswith("tokenizer.ggml.")}

@@ -69,7 +69,9 @@ class Storage(nn.Module, ABC):
     @abstractmethod
     def read(cls, tensors: Mapping[str, Tensor], name: str) -> Self:
         """Load the weight `name` from its tensors, without a copy where alignment allows.
-        Raises ModelError that lists all problems."""
+
+        Raises ModelError that lists all problems.
+        """
 
     def take_(self, other: "Storage") -> None:
         """Take over the contents of `other`, of the same class; modules that share this storage see the new weight."""

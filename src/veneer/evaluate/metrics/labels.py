@@ -21,7 +21,9 @@ def accuracy(predictions: Sequence[str], references: Sequence[Any], rows: Column
 @METRICS.add("f1")
 def f1(predictions: Sequence[str], references: Sequence[Any], rows: Columns, options: MetricOptions) -> Scores:
     """In [0, 1]: `f1`, the mean over all labels (macro), and `f1_positive`, that of `positive` if it is given.
-    Raises DataError for a positive label that no reference has."""
+
+    Raises DataError for a positive label that no reference has.
+    """
     given, wanted = _labels(predictions, references, options)
     by_label = {label: _f1(given, wanted, label) for label in sorted(set(wanted))}
     values = {"f1": sum(by_label.values()) / len(by_label) if by_label else 0.0}

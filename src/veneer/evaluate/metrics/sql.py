@@ -54,7 +54,9 @@ def open_database(row: Mapping[str, Any], options: MetricOptions) -> Sandbox:
 
 def answers(database: Sandbox, prediction: str, references: Sequence[str], ignore_case: bool = False) -> bool:
     """Whether the predicted query gives what any of the reference queries gives.
-    Raises QueryError, naming the reference, if one of them does not run."""
+
+    Raises QueryError, naming the reference, if one of them does not run.
+    """
     expected = []
     for reference in references:
         try:

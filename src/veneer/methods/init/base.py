@@ -90,7 +90,9 @@ class DrawnInit(Init):
 
 def init_setting(given: Any) -> Any:
     """The canonical form of an init: its name alone, or a mapping of its name and settings.
-    PEFT's `init_lora_weights` is accepted: true, false, "pissa_niter_16"."""
+
+    PEFT's `init_lora_weights` is accepted: true, false, "pissa_niter_16".
+    """
     if isinstance(given, bool):
         return "uniform" if given else "random"
     if isinstance(given, str) and (iterations := re.fullmatch(r"pissa_niter_(\d+)", given)):
