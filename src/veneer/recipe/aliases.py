@@ -86,10 +86,7 @@ Problem = tuple[str, str]
 
 
 def canonical(given: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[Problem]]:
-    """The recipe in sections, with every alias under its own name, and all that is wrong with its names.
-
-    Wrong are: a name that means something else here, and a key given twice with different values.
-    """
+    """The recipe in sections, aliases under their own names, and its names of other meaning or with two values."""
     recipe: dict[Any, Any] = {}
     problems: list[Problem] = []
     for key, value in given.items():

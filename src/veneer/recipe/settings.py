@@ -278,13 +278,9 @@ class Recipe(Section):
         return {**given, "method": {"name": NONE}}
 
     @model_validator(mode="after")
-    def _tokens_have_a_method(self) -> "Recipe":
+    def _what_is_asked_for_has_its_part(self) -> "Recipe":
         if self.method.name == NONE and (self.tokens.add or self.tokens.train):
             raise ConfigError("tokens are given, but method is none: rows are trained beside a method; name one")
-        return self
-
-    @model_validator(mode="after")
-    def _evaluation_has_rows(self) -> "Recipe":
         if self.train.eval_every and self.data.eval is None:
             raise ConfigError(f"train.eval_every is {self.train.eval_every}, but data.eval names no rows to evaluate")
         return self
@@ -301,16 +297,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _budget_is_a_size(self) -> "Recipe":
+    def _memory_is_consistent(self) -> "Recipe":
         if self.memory.budget is not None:
             try:
                 parse_bytes(self.memory.budget)
             except ConfigError as error:
                 raise ConfigError(f"memory.budget: {error}") from None
-        return self
-
-    @model_validator(mode="after")
-    def _what_is_paged_is_recomputed(self) -> "Recipe":
         paged = [key for key, wanted in self.memory.model_dump().items() if key.startswith("page_") and wanted]
         if paged and self.train.recompute is not True:
             raise ConfigError(

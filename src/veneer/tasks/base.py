@@ -64,10 +64,7 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, examples: Sequence[Example], base: Base, *, rounded: bool = False) -> Batch:
-        """The examples as tensors on the base's device.
-
-        rounded    fill up to a multiple of tokens, so that training meets few different shapes
-        """
+        """Tensors on the base's device; `rounded`: filled up to a multiple of tokens, so that shapes are few."""
 
     @abstractmethod
     def forward(self, base: Base, batch: Batch, *, packed: bool) -> Tensor:
@@ -78,10 +75,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, base: Base, batch: Batch, divisor: int, *, packed: bool, lean: bool = False) -> Loss:
-        """Forward pass and the head's backward pass; gradients are those of the summed loss / divisor.
-
-        lean    return freed memory to the system after each pass
-        """
+        """Forward pass and the head's backward pass, of the summed loss / divisor; `lean` returns freed memory."""
 
     @abstractmethod
     def summed_loss(self, base: Base, batch: Batch, *, packed: bool) -> Tensor:

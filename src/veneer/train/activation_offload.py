@@ -146,10 +146,7 @@ class ActivationFile:
 
 @contextmanager
 def paged_inputs(job: Job, base: Base, folder: Path) -> Iterator[Inputs | None]:
-    """What `memory.page_activations` asks for: a file with room for the largest micro-batch; else None.
-
-    Host memory if the base is on an accelerator.
-    """
+    """Where `memory.page_activations` keeps them: a scratch file, an accelerator's in host memory; else None."""
     if not job.recipe.memory.page_activations:
         yield None
     elif not base.device.is_cpu:

@@ -22,10 +22,7 @@ from veneer.train.setup import Training
 
 
 def backward_and_step(training: Training, state: TrainState, batches: Sequence[Batch]) -> tuple[float, float]:
-    """Step with the gradients of a step's batches; returns the summed loss in nats and the gradient's norm.
-
-    Raises TrainingError as `optimizer_step` does.
-    """
+    """Step with the gradients of these batches; returns the summed loss in nats and the norm, raises TrainingError."""
     in_backward = getattr(state.optimizer, "step_in_backward", None)
     if isinstance(in_backward, StepInBackward):
         return _in_backward(training, state, batches[0], in_backward)

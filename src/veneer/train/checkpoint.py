@@ -53,6 +53,9 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
     for index, entries in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in entries.items()}
     tensors |= state.base.device.random_state()
+    config, begun = state.adapter.settings, None
+    if config is not None and config.data_init is not None:
+        begun = {"method": config.method, "settings": asdict(config), "paths": list(state.adapter.deltas)}
     facts = {
         "step": state.step,
         "tokens": state.tokens,
@@ -60,7 +63,7 @@ def save_checkpoint(folder: Path, state: TrainState, data: str) -> None:
         "threads": torch.get_num_threads(),
         "data": data,
         "base": state.fingerprint,
-        "begun": _init_state(state.adapter),
+        "begun": begun,
     }
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with replacing_folder(folder) as temporary:
@@ -77,13 +80,6 @@ def init_state_in(folder: Path) -> InitState | None:
         return facts and InitState(config_from(*as_init(facts["method"], facts["settings"])), list(facts["paths"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         raise _unreadable(folder, error) from error
-
-
-def _init_state(adapter: Adapter) -> dict[str, Any] | None:
-    config = adapter.settings
-    if config is None or config.data_init is None:
-        return None
-    return {"method": config.method, "settings": asdict(config), "paths": list(adapter.deltas)}
 
 
 def _unreadable(folder: Path, error: Exception) -> DiskError:

@@ -17,10 +17,7 @@ from veneer.train.step import optimizer_step
 
 
 def make_steps(training: Training, state: TrainState, run: RunDir, listeners: Sequence[Listener]) -> None:
-    """Make every step that is left.
-
-    Ctrl-C and SIGTERM end it after the current step with a checkpoint, as KeyboardInterrupt.
-    """
+    """Make every step left; Ctrl-C and SIGTERM end it after the current one with a checkpoint, as KeyboardInterrupt."""
     job, adapter, total = training.job, training.adapter, len(training.job.steps)
     settings = job.recipe.train
     restarts = Restarts(job.recipe, adapter, total)

@@ -147,8 +147,6 @@ def train_recipe(
 ) -> tuple[Run, Training | None]:
     """Start or resume a run; return the stored figures, and no training, if it is finished.
 
-    listeners   are called with every step, restart and evaluation
-    say         is told what happens before the first step
     Ctrl-C and SIGTERM end it after the current step with a checkpoint, as KeyboardInterrupt.
     """
     with open_run(recipe, say) as session:

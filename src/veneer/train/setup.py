@@ -23,10 +23,7 @@ class Training:
 
 
 def set_up(checked: Checked, init: InitState | None = None, say: Say = lambda _: None) -> Training:
-    """Load the base and attach the recipe's adapter, dropout off.
-
-    init    of the run that is resumed, if its method looked at data
-    """
+    """Load the base and attach the recipe's adapter, dropout off; `init` is that of a resumed run, if any."""
     job, recipe = checked.job, checked.recipe
     say(f"loading {recipe.model}")
     base = load_model(

@@ -93,10 +93,7 @@ class FlatAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Step every parameter that was not stepped in the backward pass; raises TrainingError if one has no gradient.
-
-        Counts the step.
-        """
+        """Step what the backward pass did not, and count the step; raises TrainingError if a gradient is missing."""
         if self.step_in_backward is None:
             gradients = self.flat.gather()
             for (group, span), kept in zip(self._groups(), self.kept, strict=True):

@@ -18,8 +18,6 @@ from veneer.errors import TrainingError
 
 ALIGN = 256
 """Numbers; also the block of 8-bit state."""
-
-
 TRIMMED = 2**24
 """Numbers after which the memory that they took before goes back to the system."""
 

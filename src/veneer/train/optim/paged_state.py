@@ -63,7 +63,9 @@ class Pages:
         if available is not None and available >= SHORT:
             return
         for start, size in map(self._range, parts):
-            _start_writing(self._handle, start, size)
+            with suppress(AttributeError):  # not Linux: it is written when it is dropped
+                offset, length = ctypes.c_int64(start), ctypes.c_int64(size)
+                ctypes.CDLL(None).sync_file_range(self._handle, offset, length, START_WRITING)
         for start, size in map(self._range, before):
             if size:
                 self._map.flush(start, size)
@@ -75,9 +77,3 @@ class Pages:
         begin = part.data_ptr() - self._bytes.data_ptr()
         start = begin // mmap.PAGESIZE * mmap.PAGESIZE
         return start, -(-(begin + part.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE - start if part.numel() else 0
-
-
-def _start_writing(handle: int, start: int, size: int) -> None:
-    with suppress(AttributeError):  # not Linux: it is written when it is dropped
-        offset = ctypes.c_int64(start)
-        ctypes.CDLL(None).sync_file_range(handle, offset, ctypes.c_int64(size), START_WRITING)

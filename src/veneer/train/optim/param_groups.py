@@ -14,7 +14,6 @@ import torch
 
 from veneer.adapters.part import NamedParameter
 from veneer.errors import ConfigError
-from veneer.methods.base import Role
 from veneer.recipe.settings import OptimizerSettings
 from veneer.registry import Registry
 
@@ -31,8 +30,7 @@ def parameter_groups(named: Sequence[NamedParameter], settings: OptimizerSetting
     Raises ConfigError for a ratio, a rate or a decay that no parameter would take.
     """
     own = {"embedding": settings.lr_embedding, "prompt": settings.lr_prompt}
-    roles = {n.role for n in named}
-    _refuse_idle(named, roles, settings, own)
+    _refuse_idle(named, settings, own)
     members: dict[tuple[str, str], list[Any]] = {}
     for n in named:
         place: str = n.place if own.get(n.place) is not None else ""
@@ -46,9 +44,8 @@ def parameter_groups(named: Sequence[NamedParameter], settings: OptimizerSetting
     return groups
 
 
-def _refuse_idle(
-    named: Sequence[NamedParameter], roles: set[Role], settings: OptimizerSettings, own: Mapping[str, float | None]
-) -> None:
+def _refuse_idle(named: Sequence[NamedParameter], settings: OptimizerSettings, own: Mapping[str, float | None]) -> None:
+    roles = {n.role for n in named}
     for place, rate in own.items():
         if rate is not None and not any(n.place == place for n in named):
             what = "changes no token embedding" if place == "embedding" else "trains no prompt"
@@ -69,10 +66,7 @@ def _refuse_idle(
 def build_optimizer(
     named: Sequence[NamedParameter], settings: OptimizerSettings, folder: Path | None = None
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the adapter's parameters.
-
-    folder   where paged state lies; if absent the cache folder
-    """
+    """The recipe's optimizer over the adapter's parameters; paged state lies in `folder`, else the cache folder."""
     return OPTIMIZERS[settings.name](parameter_groups(named, settings), settings, folder)
 
 

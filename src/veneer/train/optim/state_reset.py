@@ -47,7 +47,12 @@ def reset_(
         moments = _moments(optimizer, parameter)
         if how != "none" and moments:
             kept = _kept(next(iter(moments.values())), how, keep, rng)
-            _refuse_other_shapes(optimizer, parameter, moments, how)
+            other = [name for name, moment in moments.items() if moment.shape != parameter.shape]
+            if other and how != "zero":
+                raise ConfigError(
+                    f"restarts.reset {how} needs one number of state for each parameter, but "
+                    f"{type(optimizer).__name__} keeps {', '.join(other)}; use reset zero or none"
+                )
             for moment in moments.values():
                 moment.mul_(kept) if moment.shape == kept.shape else moment.zero_()
             if isinstance(optimizer, StatefulOptimizer):
@@ -74,14 +79,3 @@ def _kept(first: Tensor, how: Reset, keep: float, rng: torch.Generator) -> Tenso
     kept = torch.zeros(first.numel(), dtype=first.dtype, device=first.device)
     kept[first.abs().flatten().topk(count, sorted=False).indices] = 1.0
     return kept.view(first.shape)
-
-
-def _refuse_other_shapes(
-    optimizer: torch.optim.Optimizer, parameter: Tensor, moments: dict[str, Tensor], how: Reset
-) -> None:
-    other = [name for name, moment in moments.items() if moment.shape != parameter.shape]
-    if other and how != "zero":
-        raise ConfigError(
-            f"restarts.reset {how} needs one number of state for each parameter, but {type(optimizer).__name__} keeps "
-            f"{', '.join(other)}; use reset zero or none"
-        )
