@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from veneer.adapters.layer_view import is_transposed
 from veneer.adapters.part import PREFIX, Fold, NamedParameter, Part
@@ -23,19 +22,15 @@ class DeltaPart(Part):
     """The deltas of one method, by module path."""
 
     def __init__(self, base: Base, config: MethodConfig, targeting: Targeting, deltas: Mapping[str, Delta]) -> None:
-        self.base, self.config, self.targeting = base, config, targeting
+        super().__init__(base)
+        self.config, self.targeting = config, targeting
         self._deltas = dict(deltas)
         network = base.network
         self._embeddings = {p for p in deltas if isinstance(network.get_submodule(p), nn.Embedding)}
-        self._hooks: list[RemovableHandle] = []
 
     @property
     def kind(self) -> str:
         return self.config.method
-
-    @property
-    def attached(self) -> bool:
-        return bool(self._hooks)
 
     def attach(self) -> None:
         for path, delta in self._deltas.items():
@@ -43,11 +38,6 @@ class DeltaPart(Part):
             if type(delta).before is not Delta.before:
                 self._hooks.append(module.register_forward_pre_hook(_before(delta), with_kwargs=True))
             self._hooks.append(module.register_forward_hook(_hook(delta), with_kwargs=True))
-
-    def detach(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
 
     @property
     def deltas(self) -> Mapping[str, Delta]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from veneer.base.base import Base
 from veneer.methods.base import Delta, MethodConfig, Role
@@ -35,7 +36,11 @@ class Part(ABC):
 
     folder: ClassVar[str] = "method"
     """Parts of one folder are saved as one PEFT adapter; an adapter with several folders has them side by side."""
-    base: Base
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self._hooks: list[RemovableHandle] = []
+        """`attach` adds them."""
 
     @property
     @abstractmethod
@@ -43,17 +48,19 @@ class Part(ABC):
         """The method's or the prompt's name, for messages; empty for a part that is not worth one."""
 
     @property
-    @abstractmethod
     def attached(self) -> bool:
         """Whether it changes the network's outputs now."""
+        return bool(self._hooks)
 
     @abstractmethod
     def attach(self) -> None:
         """Change the network; called only when detached."""
 
-    @abstractmethod
     def detach(self) -> None:
         """Undo `attach`; does nothing if detached."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     @abstractmethod
     def holders(self) -> Mapping[str, nn.Module]:
@@ -71,9 +78,9 @@ class Part(ABC):
     def peft_fields(self) -> dict[str, Any]:
         """Its fields of adapter_config.json."""
 
-    @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Its fields of veneer.json."""
+        return {}
 
     def refuse_fold(self) -> None:  # noqa: B027 (most can be folded)
         """Raise NotFoldable, before any weight is read, where it cannot be folded into weights."""

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from veneer.adapters.part import PREFIX, Fold, NamedParameter, Part
 from veneer.adapters.targets import all_matching
@@ -33,18 +32,14 @@ class TrainedModules(Part):
     """Modules by path, each with all of its parameters trained."""
 
     def __init__(self, base: Base, names: Sequence[str], modules: Mapping[str, TrainedModule], tied: bool) -> None:
-        self.base, self.names, self.tied = base, tuple(names), tied
+        super().__init__(base)
+        self.names, self.tied = tuple(names), tied
         """`names`: the chosen modules' paths; those in `modules` hold parameters, and may lie inside them."""
         self._modules = dict(modules)
-        self._hooks: list[RemovableHandle] = []
 
     @property
     def kind(self) -> str:
         return "trained modules"
-
-    @property
-    def attached(self) -> bool:
-        return bool(self._hooks)
 
     def attach(self) -> None:
         for path, trained in self._modules.items():
@@ -52,11 +47,6 @@ class TrainedModules(Part):
             before, after = _swap(trained)
             self._hooks.append(module.register_forward_pre_hook(before))
             self._hooks.append(module.register_forward_hook(after, prepend=True, always_call=True))
-
-    def detach(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
 
     @property
     def vocabulary(self) -> int:
@@ -81,9 +71,6 @@ class TrainedModules(Part):
     def peft_fields(self) -> dict[str, Any]:
         names = [n for n in self.names if n != self.base.head_path] if self.tied else list(self.names)
         return {"modules_to_save": names, **({"ensure_weight_tying": True} if self.tied else {})}
-
-    def facts(self) -> dict[str, Any]:
-        return {}
 
     def folds(self) -> dict[str, Fold]:
         made: dict[int, Fold] = {}

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from veneer.adapters.layer_view import layer_at
 from veneer.adapters.part import PREFIX, Fold, NamedParameter, Part
@@ -55,27 +54,18 @@ class TrainedTokens(Part):
     """Rows by the path of their module: the token embedding, and an untied head."""
 
     def __init__(self, base: Base, rows: Mapping[str, TokenRows]) -> None:
-        self.base, self._rows = base, dict(rows)
-        self._hooks: list[RemovableHandle] = []
+        super().__init__(base)
+        self._rows = dict(rows)
 
     @property
     def kind(self) -> str:
         return "trained tokens"
-
-    @property
-    def attached(self) -> bool:
-        return bool(self._hooks)
 
     def attach(self) -> None:
         for path, rows in self._everywhere().items():
             module = self.base.network.get_submodule(path)
             hook = _embedding_hook(rows, module, path, self.base) if isinstance(module, nn.Embedding) else _head(rows)
             self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
-
-    def detach(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
 
     @property
     def vocabulary(self) -> int:
@@ -103,9 +93,6 @@ class TrainedTokens(Part):
         by_name = self.ids()
         alone = list(self._rows) == [self.base.embedding_path]
         return {"trainable_token_indices": next(iter(by_name.values())) if alone else by_name}
-
-    def facts(self) -> dict[str, Any]:
-        return {}
 
     def folds(self) -> dict[str, Fold]:
         made = {id(rows): rows.fold for rows in self._rows.values()}

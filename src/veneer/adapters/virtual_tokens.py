@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from veneer.adapters.part import NamedParameter, Part
 from veneer.base.base import Base
@@ -29,24 +28,15 @@ class VirtualTokens(Part):
     folder = "prompt"
 
     def __init__(self, base: Base, config: PromptConfig, prompt: Prompt) -> None:
-        self.base, self.config, self.prompt = base, config, prompt
-        self._hook: RemovableHandle | None = None
+        super().__init__(base)
+        self.config, self.prompt = config, prompt
 
     @property
     def kind(self) -> str:
         return self.config.kind
 
-    @property
-    def attached(self) -> bool:
-        return self._hook is not None
-
     def attach(self) -> None:
-        self._hook = self.base.decoder.register_forward_pre_hook(self._add, with_kwargs=True)
-
-    def detach(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = None
+        self._hooks.append(self.base.decoder.register_forward_pre_hook(self._add, with_kwargs=True))
 
     def holders(self) -> Mapping[str, nn.Module]:
         return {PATH: self.prompt}

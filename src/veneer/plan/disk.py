@@ -87,9 +87,7 @@ def write_rate(folder: Path) -> float:
 
 
 def scratch_rates(folder: Path, nbytes: int) -> tuple[float, float]:
-    """Bytes a second written to and read from a scratch file in `folder`, `nbytes` at a time, as offloaded activations
-    are.
-    """
+    """Bytes a second written to and read from a scratch file in `folder`, offloaded activations of `nbytes` each."""
     count = min(max(2, WRITTEN // nbytes), AT_MOST)
     file, data = ActivationFile(folder, count, nbytes), torch.zeros(nbytes // 4)
     hooks = file.saving()
