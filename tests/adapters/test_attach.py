@@ -7,28 +7,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.golden.toys import convolutions, inputs, llama, outputs
-from tests.methods.layers import moved
-from veneer.adapters.adapter import Adapter
+from tests.adapters.shaken import shake, shown
+from tests.golden.toys import convolutions, llama
 from veneer.adapters.attach import attach, load_adapter
 from veneer.adapters.targets import Targeting
 from veneer.base.base import Base
 from veneer.errors import AdapterMismatch, ConfigError, TargetError
 from veneer.methods.lora import LoRAConfig
 from veneer.methods.mora import MoRAConfig
-
-X = inputs("llama")
-
-
-def shake(adapter: Adapter) -> Adapter:
-    for n, delta in enumerate(adapter.deltas.values()):
-        moved(delta, 0.3, seed=n)
-    return adapter.eval()
-
-
-@torch.no_grad()
-def shown(model: nn.Module, x: Tensor = X) -> Tensor:
-    return outputs(model, x)
 
 
 def test_detached_the_model_is_bit_identical_to_before() -> None:

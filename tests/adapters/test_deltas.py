@@ -5,24 +5,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from tests.golden.toys import inputs, llama, outputs
-from tests.methods.layers import moved
-from veneer.adapters.adapter import Adapter
+from tests.adapters.shaken import X, shake, shown
+from tests.golden.toys import llama, outputs
 from veneer.adapters.attach import attach
 from veneer.methods.lora import LoRAConfig
-
-X = inputs("llama")
-
-
-def shake(adapter: Adapter) -> Adapter:
-    for n, delta in enumerate(adapter.deltas.values()):
-        moved(delta, 0.3, seed=n)
-    return adapter.eval()
-
-
-@torch.no_grad()
-def shown(model: nn.Module, x: Tensor = X) -> Tensor:
-    return outputs(model, x)
 
 
 def test_only_the_deltas_are_trained_and_each_is_named_with_its_role() -> None:
